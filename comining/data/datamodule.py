@@ -1,0 +1,241 @@
+"""From annotation files and image folders to the batches of training and validation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from comining.data.annotations import (
+    AnnotationSet,
+    Categories,
+    OnInvalidBox,
+    check_images,
+    read_annotations,
+)
+from comining.data.dataset import EvaluationSet, TrainingSet, collate, collate_evaluation
+from comining.data.sampler import StepSampler
+from comining.data.sparsity import Sparsity
+from comining.errors import DataError
+from comining.structures import Batch
+
+log = logging.getLogger(__name__)
+
+
+class DetectionData(L.LightningDataModule):
+    """Any COCO annotation file with its image folder.
+
+    Args:
+        sparsity: erases annotations of the training file, once.
+        seed: of the order of images and of flips.
+        root: paths that follow are relative to it.
+        train_annotations, train_images, val_annotations, val_images: COCO files, image folders.
+        missing_val: where the validation file and folder are both absent, ``error``, or evaluate
+            on the ``train`` images (fully annotated) and say so.
+        hint: what to tell a user whose files are missing.
+        prepare: called with ``root`` before anything is read; may write the set.
+        on_invalid_box: see :func:`comining.data.annotations.read_annotations`.
+        check: what is checked of image files before training starts: only that they ``exist``, or
+            also their ``size`` (reads every header). Sizes are checked again on decoding.
+        batch_size: images of a step, over all processes.
+        val_batch_size: images of a validation step, of each process.
+        num_workers: processes that decode images; 0 decodes in the main process.
+        min_size, max_size: shortest and longest side that the network sees, px.
+        flip: probability of a horizontal flip.
+    """
+
+    def __init__(
+        self,
+        sparsity: Sparsity,
+        seed: int,
+        *,
+        root: str,
+        train_annotations: str,
+        train_images: str,
+        val_annotations: str,
+        val_images: str,
+        missing_val: Literal["error", "train"],
+        hint: str,
+        prepare: Callable[[str], None] | None,
+        on_invalid_box: OnInvalidBox,
+        check: Literal["exist", "size"],
+        batch_size: int,
+        val_batch_size: int,
+        num_workers: int,
+        min_size: int,
+        max_size: int,
+        flip: float,
+    ):
+        super().__init__()
+        if not 0 <= flip <= 1:
+            raise ValueError(f"data.flip must lie in 0 ... 1, got {flip}")
+        for name, value in (
+            ("batch_size", batch_size),
+            ("val_batch_size", val_batch_size),
+            ("min_size", min_size),
+        ):
+            if value < 1:
+                raise ValueError(f"data.{name} must be positive, got {value}")
+        if max_size < min_size:
+            raise ValueError(f"data.max_size={max_size} is smaller than data.min_size={min_size}")
+        if num_workers < 0:
+            raise ValueError(f"data.num_workers must not be negative, got {num_workers}")
+        self.sparsity = sparsity
+        self.seed = seed
+        self.root = Path(root).expanduser()
+        self.paths = {
+            "train": (self.root / train_annotations, self.root / train_images),
+            "val": (self.root / val_annotations, self.root / val_images),
+        }
+        self.missing_val = missing_val
+        self.hint = hint
+        self.prepare = prepare
+        self.on_invalid_box: OnInvalidBox = on_invalid_box
+        self.check = check
+        self.batch_size = batch_size
+        self.val_batch_size = val_batch_size
+        self.num_workers = num_workers
+        self.min_size, self.max_size = min_size, max_size
+        self.flip = flip
+        self.train_set: TrainingSet | None = None
+        self.val_set: EvaluationSet | None = None
+        self.erased: np.ndarray[Any, np.dtype[np.bool_]] | None = None
+
+    # -- reading -------------------------------------------------------------------------
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and check everything that ``stage`` (``fit``, ``validate``, None for all) needs.
+
+        Raises:
+            DataError: something is missing or wrong.
+        """
+        if self.val_set is None:
+            if self.prepare is not None:
+                self.prepare(str(self.root))
+            if (
+                self.missing_val == "train"
+                and not any(path.exists() for path in self.paths["val"])
+                and all(path.exists() for path in self.paths["train"])
+            ):
+                log.warning(
+                    "%s is absent: evaluating on the TRAINING images of %s, fully annotated",
+                    self.paths["val"][0],
+                    self.paths["train"][0],
+                )
+                self.paths["val"] = self.paths["train"]
+            self.val_set = EvaluationSet(self._read("val"), self.paths["val"][1])
+        if self.train_set is None and stage in (None, "fit"):
+            annotations = self._read("train")
+            if annotations.categories != self.val_set.annotations.categories:
+                raise DataError(
+                    f"the categories of {self.paths['train'][0]} and {self.paths['val'][0]} differ"
+                )
+            self.erased = self.sparsity.erase(annotations)
+            self.train_set = TrainingSet(
+                annotations,
+                self.erased,
+                self.paths["train"][1],
+                min_size=self.min_size,
+                max_size=self.max_size,
+                flip=self.flip,
+                seed=self.seed,
+            )
+            if not len(self.train_set):
+                raise DataError(f"{annotations.path}: no image has an annotation to train on")
+
+    def _read(self, split: str) -> AnnotationSet:
+        file, folder = self.paths[split]
+        missing = [str(path) for path in (file, folder) if not path.exists()]
+        if missing:
+            raise DataError(f"missing for {split}: {' and '.join(missing)}\n{self.hint}".rstrip())
+        annotations = read_annotations(file, self.on_invalid_box)
+        check_images(annotations, folder, sizes=self.check == "size")
+        return annotations
+
+    @property
+    def categories(self) -> Categories:
+        """The classes of the data, after :meth:`setup`."""
+        if self.val_set is None:
+            raise RuntimeError("setup() has not been called")
+        return self.val_set.annotations.categories
+
+    def summary(self) -> dict[str, Any]:
+        """What was read, for the start of a run and for ``result.json``."""
+        facts: dict[str, Any] = {}
+        if self.train_set is not None and self.erased is not None:
+            annotations = self.train_set.annotations
+            facts["train"] = {
+                "annotations": str(annotations.path),
+                "fingerprint": annotations.fingerprint(),
+                "images": len(annotations.image_ids),
+                "images_trained_on": len(self.train_set),
+                "kept": int((~self.erased & ~annotations.crowd).sum()),
+                "erased": int(self.erased.sum()),
+                "crowds": int(annotations.crowd.sum()),
+                "classes": len(annotations.categories),
+                "repairs": annotations.repairs,
+            }
+        if self.val_set is not None:
+            annotations = self.val_set.annotations
+            facts["val"] = {
+                "annotations": str(annotations.path),
+                "fingerprint": annotations.fingerprint(),
+                "images": len(annotations.image_ids),
+                "is_training_set": self.paths["val"] == self.paths["train"],
+            }
+        return facts
+
+    # -- loading -------------------------------------------------------------------------
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """The rest of the training stream as one epoch."""
+        if self.train_set is None or self.trainer is None:
+            raise RuntimeError("setup() has not been called, or no trainer is attached")
+        sampler = StepSampler(
+            self.train_set.landscape.tolist(),
+            self.batch_size,
+            start=self.trainer.global_step,
+            stop=self.trainer.max_steps,
+            seed=self.seed,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
+        return self._loader(self.train_set, batch_sampler=sampler, collate_fn=collate)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Every image once; each process takes every n-th, without padding or repeats."""
+        if self.val_set is None:
+            raise RuntimeError("setup() has not been called")
+        rank, ranks = (
+            (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        )
+        share = Subset(self.val_set, range(rank, len(self.val_set), ranks))
+        return self._loader(share, batch_size=self.val_batch_size, collate_fn=collate_evaluation)
+
+    @property
+    def _loader(self) -> partial[DataLoader[Any]]:
+        return partial(
+            DataLoader,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=False,
+        )
+
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Move tensors; lists of ids stay where they are."""
+        if isinstance(batch, Batch):
+            for target in (*batch.targets, *batch.erased):
+                target.boxes = target.boxes.to(device, non_blocking=True)
+                target.labels = target.labels.to(device, non_blocking=True)
+            batch.images = [image.to(device, non_blocking=True) for image in batch.images]
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)

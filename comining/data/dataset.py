@@ -1,0 +1,177 @@
+"""Images with their boxes, as the training step and the evaluation want them."""
+
+from __future__ import annotations
+
+import math
+import random
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional as F
+
+from comining.data.annotations import AnnotationSet
+from comining.data.sampler import SampleKey
+from comining.errors import DataError
+from comining.seeding import derive_seed
+from comining.structures import Batch, Targets
+
+
+def load_image(file: Path, size: tuple[int, int] | None = None) -> Tensor:
+    """Decode an image file to RGB [3, H, W] uint8.
+
+    Grey, palette, CMYK and alpha images are converted; an EXIF orientation is not applied, since
+    COCO's boxes refer to the pixels as they are stored.
+
+    Args:
+        size: (height, width) that the image must have.
+
+    Raises:
+        DataError: naming the file.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Beyond Pillow's limit a small file may decode to gigabytes.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file) as image:
+                array = np.array(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Warning) as error:
+        raise DataError(f"{file}: not a readable image ({error})") from error
+    if size is not None and array.shape[:2] != size:
+        raise DataError(
+            f"{file}: decodes to {array.shape[1]}x{array.shape[0]} px, the annotation file says "
+            f"{size[1]}x{size[0]}"
+        )
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def resized_shape(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
+    """The shape that torchvision's detection models resize an image to, in their own arithmetic.
+
+    The shortest side becomes ``min_size``, unless the longest would exceed ``max_size``.
+    """
+    short, long = np.float32(min(height, width)), np.float32(max(height, width))
+    scale = float(min(np.float32(min_size) / short, np.float32(max_size) / long))
+    return max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
+
+
+class TrainingSet(Dataset[tuple[SampleKey, Tensor, Targets, Targets, int]]):
+    """The images of a sparse set that still have an annotation.
+
+    Args:
+        annotations: the full set.
+        erased: [M] which annotations sparsity took away.
+        folder: of the images.
+        min_size, max_size: shortest and longest side that the network shall see, px.
+        flip: probability of a horizontal flip.
+        seed: of the run; with the position it determines the flip.
+    """
+
+    def __init__(
+        self,
+        annotations: AnnotationSet,
+        erased: NDArray[np.bool_],
+        folder: Path,
+        *,
+        min_size: int,
+        max_size: int,
+        flip: float,
+        seed: int,
+    ):
+        self.annotations = annotations
+        self.folder = folder
+        self.min_size, self.max_size = min_size, max_size
+        self.flip = flip
+        self.seed = seed
+        kept = ~erased & ~annotations.crowd
+        self.images = np.unique(annotations.image[kept])
+        # Rows of every image, so that an item is found without a search.
+        self.kept_rows = _rows_of_image(annotations, kept)
+        self.erased_rows = _rows_of_image(annotations, erased)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def landscape(self) -> NDArray[np.bool_]:
+        """[len] whether an image is wider than high."""
+        height, width = self.annotations.sizes[self.images].T
+        return np.asarray(width > height)
+
+    def __getitem__(self, key: SampleKey) -> tuple[SampleKey, Tensor, Targets, Targets, int]:
+        """The image, what it is supervised by, what was erased, and its id."""
+        image_index = int(self.images[key.index])
+        height, width = (int(side) for side in self.annotations.sizes[image_index])
+        file = self.folder / self.annotations.file_names[image_index]
+        image = load_image(file, (height, width))
+        shape = resized_shape(height, width, self.min_size, self.max_size)
+        if shape != (height, width):
+            # Without antialiasing, as torchvision's models resize at inference: the network is
+            # then trained on the pixels that it will be tested on.
+            image = F.resize(image, list(shape), antialias=False)
+        scale = np.array([shape[1] / width, shape[0] / height] * 2)
+        flipped = random.Random(derive_seed("flip", self.seed, key.position)).random() < self.flip
+        if flipped:
+            image = image.flip(-1)
+        targets, erased = (
+            self._targets(rows[image_index], scale, shape[1] if flipped else None)
+            for rows in (self.kept_rows, self.erased_rows)
+        )
+        return key, image, targets, erased, int(self.annotations.image_ids[image_index])
+
+    def _targets(
+        self, rows: NDArray[np.int64], scale: NDArray[np.float64], flip_width: int | None
+    ) -> Targets:
+        boxes = torch.from_numpy(self.annotations.boxes[rows] * scale).float()
+        if flip_width is not None:
+            boxes[:, [0, 2]] = flip_width - boxes[:, [2, 0]]
+        return Targets(boxes, torch.from_numpy(self.annotations.labels[rows]))
+
+
+def _rows_of_image(
+    annotations: AnnotationSet, chosen: NDArray[np.bool_]
+) -> list[NDArray[np.int64]]:
+    """For every image of the set the rows of its chosen annotations."""
+    rows = np.flatnonzero(chosen)
+    rows = rows[np.argsort(annotations.image[rows], kind="stable")]
+    counts = np.bincount(annotations.image[rows], minlength=len(annotations.image_ids))
+    return np.split(rows, np.cumsum(counts)[:-1])
+
+
+def collate(samples: list[tuple[SampleKey, Tensor, Targets, Targets, int]]) -> Batch:
+    """Samples of a :class:`TrainingSet` to a :class:`Batch`."""
+    keys, images, targets, erased, image_ids = zip(*samples, strict=True)
+    return Batch(
+        images=list(images),
+        targets=list(targets),
+        erased=list(erased),
+        image_ids=list(image_ids),
+        positions=[key.position for key in keys],
+    )
+
+
+class EvaluationSet(Dataset[tuple[int, Tensor]]):
+    """Every image of a set at its original size, with its id."""
+
+    def __init__(self, annotations: AnnotationSet, folder: Path):
+        self.annotations = annotations
+        self.folder = folder
+
+    def __len__(self) -> int:
+        return len(self.annotations.image_ids)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor]:
+        height, width = (int(side) for side in self.annotations.sizes[index])
+        file = self.folder / self.annotations.file_names[index]
+        return int(self.annotations.image_ids[index]), load_image(file, (height, width))
+
+
+def collate_evaluation(samples: list[tuple[int, Tensor]]) -> tuple[list[int], list[Tensor]]:
+    """Image ids and images of a batch."""
+    image_ids, images = zip(*samples, strict=True)
+    return list(image_ids), list(images)

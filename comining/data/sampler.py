@@ -1,0 +1,93 @@
+"""Which images make up step k: a function of (seed, step) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from comining.seeding import derive_seed
+
+
+class SampleKey(NamedTuple):
+    """One image of the training stream."""
+
+    position: int  # global position in the stream: seeds what is random about the image
+    index: int  # of the image in the data set
+
+
+class StepSampler(Sampler[list[SampleKey]]):
+    """Batches of images of one orientation, for a given range of steps.
+
+    A run that starts at step k sees what an uninterrupted run sees there, on any number of
+    workers and ranks. Within a round every image occurs equally often, but for the fewer than
+    ``batch_size`` that do not fill a batch. Images of one orientation share a batch, so that
+    little of it is padding; what is left of both is mixed.
+
+    Args:
+        landscape: for every image whether it is wider than high.
+        batch_size: images of a step over all ranks.
+        start, stop: the steps to serve.
+        rank, world_size: this process takes its contiguous share of every batch.
+    """
+
+    def __init__(
+        self,
+        landscape: Sequence[bool],
+        batch_size: int,
+        *,
+        start: int,
+        stop: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        if not len(landscape):
+            raise ValueError("there is no image to train on")
+        if batch_size < 1 or batch_size % world_size:
+            raise ValueError(
+                f"data.batch_size={batch_size} counts the images of a step over all processes and "
+                f"must be a positive multiple of their number, {world_size}"
+            )
+        self.landscape = np.asarray(landscape, dtype=np.bool_)
+        self.batch_size = batch_size
+        self.start, self.stop = start, stop
+        self.seed = seed
+        self.share = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+        # A set smaller than a batch is passed over several times to fill one.
+        self.passes = -(-batch_size // len(self.landscape))
+        self.steps_per_round = self.passes * len(self.landscape) // batch_size
+
+    def __len__(self) -> int:
+        return max(0, self.stop - self.start)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        current, batches = -1, []
+        for step in range(self.start, self.stop):
+            number, within = divmod(step, self.steps_per_round)
+            if number != current:
+                current, batches = number, self._round(number)
+            first = step * self.batch_size
+            keys = [
+                SampleKey(first + offset, int(index))
+                for offset, index in enumerate(batches[within])
+            ]
+            yield keys[self.share]
+
+    def _round(self, number: int) -> list[np.ndarray]:
+        """The batches of one round."""
+        rng = np.random.default_rng(derive_seed("order", self.seed, number))
+        order = np.concatenate([rng.permutation(len(self.landscape)) for _ in range(self.passes)])
+        wide = self.landscape[order]
+        full, rest = [], []
+        for group in (order[wide], order[~wide]):
+            filled = len(group) - len(group) % self.batch_size
+            full += np.split(group[:filled], range(self.batch_size, filled, self.batch_size))
+            rest.append(group[filled:])
+        mixed = np.concatenate(rest)
+        if len(mixed) >= self.batch_size:
+            full.append(mixed[: self.batch_size])
+        full = [batch for batch in full if len(batch)]
+        return [full[position] for position in rng.permutation(len(full))]

@@ -1,0 +1,229 @@
+"""Sparsity protocols: which annotations of a fully annotated set are erased.
+
+``python -m comining.data.sparsity --help`` writes the same split as a COCO file for other
+frameworks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from comining.data.annotations import AnnotationSet, OnInvalidBox, read_annotations
+from comining.errors import DataError
+
+Mask = NDArray[np.bool_]
+
+
+class Sparsity(ABC):
+    """Chooses annotations to erase. Crowds are set aside before: they are never chosen."""
+
+    @abstractmethod
+    def erase(self, annotations: AnnotationSet) -> Mask:
+        """[M] bool, True for what is erased; False for crowds."""
+
+
+class RandomErasure(Sparsity):
+    """Erase annotations by seeded chance, group by group.
+
+    The choice depends on the seed and on the ids of the annotations, not on their order in the
+    file, nor on other groups.
+
+    Args:
+        per: what forms a group: ``[image]``, ``[category]`` or ``[image, category]``.
+        fraction: erase this share of every group's n annotations, rounded down; or
+        count: erase this many of every group.
+        keep_at_least: but leave so many of every group.
+        seed: of the choice.
+    """
+
+    def __init__(
+        self,
+        *,
+        per: Sequence[Literal["image", "category"]],
+        fraction: float | None,
+        count: int | None,
+        keep_at_least: int,
+        seed: int,
+    ):
+        if not per or not set(per) <= {"image", "category"}:
+            raise ValueError(f"sparsity.per must name image, category or both, got {list(per)}")
+        if (fraction is None) == (count is None):
+            raise ValueError("sparsity: set one of fraction and count, and the other to null")
+        if fraction is not None and not 0 <= fraction <= 1:
+            raise ValueError(f"sparsity.fraction must lie in 0 ... 1, got {fraction}")
+        if min(count or 0, keep_at_least) < 0:
+            raise ValueError("sparsity.count and sparsity.keep_at_least must not be negative")
+        self.per = tuple(per)
+        self.fraction = fraction
+        self.count = count
+        self.keep_at_least = keep_at_least
+        self.seed = seed
+
+    def erase(self, annotations: AnnotationSet) -> Mask:
+        candidates = np.flatnonzero(~annotations.crowd)
+        columns = {"image": annotations.image, "category": annotations.labels}
+        keys = [columns[name][candidates] for name in self.per]
+        chance = _hash(annotations.ids[candidates], self.seed)
+        # Sorted by group, in random order inside; the ids settle a collision of the hash.
+        order = np.lexsort([annotations.ids[candidates], chance, *keys])
+        grouped = np.stack([key[order] for key in keys], axis=1)
+        starts = np.ones(len(order), dtype=np.bool_)
+        starts[1:] = (grouped[1:] != grouped[:-1]).any(axis=1)
+        group = np.cumsum(starts) - 1
+        size = np.bincount(group)
+        rank = np.arange(len(order)) - np.flatnonzero(starts)[group]
+        wanted = (
+            np.full_like(size, self.count)
+            if self.fraction is None
+            # rounding first: 0.29 * 100 is 28.999999999999996 and must not become 28
+            else np.floor(np.round(size * self.fraction, 6)).astype(np.int64)
+        )
+        erased_of = np.minimum(wanted, np.maximum(size - self.keep_at_least, 0))
+        erased = np.zeros(len(annotations.ids), dtype=np.bool_)
+        erased[candidates[order[rank < erased_of[group]]]] = True
+        return erased
+
+
+class FromFile(Sparsity):
+    """A ready-made sparse file beside the full one, such as the ones the authors link to.
+
+    What the sparse file lacks is erased. Annotations are recognised by image, category and box,
+    because others may have renumbered them.
+
+    Args:
+        path: the sparse COCO file.
+    """
+
+    def __init__(self, *, path: str):
+        self.path = path
+
+    def erase(self, annotations: AnnotationSet) -> Mask:
+        sparse = read_annotations(self.path, on_invalid_box="drop")
+        if sparse.categories != annotations.categories:
+            raise DataError(f"{self.path}: categories differ from those of {annotations.path}")
+        wanted = Counter(_content(sparse, row) for row in np.flatnonzero(~sparse.crowd))
+        erased = ~annotations.crowd
+        for row in np.flatnonzero(erased):
+            key = _content(annotations, row)
+            if wanted[key]:
+                wanted[key] -= 1
+                erased[row] = False
+        for image_id, label, bbox in wanted.elements():
+            raise DataError(
+                f"{self.path}: image {image_id}, category {sparse.categories.ids[label]}, bbox "
+                f"{list(bbox)} is not an annotation of {annotations.path}; sparsity=file needs the "
+                "full file as data.train_annotations"
+            )
+        return erased
+
+
+def _content(annotations: AnnotationSet, row: int) -> tuple[int, int, tuple[float, ...]]:
+    return (
+        int(annotations.image_ids[annotations.image[row]]),
+        int(annotations.labels[row]),
+        tuple(np.round(annotations.bboxes[row], 2).tolist()),
+    )
+
+
+def _hash(ids: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
+    """A well-mixed 64-bit number for every id (splitmix64, Steele et al. 2014)."""
+    with np.errstate(over="ignore"):
+        x = ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15) * np.uint64(2 * seed + 1)
+        for _ in range(2):
+            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            x ^= x >> np.uint64(31)
+    return x
+
+
+# -- command line ------------------------------------------------------------------------
+
+
+def write_split(
+    annotations: AnnotationSet, erased: Mask, output: Path, erased_output: Path | None
+) -> None:
+    """Write what is kept, and on request what is erased, as COCO files.
+
+    Every image stays, also those that lost all annotations. Records keep all their fields; crowds
+    stay in the kept file, where other frameworks use them as regions to ignore.
+    """
+    content: dict[str, Any] = json.loads(annotations.path.read_text(encoding="utf-8"))
+    erased_ids = set(annotations.ids[erased].tolist())
+    known = set(annotations.ids.tolist())
+    for path, chosen in ((output, known - erased_ids), (erased_output, erased_ids)):
+        if path is not None:
+            records = [record for record in content["annotations"] if record["id"] in chosen]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({**content, "annotations": records}))
+
+
+def summary(annotations: AnnotationSet, erased: Mask) -> str:
+    """Kept and erased in all and for every category, and how many images lost everything."""
+    kept = ~erased & ~annotations.crowd
+    before = np.unique(annotations.image[~annotations.crowd])
+    emptied = len(before) - len(np.unique(annotations.image[kept]))
+    num_classes = len(annotations.categories)
+    per_category = [
+        np.bincount(annotations.labels[mask], minlength=num_classes) for mask in (kept, erased)
+    ]
+    width = max(len(name) for name in annotations.categories.names)
+    rows = [f"{'category':{width}}  {'kept':>8} {'erased':>8}"]
+    for name, left, gone in zip(annotations.categories.names, *per_category, strict=True):
+        rows.append(f"{name:{width}}  {left:8d} {gone:8d}")
+    rows.append(f"{'all':{width}}  {kept.sum():8d} {erased.sum():8d}")
+    rows.append(
+        f"images: {len(annotations.image_ids)}, of which {emptied} lost all their annotations and "
+        f"{len(annotations.image_ids) - len(before)} had none; crowds set aside: "
+        f"{annotations.crowd.sum()}"
+    )
+    return "\n".join(rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    from comining.config import CONFIG_FOLDER, instantiate_file
+
+    protocols = sorted(file.stem for file in (CONFIG_FOLDER / "sparsity").glob("*.yaml"))
+    parser = argparse.ArgumentParser(
+        prog="python -m comining.data.sparsity",
+        description="Erase annotations of a COCO file as training would with the same protocol "
+        "and seed, and write the rest as a COCO file.",
+    )
+    parser.add_argument("annotations", type=Path, help="the full COCO annotation file")
+    parser.add_argument("output", type=Path, help="the sparse file to write")
+    parser.add_argument("--protocol", choices=protocols, required=True)
+    parser.add_argument("--seed", type=int, default=0, help="sparsity.seed of training")
+    parser.add_argument("--fraction", type=float, help="another share than the protocol's")
+    parser.add_argument("--sparse-file", help="the ready-made file of --protocol file")
+    parser.add_argument("--erased", type=Path, help="write what was erased to this file, too")
+    parser.add_argument("--on-invalid-box", choices=("error", "drop"), default="error")
+    given = parser.parse_args(arguments)
+    overrides: dict[str, Any] = {} if given.protocol == "file" else {"seed": given.seed}
+    if given.fraction is not None:
+        overrides["fraction"] = given.fraction
+    if given.sparse_file is not None:
+        overrides["path"] = given.sparse_file
+    on_invalid_box: OnInvalidBox = given.on_invalid_box
+    try:
+        sparsity = instantiate_file(
+            CONFIG_FOLDER / "sparsity" / f"{given.protocol}.yaml", overrides
+        )
+        annotations = read_annotations(given.annotations, on_invalid_box)
+        erased = sparsity.erase(annotations)
+    except ValueError as error:
+        parser.error(str(error))
+    write_split(annotations, erased, given.output, given.erased)
+    print(summary(annotations, erased))
+    print(f"written: {given.output}" + (f", {given.erased}" if given.erased else ""))
+
+
+if __name__ == "__main__":
+    main()

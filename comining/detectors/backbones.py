@@ -1,0 +1,133 @@
+"""ResNet feature pyramids of torchvision, and a slim one for small images and small machines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+from urllib.error import URLError
+
+from torch import Tensor, nn
+from torchvision.models import get_model_weights
+from torchvision.models.detection.backbone_utils import BackboneWithFPN, resnet_fpn_backbone
+from torchvision.models.resnet import BasicBlock
+from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+
+ResNetName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+Norm = Literal["frozen_batch", "batch"]
+NORMS: dict[str, type[nn.Module]] = {"frozen_batch": FrozenBatchNorm2d, "batch": nn.BatchNorm2d}
+
+
+@dataclass
+class Backbone:
+    """A feature pyramid and the strides, px, of the levels that it returns."""
+
+    net: BackboneWithFPN
+    strides: Sequence[int]
+
+
+def resnet_fpn(
+    name: ResNetName,
+    *,
+    weights: str | None,
+    norm: Norm,
+    trainable_layers: int,
+    extra_levels_from: Literal["p5", "c5"],
+) -> Backbone:
+    """ResNet-FPN with levels P3 to P7, as RetinaNet and FCOS use it.
+
+    Args:
+        weights: a weight set of torchvision (``IMAGENET1K_V1``), downloaded once, or None.
+        norm: ``frozen_batch`` keeps the statistics of the weights and learns no scale; ``batch``
+            is for training from scratch.
+        trainable_layers: 3 freezes the stem and layer1, 5 trains all.
+        extra_levels_from: P6 and P7 are made from ``c5`` in the authors' code and from ``p5`` in
+            torchvision's builders; weights load into those builders with ``p5`` only.
+
+    Raises:
+        ConnectionError: the weights are neither cached nor reachable.
+    """
+    try:
+        weight_set = None if weights is None else get_model_weights(name)[weights]
+    except KeyError:
+        known = ", ".join(get_model_weights(name).__members__)
+        raise ValueError(f"backbone.weights={weights}: {name} has {known}, or null") from None
+    channels = 512 if name in ("resnet18", "resnet34") else 2048
+    top = LastLevelP6P7(256 if extra_levels_from == "p5" else channels, 256)
+    try:
+        net = resnet_fpn_backbone(
+            backbone_name=name,
+            weights=weight_set,
+            norm_layer=NORMS[norm],
+            trainable_layers=trainable_layers,
+            returned_layers=[2, 3, 4],
+            extra_blocks=top,
+        )
+    except (URLError, TimeoutError) as error:
+        url = weight_set.url if weight_set is not None else ""
+        raise ConnectionError(
+            f"cannot download backbone.weights={weights} from {url} ({error}). Fetch that file on a "
+            "machine with a network and put it into $TORCH_HOME/hub/checkpoints (default "
+            "~/.cache/torch/hub/checkpoints), or train from scratch with backbone.weights=null "
+            "backbone.norm=batch backbone.trainable_layers=5"
+        ) from error
+    return Backbone(net, strides=(8, 16, 32, 64, 128))
+
+
+class SlimResNet(nn.Module):
+    """One basic block a stage, GroupNorm instead of batch statistics: trains from scratch.
+
+    Batch statistics would mix the two views of a batch; GroupNorm keeps every image by itself.
+    """
+
+    def __init__(self, widths: Sequence[int], norm_groups: int):
+        super().__init__()
+        norm = partial(nn.GroupNorm, norm_groups)
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, widths[0], 3, stride=2, padding=1, bias=False),
+            norm(widths[0]),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, stride=2, padding=1),
+        )
+        before = [widths[0], *widths[:-1]]
+        for stage, (inputs, outputs) in enumerate(zip(before, widths, strict=True), start=1):
+            stride = 1 if stage == 1 else 2
+            shortcut = None
+            if stride != 1 or inputs != outputs:
+                shortcut = nn.Sequential(
+                    nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), norm(outputs)
+                )
+            block = BasicBlock(inputs, outputs, stride, shortcut, norm_layer=norm)
+            setattr(self, f"layer{stage}", block)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] to the last stage's features; the pyramid taps the others by name."""
+        for layer in self.children():
+            images = layer(images)
+        return images
+
+
+def slim_fpn(
+    *, widths: Sequence[int], out_channels: int, norm_groups: int, first_level: int
+) -> Backbone:
+    """A pyramid over :class:`SlimResNet`, with one pooled level on top.
+
+    Args:
+        widths: channels of layer1 (stride 4), layer2 (stride 8) and so on.
+        first_level: 2 begins the pyramid at stride 4, 3 at stride 8.
+    """
+    stages = range(first_level - 1, len(widths) + 1)
+    net = BackboneWithFPN(
+        SlimResNet(widths, norm_groups),
+        return_layers={f"layer{stage}": str(level) for level, stage in enumerate(stages)},
+        in_channels_list=[widths[stage - 1] for stage in stages],
+        out_channels=out_channels,
+        extra_blocks=LastLevelMaxPool(),
+    )
+    strides = [2 ** (stage + 1) for stage in stages]
+    return Backbone(net, strides=(*strides, strides[-1] * 2))

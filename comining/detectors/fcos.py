@@ -1,0 +1,155 @@
+"""FCOS (Tian et al. 2019) of torchvision, trained as the authors of Co-mining train it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.fcos import FCOSHead
+
+from comining.detectors.backbones import Backbone
+from comining.detectors.base import DenseDetector, gather_targets
+from comining.losses import centerness_target, focal_loss_sum, giou_loss, normalizer
+from comining.structures import Assignment, DensePredictions
+
+
+class FCOSDetector(DenseDetector):
+    """Anchor-free: every location of a level is a point that predicts distances to four sides.
+
+    Args:
+        backbone: features and their strides.
+        num_classes: K, without a background class.
+        norm_groups: groups of the head's GroupNorm; None for torchvision's and the paper's 32.
+        min_size, max_size: shortest and longest side at inference, px.
+        center_sampling_radius: a point trains a box only if it lies within this many strides of
+            the box's centre.
+        level_range: a level takes boxes whose farthest side lies up to this many strides away (8
+            in the paper: 64 px at stride 8); the last level takes all larger ones.
+        iou_smoothing: added to numerator and denominator of the IoU in the box loss.
+        score_threshold, nms_threshold, max_detections: of inference, not of mining.
+        candidates_per_level: best scores of a pyramid level that are looked at, everywhere.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        *,
+        norm_groups: int | None,
+        min_size: int,
+        max_size: int,
+        center_sampling_radius: float,
+        level_range: float,
+        focal_alpha: float,
+        focal_gamma: float,
+        iou_smoothing: float,
+        score_threshold: float,
+        nms_threshold: float,
+        max_detections: int,
+        candidates_per_level: int,
+    ):
+        strides = tuple((stride,) for stride in backbone.strides)
+        head = FCOSHead(backbone.net.out_channels, 1, num_classes)
+        for module in head.modules():
+            # FCOSHead fixes 32 groups, too many for a slim head.
+            if norm_groups is not None and isinstance(module, nn.GroupNorm):
+                module.num_groups = norm_groups
+        net = FCOS(
+            backbone.net,
+            num_classes,
+            min_size=min_size,
+            max_size=max_size,
+            anchor_generator=AnchorGenerator(strides, ((1.0,),) * len(strides)),
+            head=head,
+            center_sampling_radius=center_sampling_radius,
+            score_thresh=score_threshold,
+            nms_thresh=nms_threshold,
+            detections_per_img=max_detections,
+            topk_candidates=candidates_per_level,
+        )
+        super().__init__(net, focal_alpha, focal_gamma, candidates_per_level)
+        self.center_sampling_radius = center_sampling_radius
+        self.level_range = level_range
+        self.iou_smoothing = iou_smoothing
+
+    def decode_boxes(self, deltas: Tensor, anchors: Tensor) -> Tensor:
+        points, strides = points_and_strides(anchors)
+        distances = deltas * strides.unsqueeze(-1)
+        return torch.cat([points - distances[..., :2], points + distances[..., 2:]], dim=-1)
+
+    def match(
+        self, predictions: DensePredictions, boxes: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        points, strides = points_and_strides(predictions.anchors)
+        distances = distances_to_sides(points, boxes[:, :, None])  # [b, G, A, 4]
+        farthest = distances.amax(dim=-1)
+        lower, upper = self._level_limits(predictions)
+        on_level = (farthest >= lower) & (farthest <= upper)
+
+        centre = (boxes[..., :2] + boxes[..., 2:]) / 2
+        radius = (strides * self.center_sampling_radius).unsqueeze(-1)
+        around_centre = torch.cat(
+            [
+                torch.maximum(centre[:, :, None] - radius, boxes[:, :, None, :2]),
+                torch.minimum(centre[:, :, None] + radius, boxes[:, :, None, 2:]),
+            ],
+            dim=-1,
+        )
+        central = distances_to_sides(points, around_centre).amin(dim=-1) > 0
+
+        # Where boxes compete for a point, the smallest takes it.
+        area = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)
+        fits = on_level & central & (labels >= 0).unsqueeze(-1)
+        smallest, index = torch.where(fits, area.unsqueeze(-1), torch.inf).min(dim=1)
+        matched_boxes, matched_labels = gather_targets(boxes, labels, index)
+        background = smallest == torch.inf
+        return matched_labels.masked_fill(background, predictions.num_classes), matched_boxes
+
+    def _level_limits(self, predictions: DensePredictions) -> tuple[Tensor, Tensor]:
+        """Shortest and longest distance [A], px, that the points of each level are trained to."""
+        _, strides = points_and_strides(predictions.anchors)
+        upper = strides * self.level_range
+        lower = upper / 2
+        lower[: predictions.anchors_per_level[0]] = -1
+        upper[len(upper) - predictions.anchors_per_level[-1] :] = torch.inf
+        return lower, upper
+
+    def losses(
+        self,
+        predictions: DensePredictions,
+        assignment: Assignment,
+        weights: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        if predictions.centerness is None:
+            raise ValueError("FCOS losses need predictions with centerness")
+        positive = assignment.positive
+        count = normalizer(positive.sum().to(predictions.logits.dtype), smallest=1.0)
+        classification = focal_loss_sum(
+            predictions.logits, assignment.labels, self.focal_alpha, self.focal_gamma, weights
+        )
+        image, point = positive.nonzero(as_tuple=True)
+        points, strides = points_and_strides(predictions.anchors)
+        wanted = distances_to_sides(points[point], assignment.boxes[image, point])
+        centrality = centerness_target(wanted)
+        distances = predictions.deltas[image, point] * strides[point].unsqueeze(-1)
+        box = (giou_loss(distances, wanted, self.iou_smoothing) * centrality).sum()
+        centerness = F.binary_cross_entropy_with_logits(
+            predictions.centerness[image, point], centrality, reduction="sum"
+        )
+        return {
+            "classification": classification / count,
+            "box": box / normalizer(centrality.sum(), smallest=1e-6),
+            "centerness": centerness / count,
+        }
+
+
+def points_and_strides(anchors: Tensor) -> tuple[Tensor, Tensor]:
+    """Centres [..., 2] and sides [...] of the squares that stand for points."""
+    return (anchors[..., :2] + anchors[..., 2:]) / 2, anchors[..., 2] - anchors[..., 0]
+
+
+def distances_to_sides(points: Tensor, boxes: Tensor) -> Tensor:
+    """(left, top, right, bottom) px from points [..., 2] to the sides of boxes [..., 4]."""
+    return torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], dim=-1)

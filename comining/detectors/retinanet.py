@@ -1,0 +1,130 @@
+"""RetinaNet (Lin et al. 2017) of torchvision, trained as the authors of Co-mining train it."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection import RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.retinanet import RetinaNetHead
+
+from comining.detectors.backbones import Backbone
+from comining.detectors.base import DenseDetector, gather_targets
+from comining.losses import focal_loss_sum, normalizer
+from comining.structures import IGNORED, Assignment, DensePredictions
+
+
+class RetinaNetDetector(DenseDetector):
+    """Anchor-based: 3 scales x 3 shapes at every location, matched by IoU.
+
+    Args:
+        backbone: features and their strides.
+        num_classes: K, without a background class.
+        anchor_scale: side of the smallest anchor of a level, in strides of the level (4 in the paper).
+        norm_groups: groups of the head's GroupNorm, None for a head without norm (the paper's).
+        min_size, max_size: shortest and longest side at inference, px.
+        foreground_iou, background_iou: an anchor is positive from the first, background below the
+            second, ignored between; the best anchors of every box are positive in any case.
+        smooth_l1_beta: where the box loss turns from quadratic to linear, in units of the deltas.
+        score_threshold, nms_threshold, max_detections: of inference, not of mining.
+        candidates_per_level: best scores of a pyramid level that are looked at, everywhere.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        *,
+        anchor_scale: float,
+        norm_groups: int | None,
+        min_size: int,
+        max_size: int,
+        foreground_iou: float,
+        background_iou: float,
+        focal_alpha: float,
+        focal_gamma: float,
+        smooth_l1_beta: float,
+        score_threshold: float,
+        nms_threshold: float,
+        max_detections: int,
+        candidates_per_level: int,
+    ):
+        sizes = tuple(
+            tuple(stride * anchor_scale * 2 ** (octave / 3) for octave in range(3))
+            for stride in backbone.strides
+        )
+        anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
+        channels = backbone.net.out_channels
+        norm = None if norm_groups is None else partial(nn.GroupNorm, norm_groups)
+        head = RetinaNetHead(channels, 9, num_classes, norm_layer=norm)
+        net = RetinaNet(
+            backbone.net,
+            num_classes,
+            min_size=min_size,
+            max_size=max_size,
+            anchor_generator=anchors,
+            head=head,
+            score_thresh=score_threshold,
+            nms_thresh=nms_threshold,
+            detections_per_img=max_detections,
+            fg_iou_thresh=foreground_iou,
+            bg_iou_thresh=background_iou,
+            topk_candidates=candidates_per_level,
+        )
+        super().__init__(net, focal_alpha, focal_gamma, candidates_per_level)
+        self.foreground_iou = foreground_iou
+        self.background_iou = background_iou
+        self.smooth_l1_beta = smooth_l1_beta
+
+    def decode_boxes(self, deltas: Tensor, anchors: Tensor) -> Tensor:
+        boxes: Tensor = self.net.box_coder.decode_single(deltas, anchors)
+        return boxes
+
+    def match(
+        self, predictions: DensePredictions, boxes: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        overlap = paired_iou(boxes, predictions.anchors)  # [b, G, A]
+        exists = (labels >= 0).unsqueeze(-1)
+        overlap = torch.where(exists, overlap, -1)  # never the best of an anchor
+        best, index = overlap.max(dim=1)
+        matched_boxes, matched_labels = gather_targets(boxes, labels, index)
+        # Ties count, each of the anchors that overlap a box most is positive, and it is trained
+        # to the box that *it* overlaps most: torchvision's Matcher and the authors' agree.
+        low_quality = ((overlap == overlap.amax(dim=2, keepdim=True)) & exists).any(dim=1)
+        positive = (best >= self.foreground_iou) | low_quality
+        assigned = torch.where(best < self.background_iou, predictions.num_classes, IGNORED)
+        return torch.where(positive, matched_labels, assigned), matched_boxes
+
+    def losses(
+        self,
+        predictions: DensePredictions,
+        assignment: Assignment,
+        weights: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        positive = assignment.positive
+        count = normalizer(positive.sum().to(predictions.logits.dtype), smallest=1.0)
+        classification = focal_loss_sum(
+            predictions.logits, assignment.labels, self.focal_alpha, self.focal_gamma, weights
+        )
+        image, anchor = positive.nonzero(as_tuple=True)
+        wanted: Tensor = self.net.box_coder.encode_single(
+            assignment.boxes[image, anchor], predictions.anchors[anchor]
+        )
+        box = F.smooth_l1_loss(
+            predictions.deltas[image, anchor], wanted, beta=self.smooth_l1_beta, reduction="sum"
+        )
+        return {"classification": classification / count, "box": box / count}
+
+
+def paired_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """IoU of boxes [b, G, 4] with anchors [A, 4] as a table [b, G, A]; zero for empty boxes."""
+    corner = torch.maximum(boxes[:, :, None, :2], anchors[:, :2])
+    end = torch.minimum(boxes[:, :, None, 2:], anchors[:, 2:])
+    width, height = (end - corner).clamp_(min=0).unbind(-1)
+    intersection = width * height
+    area = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)
+    anchor_area = (anchors[:, 2:] - anchors[:, :2]).prod(dim=-1)
+    return intersection / (area[..., None] + anchor_area - intersection)

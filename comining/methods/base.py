@@ -1,0 +1,90 @@
+"""The seam between methods and everything above them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from torch import Tensor
+
+from comining.detectors.base import DenseDetector
+from comining.structures import Assignment, DensePredictions, Detections, StepResult, Targets
+
+View = Literal["original", "augmented"]
+Mined = dict[str, list[Detections]]
+
+
+class Method:
+    """Supervise every view of an image by its annotations: what all methods start from.
+
+    All views go through the network in one forward. A method differs in the targets of a view
+    (:meth:`supervise`), in how much an anchor's loss counts (:meth:`weights`), or in the losses of
+    a branch altogether (:meth:`branch_losses`).
+
+    Args:
+        views: the views that are trained on, each a branch of the shared network.
+    """
+
+    def __init__(self, views: Sequence[View]):
+        if not views or len(set(views)) != len(views):
+            raise ValueError(f"method.views must name different views, got {list(views)}")
+        self.views = tuple(views)
+
+    def __call__(
+        self,
+        detector: DenseDetector,
+        images: Mapping[str, Sequence[Tensor]],
+        targets: Sequence[Targets],
+        step: int,
+    ) -> StepResult:
+        """Losses of one batch.
+
+        Args:
+            images: for every view of :attr:`views` B images [3, H, W] uint8 of equal geometry.
+            targets: B annotations, shared by the views.
+            step: optimizer steps done so far.
+        """
+        predictions = detector.predict([image for view in self.views for image in images[view]])
+        supervision, mined = self.supervise(detector, predictions, targets, step)
+        branches = zip(self.views, predictions.split(len(targets)), strict=True)
+        losses = {
+            f"{view}/{term}": loss
+            for view, branch in branches
+            for term, loss in self.branch_losses(detector, branch, supervision[view]).items()
+        }
+        return StepResult(losses, mined)
+
+    def supervise(
+        self,
+        detector: DenseDetector,
+        predictions: DensePredictions,
+        targets: Sequence[Targets],
+        step: int,
+    ) -> tuple[Mapping[str, Sequence[Targets]], Mined]:
+        """The targets of every view, and the pseudo-labels that each view produced.
+
+        Args:
+            predictions: of all views, V * B images, view after view.
+            targets: the annotations of the B images.
+        """
+        return dict.fromkeys(self.views, targets), {}
+
+    def branch_losses(
+        self,
+        detector: DenseDetector,
+        predictions: DensePredictions,
+        targets: Sequence[Targets],
+    ) -> dict[str, Tensor]:
+        """The losses of one branch under its targets."""
+        assignment = detector.assign(predictions, targets)
+        weights = self.weights(predictions, assignment, targets)
+        return detector.losses(predictions, assignment, weights)
+
+    def weights(
+        self,
+        predictions: DensePredictions,
+        assignment: Assignment,
+        targets: Sequence[Targets],
+    ) -> Tensor | None:
+        """A factor [B, A] or [B, A, K] on the classification loss; None counts all alike."""
+        return None

@@ -1,0 +1,102 @@
+"""Co-mining (Wang et al., AAAI 2021), Algorithm 1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from comining.cogeneration import clip, drop_annotated, merge, suppress
+from comining.detectors.base import DenseDetector
+from comining.methods.base import Method, Mined, View
+from comining.structures import DensePredictions, Detections, Targets
+
+
+class CoMining(Method):
+    """Every view's confident detections become extra ground truth, for the other view.
+
+    Args:
+        views: both for co-mining; ``[original]`` with ``exchange=False`` is the co-generation
+            module without the Siamese network (Table 2, second row).
+        exchange: a view is supervised by what the *other* one found (Eq. 1); else by its own.
+        score_threshold: tau, the class probability that a detection must exceed (Step 1).
+        nms_threshold: theta_1 (Step 2).
+        overlap_threshold: theta_2, the IoU above which a detection counts as annotated (Step 3).
+        class_aware: Step 3 looks at annotations of the detection's own class only.
+        max_per_image: pseudo-labels of an image at the most.
+        clip_boxes: cut pseudo-labels at the image border and drop those under ``min_box_size``
+            px; a box that overlaps no anchor would make all anchors of an image positive.
+        start_step: nothing is mined before this optimizer step.
+    """
+
+    def __init__(
+        self,
+        views: Sequence[View],
+        *,
+        exchange: bool,
+        score_threshold: float,
+        nms_threshold: float,
+        overlap_threshold: float,
+        class_aware: bool,
+        max_per_image: int,
+        clip_boxes: bool,
+        min_box_size: float,
+        start_step: int,
+    ):
+        super().__init__(views)
+        if exchange and len(self.views) != 2:
+            raise ValueError("method.exchange=true needs two views in method.views")
+        for name, value in (
+            ("score_threshold", score_threshold),
+            ("nms_threshold", nms_threshold),
+            ("overlap_threshold", overlap_threshold),
+        ):
+            if not 0 <= value <= 1:
+                raise ValueError(f"method.{name} must lie in 0 ... 1, got {value}")
+        if min(max_per_image, start_step, min_box_size) < 0:
+            raise ValueError(
+                "method.max_per_image, start_step and min_box_size must not be negative, got "
+                f"{max_per_image}, {start_step}, {min_box_size}"
+            )
+        self.exchange = exchange
+        self.score_threshold = score_threshold
+        self.nms_threshold = nms_threshold
+        self.overlap_threshold = overlap_threshold
+        self.class_aware = class_aware
+        self.max_per_image = max_per_image
+        self.clip_boxes = clip_boxes
+        self.min_box_size = min_box_size
+        self.start_step = start_step
+
+    @torch.no_grad()
+    def cogenerate(
+        self, detector: DenseDetector, predictions: DensePredictions, targets: Sequence[Targets]
+    ) -> list[Detections]:
+        """Steps 1-3: what the predictions of each image hold beyond its annotations."""
+        found = detector.decode(predictions, self.score_threshold)
+        found = suppress(found, predictions.num_classes, self.nms_threshold, self.max_per_image)
+        if self.clip_boxes:
+            found = clip(found, predictions.image_sizes, self.min_box_size)
+        found = drop_annotated(found, targets, self.overlap_threshold, self.class_aware)
+        return found.per_image(len(targets))
+
+    def supervise(
+        self,
+        detector: DenseDetector,
+        predictions: DensePredictions,
+        targets: Sequence[Targets],
+        step: int,
+    ) -> tuple[Mapping[str, Sequence[Targets]], Mined]:
+        if step < self.start_step:
+            return super().supervise(detector, predictions, targets, step)
+        found = self.cogenerate(detector, predictions, [*targets] * len(self.views))
+        size = len(targets)
+        mined = {
+            view: found[start : start + size]
+            for view, start in zip(self.views, range(0, len(found), size), strict=True)
+        }
+        sources = self.views[::-1] if self.exchange else self.views
+        return {
+            view: merge(targets, mined[source])
+            for view, source in zip(self.views, sources, strict=True)
+        }, mined

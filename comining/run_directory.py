@@ -1,0 +1,92 @@
+"""What a run leaves on disk about itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+
+from comining.evaluation.coco import metrics_table
+from comining.module import DetectionModule
+
+PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "pycocotools", "torchmetrics")
+
+
+def versions() -> dict[str, str]:
+    """Of everything that may change a result."""
+    found = {"python": platform.python_version()}
+    for package in ("comining", *PACKAGES):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def hardware() -> str:
+    """The device in words."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Write whole or not at all: a reader never sees half a file.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON cannot say.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            json.dump(content, file, indent=2, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def report_result(
+    run: Path,
+    config: Mapping[str, Any],
+    module: DetectionModule,
+    data: Mapping[str, Any],
+    seconds: float,
+) -> None:
+    """Write ``result.json`` of a finished run and print its numbers."""
+    choices = HydraConfig.get().runtime.choices
+    mining = module.final_mining
+    nothing = dict.fromkeys(("pseudo_labels_per_image", "precision", "recall"))
+    result = {
+        "status": "finished",
+        "method": choices["method"],
+        "detector": choices["detector"],
+        "sparsity": choices["sparsity"],
+        "backbone": choices["backbone"],
+        "view": choices["view"],
+        "experiment": choices["experiment"],
+        "seed": config["seed"],
+        "steps": module.metrics_step,
+        "metrics": module.metrics,
+        # Of the last quarter of training; null for methods that do not mine.
+        "mining": mining.compute() if mining.update_called else nothing,
+        "data": data,
+        "versions": versions(),
+        "hardware": hardware(),
+        "wall_time_s": round(seconds, 1),
+    }
+    write_json(run / "result.json", result)
+    print(metrics_table(module.metrics))
+    for name, value in result["mining"].items():
+        print(f"mining over the last quarter: {name} {'-' if value is None else f'{value:.2f}'}")
+    print(f"run directory: {run}")
