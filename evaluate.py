@@ -8,7 +8,7 @@ from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from comining.checkpoint import load_detector
-from comining.config import instantiate, instantiate_file, CONFIG_FOLDER
+from comining.config import CONFIG_FOLDER, instantiate, instantiate_file
 from comining.errors import ConfigError, one_line_errors
 from comining.evaluation.coco import metrics_table
 from comining.module import EvaluationModule
@@ -24,9 +24,9 @@ def main(cfg: DictConfig) -> None:
     detector, description = load_detector(to_absolute_path(cfg.checkpoint))
     options = OmegaConf.create(description["config"]["data"]) if "data" not in cfg else cfg.data
     with open_dict(options):
-        node = OmegaConf.merge(options, cfg.data_override)
+        options.merge_with(cfg.data_override)
     nothing_erased = instantiate_file(CONFIG_FOLDER / "sparsity" / "full.yaml", {})
-    data = instantiate(node, "data", sparsity=nothing_erased, seed=0)
+    data = instantiate(options, "data", sparsity=nothing_erased, seed=0)
     data.setup("validate")
     names = list(data.categories.names)
     if names != description["category_names"]:

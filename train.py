@@ -3,6 +3,7 @@
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import hydra
 import lightning as L
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 def main(cfg: DictConfig) -> None:
     started = time.monotonic()
     run = Path(HydraConfig.get().runtime.output_dir)
-    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     OmegaConf.save(OmegaConf.create(config), run / "config.yaml")
     L.seed_everything(cfg.seed, workers=True, verbose=False)
 

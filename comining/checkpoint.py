@@ -47,7 +47,7 @@ def build_detector(config: dict[str, Any], num_classes: int, pretrained: bool) -
     """The detector of a configuration.
 
     Args:
-        pretrained: whether to fetch the backbone's weights; pointless before a checkpoint is loaded.
+        pretrained: whether to fetch the backbone's weights; pointless where a checkpoint follows.
     """
     node = OmegaConf.create(config)
     backbone = node.backbone

@@ -39,7 +39,7 @@ def instantiate(node: DictConfig, name: str, **given: Any) -> Any:
         raise ConfigError(f"{name}: {str(error).splitlines()[0]}") from error
     if not isinstance(options, dict):
         raise ConfigError(f"{name} must be a group of options, got {options!r}")
-    check(options, name, given)
+    check(options, name, given)  # type: ignore[arg-type]  # keys of our yaml are words
     try:
         # Objects are given to the constructor directly: Hydra would turn dataclasses into options.
         build = hydra.utils.instantiate({**options, "_partial_": True}, _convert_="all")
@@ -143,7 +143,7 @@ def _is_node(value: object) -> bool:
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
-    function = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
+    function = target.__init__ if inspect.isclass(target) else target
     try:
         return typing.get_type_hints(function)
     except (NameError, TypeError):  # a foreign signature with names that exist for checkers only

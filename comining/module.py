@@ -103,7 +103,7 @@ class DetectionModule(EvaluationModule):
             self.recent_mining.update(mined, batch.erased)
             if step >= (1 - FINAL_PART) * self.trainer.max_steps:
                 self.final_mining.update(mined, batch.erased)
-        if (step + 1) % self.trainer.log_every_n_steps == 0:
+        if (step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set by a connector
             self._log_step(loss, result.losses)
         return loss
 

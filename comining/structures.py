@@ -7,7 +7,7 @@ Labels are 0 ... K-1; in an :class:`Assignment` K means background and -1 ignore
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -60,7 +60,9 @@ class Candidates:
         """Split into one :class:`Detections` an image. The candidates must be sorted by image."""
         counts = torch.bincount(self.image, minlength=num_images).tolist()
         columns = zip(
-            self.boxes.split(counts), self.labels.split(counts), self.scores.split(counts)
+            torch.split(self.boxes, counts),
+            torch.split(self.labels, counts),
+            torch.split(self.scores, counts),
         )
         return [Detections(*column) for column in columns]
 
@@ -143,7 +145,7 @@ class StepResult:
     """What a method makes of a batch. Whoever called it sums, logs and judges."""
 
     losses: dict[str, Tensor]  # "view/term" -> scalar with gradient
-    mined: dict[str, list[Detections]] = field(default_factory=dict)
+    mined: Mapping[str, list[Detections]] = field(default_factory=dict)
     # view -> B sets of pseudo-labels that this view produced (they supervise another one)
 
     @property

@@ -2,30 +2,50 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
+from PIL import Image
 
 from comining.checkpoint import build_detector
-from comining.config import instantiate
+from comining.config import CONFIG_FOLDER, instantiate
 from comining.detectors.base import DenseDetector
 from comining.methods.base import Method
+from comining.structures import DensePredictions, Targets
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+DATA = Path(
+    os.environ.get("COMINING_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")
+)
 
 
-def composed(*overrides: str, name: str = "train") -> DictConfig:
+def real_data(name: str) -> Path:
+    """The folder of a real data set; the test is skipped where it is absent."""
+    if not (DATA / name).is_dir():
+        pytest.skip(f"{DATA / name} is absent: set COMINING_TEST_DATA to a folder that holds {name}")
+    return DATA / name
+
+
+def composed(*overrides: str, name: str = "train", run: Path | None = None) -> DictConfig:
     """The configuration that a command line gives, with Hydra's own part in place."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         cfg = compose(name, overrides=list(overrides), return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        cfg.hydra.runtime.output_dir = str(run or "unused")
+        HydraConfig.instance().set_config(cfg)
+        del cfg["hydra"]
     return cfg
 
 
-def method(name: str, **options: Any) -> Method:
+def method(name: str, **options: Any) -> Any:
+    """A method as its yaml builds it, with some options replaced."""
     cfg = composed(f"method={name}")
     with open_dict(cfg):
         cfg.method.update(options)
@@ -33,13 +53,87 @@ def method(name: str, **options: Any) -> Method:
     return built
 
 
-def comining(**options: Any) -> Any:
-    return method("comining", **options)
-
-
 def detector(name: str, num_classes: int, *overrides: str) -> DenseDetector:
+    """A detector as its yaml builds it."""
+    torch.manual_seed(0)
     cfg = composed(f"detector={name}", *overrides)
     config: Any = {
         key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("backbone", "detector")
     }
     return build_detector(config, num_classes, pretrained=False)
+
+
+def targets(*rows: tuple[float, float, float, float, int]) -> Targets:
+    """Targets from (x1, y1, x2, y2, label)."""
+    table = torch.tensor(rows, dtype=torch.float32).reshape(-1, 5)
+    return Targets(table[:, :4], table[:, 4].long())
+
+
+def images(count: int, height: int = 64, width: int = 96) -> list[torch.Tensor]:
+    """Noise of one size."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (count, 3, height, width)
+    return list(torch.randint(256, shape, dtype=torch.uint8, generator=generator))
+
+
+def random_predictions(
+    built: DenseDetector, count: int, height: int = 64, width: int = 96, seed: int = 0
+) -> DensePredictions:
+    """What a detector could have said: logits of both signs, boxes of all sizes."""
+    with torch.no_grad():
+        predictions = built.predict(images(count, height, width))
+    generator = torch.Generator().manual_seed(seed)
+    predictions.logits = torch.randn(predictions.logits.shape, generator=generator) * 2 - 1
+    predictions.deltas = torch.randn(predictions.deltas.shape, generator=generator) * 0.3
+    if predictions.centerness is not None:
+        predictions.deltas = predictions.deltas.abs() * 5
+        predictions.centerness = torch.randn(predictions.centerness.shape, generator=generator)
+    return predictions
+
+
+def write_coco(
+    root: Path,
+    records: list[list[tuple[float, float, float, float, int]]],
+    *,
+    width: int = 64,
+    height: int = 48,
+    split: str = "train",
+) -> Path:
+    """A COCO set of noise: for every image its (x, y, w, h, category id); categories 1, 2, 3."""
+    folder = root / split
+    folder.mkdir(parents=True, exist_ok=True)
+    content: dict[str, Any] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": k, "name": f"class {k}"} for k in (1, 2, 3)],
+    }
+    rng = np.random.default_rng(0)
+    for number, boxes in enumerate(records, start=1):
+        name = f"{number:03d}.png"
+        noise = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / name)
+        content["images"].append(
+            {"id": number, "file_name": name, "width": width, "height": height}
+        )
+        for x, y, w, h, category in boxes:
+            content["annotations"].append(
+                {
+                    "id": len(content["annotations"]) + 1,
+                    "image_id": number,
+                    "category_id": category,
+                    "bbox": [x, y, w, h],
+                    "area": w * h,
+                    "iscrowd": 0,
+                }
+            )
+    file = root / f"{split}.json"
+    file.write_text(json.dumps(content))
+    return file
+
+
+def edit_json(file: Path, change: Any) -> Path:
+    """Apply a function to the content of a JSON file."""
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+    return file

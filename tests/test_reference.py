@@ -11,7 +11,7 @@ from torch import Tensor
 
 from comining.cogeneration import suppress
 from comining.structures import DensePredictions, Targets
-from tests.helpers import comining, detector
+from tests.helpers import detector, method
 
 FOLDER = Path(os.environ.get("COMINING_REFERENCE", Path(__file__).parent / "reference"))
 CASES = sorted(FOLDER.glob("*.npz"))
@@ -36,7 +36,8 @@ class Case:
             Targets(self.data[f"gt_boxes_{i}"].reshape(-1, 4), self.data[f"gt_labels_{i}"])
             for i in range(len(self.data["logits_original"]))
         ]
-        self.method = comining(
+        self.method = method(
+            "comining",
             score_threshold=self.data["tau"].item(),
             overlap_threshold=self.data["theta2"].item(),
             nms_threshold=0.5 if self.anchor_based else 0.6,
@@ -59,7 +60,7 @@ class Case:
         }
 
     def logits_without_ties(self, view: str) -> Tensor:
-        """The logits of a view, equal ones told apart in the order in which the authors' run took them.
+        """The logits of a view, equal ones told apart as in the authors' run.
 
         Some inputs hold exactly equal logits. Which of them NMS meets first is up to an unstable
         sort, and differs between processors; the algorithm does not say. Nudges of less than 1e-4

@@ -82,7 +82,9 @@ def read_annotations(path: str | Path, on_invalid_box: OnInvalidBox = "error") -
     content = _read_json(path)
     categories = _read_categories(path, content)
     images = _records(path, content, "images", ("id", "file_name", "width", "height"))
-    image_ids, file_names, sizes = [], [], []
+    image_ids: list[int] = []
+    file_names: list[str] = []
+    sizes: list[tuple[int, int]] = []
     position: dict[int, int] = {}
     for where, record in images:
         image_id = _integer(where, record, "id")
@@ -131,12 +133,9 @@ def read_annotations(path: str | Path, on_invalid_box: OnInvalidBox = "error") -
                 )
             repairs["annotations dropped because their box is invalid"] += 1
             continue
-        if box[:2] + (box[2] - box[0], box[3] - box[1]) != tuple(bbox):
-            overhang = max(
-                -bbox[0], -bbox[1], bbox[0] + bbox[2] - width, bbox[1] + bbox[3] - height
-            )
-            if overhang > 1e-3:  # less is rounding of decimal coordinates
-                repairs["boxes cut at the image border"] += 1
+        overhang = max(-bbox[0], -bbox[1], bbox[0] + bbox[2] - width, bbox[1] + bbox[3] - height)
+        if overhang > 1e-3:  # less is rounding of decimal coordinates
+            repairs["boxes cut at the image border"] += 1
         if "area" not in record:
             repairs["areas computed from the box because the file has none"] += 1
         area = record.get("area", bbox[2] * bbox[3])

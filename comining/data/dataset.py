@@ -105,7 +105,7 @@ class TrainingSet(Dataset[tuple[SampleKey, Tensor, Targets, Targets, int]]):
 
     def __getitem__(self, key: SampleKey) -> tuple[SampleKey, Tensor, Targets, Targets, int]:
         """The image, what it is supervised by, what was erased, and its id."""
-        image_index = int(self.images[key.index])
+        image_index = int(self.images[key.item])
         height, width = (int(side) for side in self.annotations.sizes[image_index])
         file = self.folder / self.annotations.file_names[image_index]
         image = load_image(file, (height, width))

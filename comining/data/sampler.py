@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from comining.seeding import derive_seed
@@ -15,7 +16,7 @@ class SampleKey(NamedTuple):
     """One image of the training stream."""
 
     position: int  # global position in the stream: seeds what is random about the image
-    index: int  # of the image in the data set
+    item: int  # of the training set
 
 
 class StepSampler(Sampler[list[SampleKey]]):
@@ -64,24 +65,25 @@ class StepSampler(Sampler[list[SampleKey]]):
         return max(0, self.stop - self.start)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        current, batches = -1, []
+        current = -1
+        batches: list[NDArray[np.int64]] = []
         for step in range(self.start, self.stop):
             number, within = divmod(step, self.steps_per_round)
             if number != current:
                 current, batches = number, self._round(number)
             first = step * self.batch_size
             keys = [
-                SampleKey(first + offset, int(index))
-                for offset, index in enumerate(batches[within])
+                SampleKey(first + offset, int(item)) for offset, item in enumerate(batches[within])
             ]
             yield keys[self.share]
 
-    def _round(self, number: int) -> list[np.ndarray]:
+    def _round(self, number: int) -> list[NDArray[np.int64]]:
         """The batches of one round."""
         rng = np.random.default_rng(derive_seed("order", self.seed, number))
         order = np.concatenate([rng.permutation(len(self.landscape)) for _ in range(self.passes)])
         wide = self.landscape[order]
-        full, rest = [], []
+        full: list[NDArray[np.int64]] = []
+        rest: list[NDArray[np.int64]] = []
         for group in (order[wide], order[~wide]):
             filled = len(group) - len(group) % self.batch_size
             full += np.split(group[:filled], range(self.batch_size, filled, self.batch_size))

@@ -110,9 +110,9 @@ class FromFile(Sparsity):
         sparse = read_annotations(self.path, on_invalid_box="drop")
         if sparse.categories != annotations.categories:
             raise DataError(f"{self.path}: categories differ from those of {annotations.path}")
-        wanted = Counter(_content(sparse, row) for row in np.flatnonzero(~sparse.crowd))
+        wanted = Counter(_content(sparse, row) for row in np.flatnonzero(~sparse.crowd).tolist())
         erased = ~annotations.crowd
-        for row in np.flatnonzero(erased):
+        for row in np.flatnonzero(erased).tolist():
             key = _content(annotations, row)
             if wanted[key]:
                 wanted[key] -= 1
@@ -189,6 +189,7 @@ def summary(annotations: AnnotationSet, erased: Mask) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
     from comining.config import CONFIG_FOLDER, instantiate_file
 
     protocols = sorted(file.stem for file in (CONFIG_FOLDER / "sparsity").glob("*.yaml"))

@@ -107,4 +107,5 @@ class GaussianBlur(SecondView):
     def change(self, image: Tensor, generator: torch.Generator) -> Tensor:
         sigma = self.low + (self.high - self.low) * torch.rand((), generator=generator).item()
         radius = min(round(3 * sigma) + 1, *(side - 1 for side in image.shape[-2:]))
-        return F.gaussian_blur(image, [2 * radius + 1] * 2, [sigma] * 2)
+        blurred: Tensor = F.gaussian_blur(image, [2 * radius + 1] * 2, [sigma] * 2)
+        return blurred

@@ -1,1 +1,1 @@
-"""One-stage detectors of torchvision behind one seam (:class:`comining.detectors.base.DenseDetector`)."""
+"""torchvision's one-stage detectors behind one seam, :class:`~.base.DenseDetector`."""

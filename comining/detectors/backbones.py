@@ -68,8 +68,8 @@ def resnet_fpn(
     except (URLError, TimeoutError) as error:
         url = weight_set.url if weight_set is not None else ""
         raise ConnectionError(
-            f"cannot download backbone.weights={weights} from {url} ({error}). Fetch that file on a "
-            "machine with a network and put it into $TORCH_HOME/hub/checkpoints (default "
+            f"cannot download backbone.weights={weights} from {url} ({error}). Fetch that file on "
+            "a machine with a network and put it into $TORCH_HOME/hub/checkpoints (default "
             "~/.cache/torch/hub/checkpoints), or train from scratch with backbone.weights=null "
             "backbone.norm=batch backbone.trainable_layers=5"
         ) from error

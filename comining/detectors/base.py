@@ -32,6 +32,9 @@ class DenseDetector(nn.Module, ABC):
     loads into the plain torchvision model, and :meth:`detect` is that model's own inference.
     """
 
+    pixel_mean: Tensor  # [3, 1, 1] on the scale of uint8
+    pixel_std: Tensor
+
     def __init__(
         self,
         net: RetinaNet | FCOS,

@@ -23,7 +23,7 @@ class RetinaNetDetector(DenseDetector):
     Args:
         backbone: features and their strides.
         num_classes: K, without a background class.
-        anchor_scale: side of the smallest anchor of a level, in strides of the level (4 in the paper).
+        anchor_scale: side of a level's smallest anchor, in strides (4 in the paper).
         norm_groups: groups of the head's GroupNorm, None for a head without norm (the paper's).
         min_size, max_size: shortest and longest side at inference, px.
         foreground_iou, background_iou: an anchor is positive from the first, background below the

@@ -1,0 +1,1 @@
+"""COCO's numbers, and the judgement of what is mined."""

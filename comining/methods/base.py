@@ -11,7 +11,7 @@ from comining.detectors.base import DenseDetector
 from comining.structures import Assignment, DensePredictions, Detections, StepResult, Targets
 
 View = Literal["original", "augmented"]
-Mined = dict[str, list[Detections]]
+Mined = Mapping[str, list[Detections]]
 
 
 class Method:

@@ -91,7 +91,7 @@ class CoMining(Method):
             return super().supervise(detector, predictions, targets, step)
         found = self.cogenerate(detector, predictions, [*targets] * len(self.views))
         size = len(targets)
-        mined = {
+        mined: Mined = {
             view: found[start : start + size]
             for view, start in zip(self.views, range(0, len(found), size), strict=True)
         }

@@ -1,0 +1,276 @@
+"""The detectors against torchvision's own code and against hand-made cases."""
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.models import detection as torchvision_detection
+from torchvision.models.detection._utils import Matcher
+from torchvision.ops import box_iou
+
+import comining.detectors.base as base
+from comining.detectors.base import DenseDetector
+from comining.structures import Assignment, Targets
+from tests.helpers import composed, detector, images, random_predictions, targets
+
+NAMES = ("retinanet", "fcos")
+
+
+@pytest.fixture(params=NAMES)
+def built(request: pytest.FixtureRequest) -> DenseDetector:
+    return detector(request.param, 3)
+
+
+def crowd(count: int, seed: int, height: int = 64, width: int = 96) -> list[Targets]:
+    """Random boxes of all sizes; the last image has none."""
+    generator = torch.Generator().manual_seed(seed)
+    out = []
+    for number in range(count):
+        boxes = 0 if number == count - 1 else 12
+        corner = torch.rand(boxes, 2, generator=generator) * torch.tensor([width - 9, height - 9])
+        size = 3 + torch.rand(boxes, 2, generator=generator) ** 2 * 60
+        end = torch.minimum(corner + size, torch.tensor([float(width), float(height)]))
+        labels = torch.randint(3, (boxes,), generator=generator)
+        out.append(Targets(torch.cat([corner, end], dim=1), labels))
+    return out
+
+
+# -- the forward -------------------------------------------------------------------------
+
+
+def test_predict_is_the_networks_own_forward(built: DenseDetector) -> None:
+    batch = images(2)
+    built.eval()
+    with torch.no_grad():
+        ours = built.predict(batch)
+        padded, _ = built.net.transform([image / 255 for image in batch])
+        assert padded.image_sizes == [(96, 144)] * 2  # the embedded set's size
+        shrunk, _ = built.net.transform([image / 255 for image in images(2, 96, 144)])
+        features = list(built.net.backbone(shrunk.tensors).values())
+        theirs = built.net.head(features)
+        anchors = built.net.anchor_generator(shrunk, features)
+        ours = built.predict(images(2, 96, 144))
+    torch.testing.assert_close(ours.logits, theirs["cls_logits"])
+    torch.testing.assert_close(ours.deltas, theirs["bbox_regression"])
+    assert torch.equal(ours.anchors, anchors[0])
+    assert sum(ours.anchors_per_level) == len(ours.anchors) == ours.logits.shape[1]
+
+
+def test_images_of_different_sizes_are_padded_with_neutral_grey(built: DenseDetector) -> None:
+    small, large = images(1, 40, 50)[0], images(1, 64, 96)[0]
+    batch = built._normalize_and_pad([small, large], [(40, 50), (64, 96)])
+    assert batch.shape == (2, 3, 64, 96)
+    assert batch[0, :, 40:].abs().sum() == 0
+    assert batch[0, :, :, 50:].abs().sum() == 0
+    expected = built.net.transform.normalize(small / 255)
+    torch.testing.assert_close(batch[0, :, :40, :50], expected)
+
+
+def test_anchors_stay_exact_when_features_are_bf16(built: DenseDetector) -> None:
+    """In bf16 anchors would be off by up to 8 px at 800 x 1333."""
+    batch = images(1, 256, 320)
+    exact = built.predict(batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = built.predict(batch)
+    assert torch.equal(half.anchors, exact.anchors)
+    assert half.logits.dtype == half.deltas.dtype == torch.float32
+    assert not torch.equal(half.logits, exact.logits)  # autocast did something
+
+
+def test_views_of_one_forward_split_into_what_each_gives_alone(built: DenseDetector) -> None:
+    batch = images(4)
+    built.eval()
+    with torch.no_grad():
+        together = built.predict(batch).split(2)
+        alone = [built.predict(batch[:2]), built.predict(batch[2:])]
+    for part, one in zip(together, alone, strict=True):
+        torch.testing.assert_close(part.logits, one.logits, atol=1e-5, rtol=1e-4)
+        assert part.image_sizes == one.image_sizes
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_load_into_torchvisions_builder_and_detect_the_same(name: str) -> None:
+    ours = detector(name, 5, "backbone=resnet50", "detector.score_threshold=0.0").eval()
+    settings = {"weights": None, "weights_backbone": None, "num_classes": 5}
+    sizes = {"min_size": ours.net.transform.min_size[0], "max_size": ours.net.transform.max_size}
+    tests = {"score_thresh": 0.0, "nms_thresh": composed(f"detector={name}").detector.nms_threshold}
+    theirs = getattr(torchvision_detection, f"{name}_resnet50_fpn")(**settings, **sizes, **tests)
+    theirs.load_state_dict(ours.net.state_dict())
+    theirs.eval()
+    image = images(1, 64, 96)[0]
+    found = ours.detect([image])[0]
+    with torch.no_grad():
+        expected = theirs([image / 255])[0]
+    assert len(found) > 10
+    torch.testing.assert_close(found.boxes, expected["boxes"])
+    torch.testing.assert_close(found.scores, expected["scores"])
+    assert torch.equal(found.labels, expected["labels"])
+
+
+def test_detect_gives_boxes_of_the_image_as_it_came(built: DenseDetector) -> None:
+    built.eval()
+    built.net.score_thresh = 0.0
+    for height, width in ((50, 200), (30, 30)):
+        found = built.detect(images(1, height, width))[0]
+        assert len(found)
+        assert found.boxes[:, 2].max() <= width
+        assert found.boxes[:, 3].max() <= height
+    built.train()
+    with pytest.raises(RuntimeError, match="evaluation mode"):
+        built.detect(images(1))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet101"])
+def test_frozen_parts_are_the_papers(name: str) -> None:
+    net = detector("retinanet", 3, f"backbone={name}").net
+    frozen = {key.split(".")[2] for key, p in net.named_parameters() if not p.requires_grad}
+    assert frozen == {"conv1", "layer1"}
+    assert not [key for key, _ in net.named_parameters() if ".bn" in key]  # no batch norm learns
+    assert net.anchor_generator.sizes[0][0] == 32
+
+
+# -- assignment --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_retinanet_assignment_equals_torchvisions_matcher(seed: int) -> None:
+    built = detector("retinanet", 3)
+    predictions = random_predictions(built, 3)
+    truth = crowd(3, seed)
+    assignment = built.assign(predictions, truth)
+    matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
+    for image, one in enumerate(truth):
+        expected = torch.full((len(predictions.anchors),), 3)
+        if len(one):
+            matched = matcher(box_iou(one.boxes, predictions.anchors))
+            expected = torch.where(matched >= 0, one.labels[matched.clamp(min=0)], expected)
+            expected[matched == Matcher.BETWEEN_THRESHOLDS] = -1
+            positive = matched >= 0
+            assert positive.any()
+            torch.testing.assert_close(
+                assignment.boxes[image][positive], one.boxes[matched[positive]]
+            )
+        assert torch.equal(assignment.labels[image], expected)
+
+
+def test_every_box_trains_an_anchor_however_small(built: DenseDetector) -> None:
+    """RetinaNet by its low-quality matches; FCOS where a point falls into the box."""
+    truth = [targets((40, 24, 48, 32, 1)), targets((0, 0, 96, 64, 2))]
+    assignment = built.assign(random_predictions(built, 2), truth)
+    assert [set(row[p].tolist()) for row, p in zip(assignment.labels, assignment.positive)] == [
+        {1},
+        {2},
+    ]
+
+
+def test_fcos_assignment_by_hand() -> None:
+    built = detector("fcos", 3)
+    predictions = random_predictions(built, 1)
+    # Points of level 0 lie at multiples of 8, those of level 1 at multiples of 16.
+    large = (0.0, 0.0, 96.0, 64.0, 0)  # its centre (48, 32) is 48 px from a side: level 0
+    small = (44.0, 28.0, 60.0, 44.0, 1)  # inside, wins where they compete
+    assignment = built.assign(predictions, [targets(large, small)])
+    first = predictions.anchors_per_level[0]
+    centres = predictions.anchors[:first, :2] + 4
+    near = ((centres - torch.tensor([48.0, 32.0])).abs() < 12).all(1)  # 1.5 strides of 8 px
+    inside = ((centres > torch.tensor([44.0, 28.0])) & (centres < torch.tensor([60.0, 44.0]))).all(1)
+    near_small = ((centres - torch.tensor([52.0, 36.0])).abs() < 12).all(1) & inside
+    expected = torch.full((first,), 3)
+    expected[near] = 0
+    expected[near_small] = 1
+    assert set(expected.tolist()) == {0, 1, 3}
+    assert torch.equal(assignment.labels[0, :first], expected)
+    assert (assignment.labels[0, first:] == 3).all()
+
+
+def test_fcos_sends_large_boxes_to_higher_levels() -> None:
+    built = detector("fcos", 3)
+    predictions = random_predictions(built, 1, 256, 256)
+    assignment = built.assign(predictions, [targets((0, 0, 256, 256, 2))])  # 128 px to each side
+    level = assignment.positive[0].split(predictions.anchors_per_level)
+    assert [bool(part.any()) for part in level] == [False, True, True, False]  # 64-128, 128-256
+
+
+def test_memory_bound_does_not_change_the_result(
+    built: DenseDetector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictions, truth = random_predictions(built, 5), crowd(5, 1)
+    whole = built.assign(predictions, truth)
+    monkeypatch.setattr(base, "MAX_PAIRS", 1)
+    parts = built.assign(predictions, truth)
+    assert torch.equal(whole.labels, parts.labels)
+    assert torch.equal(whole.boxes, parts.boxes)
+
+
+def test_a_box_more_in_one_image_does_not_touch_the_others(built: DenseDetector) -> None:
+    predictions = random_predictions(built, 2)
+    few = built.assign(predictions, [targets((8, 8, 40, 40, 0)), targets()])
+    rows = [(2.0 * k, 5.0, 2.0 * k + 20, 30.0, 1) for k in range(30)]
+    many = built.assign(predictions, [targets((8, 8, 40, 40, 0)), targets(*rows)])
+    assert torch.equal(few.labels[0], many.labels[0])
+
+
+# -- losses ------------------------------------------------------------------------------
+
+
+def test_retinanet_losses_equal_torchvisions_for_one_image() -> None:
+    """Of one image torchvision's mean of ratios and our ratio of sums are the same number."""
+    built = detector("retinanet", 3, "detector.smooth_l1_beta=1e-9")
+    predictions = random_predictions(built, 2)
+    truth = [crowd(3, 0)[0]]
+    one = predictions.split(1)[0]
+    ours = built.losses(one, built.assign(one, truth))
+    matched = built.net.proposal_matcher(box_iou(truth[0].boxes, one.anchors))
+    heads = {"cls_logits": one.logits, "bbox_regression": one.deltas}
+    wanted = [{"boxes": truth[0].boxes, "labels": truth[0].labels}]
+    theirs = built.net.head.compute_loss(wanted, heads, [one.anchors], [matched])
+    torch.testing.assert_close(ours["classification"], theirs["classification"])
+    # torchvision's L1 is the limit of the smooth L1 for beta to 0
+    torch.testing.assert_close(ours["box"], theirs["bbox_regression"], rtol=1e-4, atol=0)
+
+
+def test_losses_are_sums_over_the_batch_by_its_positives(built: DenseDetector) -> None:
+    predictions, truth = random_predictions(built, 2), crowd(3, 2)[:2]
+    both = built.losses(predictions, built.assign(predictions, truth))["classification"]
+    parts, positives = [], []
+    for one, target in zip(predictions.split(1), truth):
+        assignment = built.assign(one, [target])
+        positives.append(assignment.positive.sum())
+        parts.append(built.losses(one, assignment)["classification"] * positives[-1])
+    assert positives[0] != positives[1]
+    torch.testing.assert_close(both, sum(parts) / sum(positives))
+
+
+def test_an_image_without_boxes_is_all_background(built: DenseDetector) -> None:
+    predictions = random_predictions(built, 2)
+    predictions.logits.requires_grad_()
+    predictions.deltas.requires_grad_()
+    assignment = built.assign(predictions, [targets(), targets()])
+    assert (assignment.labels == 3).all()
+    losses = built.losses(predictions, assignment)
+    assert losses["classification"] > 0
+    assert losses["box"] == 0
+    torch.stack(list(losses.values())).sum().backward()
+    assert torch.isfinite(predictions.logits.grad).all()
+
+
+@pytest.mark.parametrize("shape", ["anchor", "class"])
+def test_weights_act_on_the_classification_only(built: DenseDetector, shape: str) -> None:
+    predictions, truth = random_predictions(built, 2), crowd(3, 2)[:2]
+    assignment = built.assign(predictions, truth)
+    plain = built.losses(predictions, assignment)
+    size = assignment.labels.shape if shape == "anchor" else predictions.logits.shape
+    assert_same(built.losses(predictions, assignment, torch.ones(size)), plain)
+    halved = built.losses(predictions, assignment, torch.full(size, 0.5))
+    torch.testing.assert_close(halved.pop("classification"), plain.pop("classification") / 2)
+    assert_same(halved, plain)
+
+
+def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name])
+
+
+def test_positive_means_a_class() -> None:
+    assignment = Assignment(torch.tensor([[-1, 0, 2, 3]]), torch.zeros(1, 4, 4), num_classes=3)
+    assert assignment.positive.tolist() == [[False, True, True, False]]
