@@ -29,7 +29,9 @@ DATA = Path(
 def real_data(name: str) -> Path:
     """The folder of a real data set; the test is skipped where it is absent."""
     if not (DATA / name).is_dir():
-        pytest.skip(f"{DATA / name} is absent: set COMINING_TEST_DATA to a folder that holds {name}")
+        pytest.skip(
+            f"{DATA / name} is absent: set COMINING_TEST_DATA to a folder that holds {name}"
+        )
     return DATA / name
 
 

@@ -71,10 +71,14 @@ def test_step_1_equals_a_loop_over_images_and_levels(name: str) -> None:
             boxes = built.decode_boxes(
                 predictions.deltas[image, level][index // 3], predictions.anchors[level][index // 3]
             )
-            expected += [(image, label, *box) for label, box in zip((index % 3).tolist(), boxes.tolist())]
+            expected += [
+                (image, label, *box) for label, box in zip((index % 3).tolist(), boxes.tolist())
+            ]
     got = [
         (image, label, *box)
-        for image, label, box in zip(found.image.tolist(), found.labels.tolist(), found.boxes.tolist())
+        for image, label, box in zip(
+            found.image.tolist(), found.labels.tolist(), found.boxes.tolist()
+        )
     ]
     assert len(got) > 60  # several levels reach their limit
     assert got == expected

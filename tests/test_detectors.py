@@ -92,7 +92,8 @@ def test_weights_load_into_torchvisions_builder_and_detect_the_same(name: str) -
     ours = detector(name, 5, "backbone=resnet50", "detector.score_threshold=0.0").eval()
     settings = {"weights": None, "weights_backbone": None, "num_classes": 5}
     sizes = {"min_size": ours.net.transform.min_size[0], "max_size": ours.net.transform.max_size}
-    tests = {"score_thresh": 0.0, "nms_thresh": composed(f"detector={name}").detector.nms_threshold}
+    nms = composed(f"detector={name}").detector.nms_threshold
+    tests = {"score_thresh": 0.0, "nms_thresh": nms, "detections_per_img": 100}
     theirs = getattr(torchvision_detection, f"{name}_resnet50_fpn")(**settings, **sizes, **tests)
     theirs.load_state_dict(ours.net.state_dict())
     theirs.eval()
@@ -154,7 +155,7 @@ def test_retinanet_assignment_equals_torchvisions_matcher(seed: int) -> None:
 
 def test_every_box_trains_an_anchor_however_small(built: DenseDetector) -> None:
     """RetinaNet by its low-quality matches; FCOS where a point falls into the box."""
-    truth = [targets((40, 24, 48, 32, 1)), targets((0, 0, 96, 64, 2))]
+    truth = [targets((42, 22, 50, 34, 1)), targets((0, 0, 96, 64, 2))]
     assignment = built.assign(random_predictions(built, 2), truth)
     assert [set(row[p].tolist()) for row, p in zip(assignment.labels, assignment.positive)] == [
         {1},
@@ -166,13 +167,15 @@ def test_fcos_assignment_by_hand() -> None:
     built = detector("fcos", 3)
     predictions = random_predictions(built, 1)
     # Points of level 0 lie at multiples of 8, those of level 1 at multiples of 16.
-    large = (0.0, 0.0, 96.0, 64.0, 0)  # its centre (48, 32) is 48 px from a side: level 0
+    large = (3.0, 0.0, 93.0, 64.0, 0)  # near its centre (48, 32) no side is 64 px away: level 0
     small = (44.0, 28.0, 60.0, 44.0, 1)  # inside, wins where they compete
     assignment = built.assign(predictions, [targets(large, small)])
     first = predictions.anchors_per_level[0]
     centres = predictions.anchors[:first, :2] + 4
     near = ((centres - torch.tensor([48.0, 32.0])).abs() < 12).all(1)  # 1.5 strides of 8 px
-    inside = ((centres > torch.tensor([44.0, 28.0])) & (centres < torch.tensor([60.0, 44.0]))).all(1)
+    inside = ((centres > torch.tensor([44.0, 28.0])) & (centres < torch.tensor([60.0, 44.0]))).all(
+        1
+    )
     near_small = ((centres - torch.tensor([52.0, 36.0])).abs() < 12).all(1) & inside
     expected = torch.full((first,), 3)
     expected[near] = 0

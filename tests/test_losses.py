@@ -43,8 +43,9 @@ def test_focal_loss_and_gradient_equal_torchvision(weighted: str | None) -> None
         "anchor": torch.rand(2, 300, dtype=torch.float64),
         "class": torch.rand(2, 300, 7, dtype=torch.float64),
     }[weighted]
-    ours, theirs = focal_loss_sum(logits, labels, 0.25, 2, weights), one_hot_focal(
-        logits, labels, weights
+    ours, theirs = (
+        focal_loss_sum(logits, labels, 0.25, 2, weights),
+        one_hot_focal(logits, labels, weights),
     )
     torch.testing.assert_close(ours, theirs)
     for mine, its in zip(

@@ -51,12 +51,11 @@ def load_image(file: Path, size: tuple[int, int] | None = None) -> Tensor:
 
 
 def resized_shape(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
-    """The shape that torchvision's detection models resize an image to, in their own arithmetic.
+    """The shape that torchvision's detection models resize an image to.
 
     The shortest side becomes ``min_size``, unless the longest would exceed ``max_size``.
     """
-    short, long = np.float32(min(height, width)), np.float32(max(height, width))
-    scale = float(min(np.float32(min_size) / short, np.float32(max_size) / long))
+    scale = min(min_size / min(height, width), max_size / max(height, width))
     return max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
 
 

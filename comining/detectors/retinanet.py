@@ -24,6 +24,8 @@ class RetinaNetDetector(DenseDetector):
         backbone: features and their strides.
         num_classes: K, without a background class.
         anchor_scale: side of a level's smallest anchor, in strides (4 in the paper).
+        whole_anchors: cut anchor sides to whole px (32, 40, 50, ...), as torchvision's builder does,
+            into which weights load then; the authors' are 32, 40.3, 50.8, ...
         norm_groups: groups of the head's GroupNorm, None for a head without norm (the paper's).
         min_size, max_size: shortest and longest side at inference, px.
         foreground_iou, background_iou: an anchor is positive from the first, background below the
@@ -39,6 +41,7 @@ class RetinaNetDetector(DenseDetector):
         num_classes: int,
         *,
         anchor_scale: float,
+        whole_anchors: bool,
         norm_groups: int | None,
         min_size: int,
         max_size: int,
@@ -56,6 +59,8 @@ class RetinaNetDetector(DenseDetector):
             tuple(stride * anchor_scale * 2 ** (octave / 3) for octave in range(3))
             for stride in backbone.strides
         )
+        if whole_anchors:
+            sizes = tuple(tuple(int(side) for side in level) for level in sizes)
         anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
         channels = backbone.net.out_channels
         norm = None if norm_groups is None else partial(nn.GroupNorm, norm_groups)
