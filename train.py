@@ -3,7 +3,6 @@
 import logging
 import time
 from pathlib import Path
-from typing import Any
 
 import hydra
 import lightning as L
@@ -11,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from comining.checkpoint import build_detector, describe
-from comining.config import instantiate
+from comining.config import check, instantiate, resolve
 from comining.errors import one_line_errors
 from comining.module import DetectionModule
 from comining.run_directory import report_result
@@ -24,12 +23,13 @@ log = logging.getLogger(__name__)
 def main(cfg: DictConfig) -> None:
     started = time.monotonic()
     run = Path(HydraConfig.get().runtime.output_dir)
-    config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    config = resolve(cfg)
     OmegaConf.save(OmegaConf.create(config), run / "config.yaml")
     L.seed_everything(cfg.seed, workers=True, verbose=False)
 
     # What is wrong with the options is found before the data are read, and what is wrong with
-    # the data before the network is built.
+    # the data before the network is built. Other groups refer to the trainer's options.
+    check(config["trainer"], "trainer", {})
     method, view, schedule, optimizer, sparsity, logger, checkpoint = (
         instantiate(cfg[name], name)
         for name in ("method", "view", "schedule", "optimizer", "sparsity", "logger", "checkpoint")

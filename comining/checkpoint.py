@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +33,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be loaded as a checkpoint ({str(error).splitlines()[0]})"
-        ) from error
+    except Exception as error:  # whatever the bytes lead the reader to
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(f"{path}: cannot be loaded as a checkpoint ({reason})") from error
     if not isinstance(content, dict) or not {"comining", "state_dict"} <= content.keys():
         raise CheckpointError(f"{path}: not a checkpoint of comining")
     return content

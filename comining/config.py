@@ -33,13 +33,8 @@ def instantiate(node: DictConfig, name: str, **given: Any) -> Any:
     Raises:
         ConfigError: naming the option.
     """
-    try:
-        options = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{name}: {str(error).splitlines()[0]}") from error
-    if not isinstance(options, dict):
-        raise ConfigError(f"{name} must be a group of options, got {options!r}")
-    check(options, name, given)  # type: ignore[arg-type]  # keys of our yaml are words
+    options = resolve(node, f"{name}: ")
+    check(options, name, given)
     try:
         # Objects are given to the constructor directly: Hydra would turn dataclasses into options.
         build = hydra.utils.instantiate({**options, "_partial_": True}, _convert_="all")
@@ -55,6 +50,21 @@ def _refusal(cause: BaseException | None) -> UserError | None:
     if isinstance(cause, UserError):
         return cause
     return ConfigError(str(cause)) if isinstance(cause, ValueError | ConnectionError) else None
+
+
+def resolve(node: DictConfig, prefix: str = "") -> dict[str, Any]:
+    """A configuration as plain containers, without references.
+
+    Raises:
+        ConfigError: a mandatory option is missing, or a reference leads nowhere.
+    """
+    try:
+        options: Any = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(prefix + str(error).splitlines()[0]) from error
+    if not isinstance(options, dict):
+        raise ConfigError(f"{prefix}not a group of options: {options!r}")
+    return options
 
 
 def instantiate_file(file: Path, overrides: Mapping[str, Any]) -> Any:

@@ -126,12 +126,10 @@ def test_the_best_of_each_image_are_kept() -> None:
 
 def test_many_images_and_classes_do_not_blur_the_boxes() -> None:
     """Offsets reach 32 * 80 * 1400 px, where float32 has steps of a quarter of a pixel."""
-    # IoU 0.5 + 1e-4 and 0.5 - 1e-4, in the last image and class
-    pairs = [(0.0, 0.0, 1000.2, 1.0), (0.0, 0.0, 999.8, 1.0)]
-    for wide, survivors in zip(pairs, (1, 2)):
-        left, top, right, bottom = wide
-        first = (31, 333.4, 5.0, 333.4 + right, 6.0, 79, 0.9)
-        second = (31, 333.4, 5.0, 333.4 + (500.2 if survivors == 1 else 499.8), 6.0, 79, 0.8)
+    # In the last image and class, IoU a little above 0.5 (one survives) and a little below (two).
+    for length, survivors in ((500.2, 1), (499.8, 2)):
+        first = (31, 333.4, 5.0, 333.4 + 1000.0, 6.0, 79, 0.9)
+        second = (31, 333.4, 5.0, 333.4 + length, 6.0, 79, 0.8)
         filler = (0, 0.0, 0.0, 1400.0, 1400.0, 0, 0.99)
         rows = candidates(filler, first, second)
         iou = box_iou(rows.boxes[1:2], rows.boxes[2:])

@@ -106,7 +106,7 @@ def test_kept_and_erased_travel_together(tmp_path: Path) -> None:
 
 
 def test_flip_mirrors_image_and_boxes(tmp_path: Path) -> None:
-    _, plain, kept, erased, _ = training_set(tmp_path, flip=0.0)[SampleKey(0, 0)]
+    plain = training_set(tmp_path, flip=0.0)[SampleKey(0, 0)][1]
     _, mirrored, kept_m, erased_m, _ = training_set(tmp_path, flip=1.0)[SampleKey(0, 0)]
     assert torch.equal(mirrored, plain.flip(-1))
     assert kept_m.boxes.tolist() == [[53, 2, 63, 14], [12, 4, 24, 13]]
@@ -147,7 +147,7 @@ def test_training_pixels_are_those_of_inference(tmp_path: Path) -> None:
     got = data[SampleKey(0, 0)][1]
     difference = (got.float() - expected).abs()
     assert difference.max() < 1.1  # whole grey values, from weights of eight bits
-    assert difference.mean() < 0.3
+    assert difference.mean() < 0.5
 
 
 # -- decoding ----------------------------------------------------------------------------

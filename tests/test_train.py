@@ -1,0 +1,302 @@
+"""The two commands, end to end and small."""
+
+import csv
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf, open_dict
+from torchvision.models.detection import FCOS, RetinaNet
+
+from comining.checkpoint import load_detector, read_checkpoint
+from comining.config import CONFIG_FOLDER
+from comining.data.dataset import load_image
+from comining.errors import CheckpointError, ConfigError, DataError
+from comining.evaluation.coco import METRICS
+from tests.helpers import composed, real_data
+
+ROOT = CONFIG_FOLDER.parent
+METHODS = sorted(path.stem for path in (CONFIG_FOLDER / "method").glob("*.yaml"))
+
+
+def script(name: str) -> Any:
+    sys.path.insert(0, str(ROOT))
+    try:
+        return importlib.import_module(name).main.__wrapped__.__wrapped__
+    finally:
+        sys.path.remove(str(ROOT))
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Options for a tiny embedded set that all tests of this file share."""
+    root = tmp_path_factory.mktemp("data") / "shapes"
+    return [
+        f"data.root={root}",
+        "data.prepare.train_images=12",
+        "data.prepare.val_images=5",
+        "data.batch_size=4",
+        "trainer.enable_progress_bar=false",
+        "trainer.accelerator=cpu",
+        "trainer.log_every_n_steps=1",
+        "trainer.val_check_interval=1000",
+    ]
+
+
+def train(run: Path, *overrides: str) -> dict[str, Any]:
+    run.mkdir(parents=True, exist_ok=True)
+    script("train")(composed(*overrides, run=run))
+    result: dict[str, Any] = json.loads((run / "result.json").read_text())
+    return result
+
+
+def evaluate(run: Path, *overrides: str) -> dict[str, Any]:
+    run.mkdir(parents=True, exist_ok=True)
+    cfg = composed(*overrides, "trainer.accelerator=cpu", name="evaluate", run=run)
+    with open_dict(cfg):
+        cfg.trainer.enable_progress_bar = False
+    script("evaluate")(cfg)
+    result: dict[str, Any] = json.loads((run / "evaluation.json").read_text())
+    return result
+
+
+@pytest.mark.parametrize("detector", ["retinanet", "fcos"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_detector_trains_by_every_method(
+    tmp_path: Path, shapes: list[str], detector: str, method: str
+) -> None:
+    mines = method in ("comining", "self_mining")
+    options = [f"detector={detector}", f"method={method}", "trainer.max_steps=4"]
+    if mines:  # an untrained network is sure of nothing
+        options += ["method.score_threshold=0.008"]
+    result = train(tmp_path, *shapes, *options)
+    assert result["status"] == "finished"
+    assert (result["method"], result["detector"]) == (method, detector)
+    assert result["steps"] == 4
+    assert list(result["metrics"]) == list(METRICS)
+    assert (result["mining"]["pseudo_labels_per_image"] is not None) == mines
+    if mines:
+        assert result["mining"]["pseudo_labels_per_image"] > 0
+        assert 0 <= result["mining"]["precision"] <= 1
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    losses = [float(row["train/loss"]) for row in rows if row["train/loss"]]
+    assert len(losses) == 4
+    views = {
+        key.split("/")[1] for key in rows[0] if key.startswith("train/") and key.count("/") == 2
+    }
+    assert views == {
+        "original": {"original"},
+        "augmented": {"augmented"},
+        "self_mining": {"original"},
+    }.get(method, {"original", "augmented"})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, shapes: list[str]) -> Path:
+    """A run that learnt enough to detect something."""
+    run = tmp_path_factory.mktemp("finished")
+    train(run, *shapes, "trainer.max_steps=40", "checkpoint.every_n_steps=20", "seed=3")
+    return run
+
+
+def test_the_run_directory_tells_all(finished: Path) -> None:
+    names = {path.name for path in (finished / "checkpoints").iterdir()}
+    assert names == {"step_000020.ckpt", "step_000040.ckpt", "last.ckpt"}
+    config = OmegaConf.load(finished / "config.yaml")
+    assert config.seed == 3
+    assert config.detector.min_size == 96  # resolved, no reference left
+    assert "${" not in (finished / "config.yaml").read_text()
+    result = json.loads((finished / "result.json").read_text())
+    assert result["data"]["train"]["images"] == 12
+    assert result["data"]["train"]["kept"] + result["data"]["train"]["erased"] > 12
+    assert result["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert result["wall_time_s"] > 0
+    assert (result["sparsity"], result["seed"], result["steps"]) == ("hard", 3, 40)
+
+
+def test_evaluating_the_checkpoint_gives_the_same_numbers(finished: Path, tmp_path: Path) -> None:
+    expected = json.loads((finished / "result.json").read_text())["metrics"]
+    checkpoint = finished / "checkpoints" / "last.ckpt"
+    result = evaluate(tmp_path, f"checkpoint={checkpoint}", "coco_results=true")
+    assert result["metrics"] == expected
+    found = json.loads((tmp_path / "coco_results.json").read_text())
+    assert found
+    assert set(found[0]) == {"image_id", "category_id", "bbox", "score"}
+
+
+@pytest.mark.parametrize("detector", ["retinanet", "fcos"])
+def test_the_network_is_a_plain_torchvision_model(
+    tmp_path: Path, shapes: list[str], detector: str
+) -> None:
+    train(tmp_path, *shapes, f"detector={detector}", "trainer.max_steps=2")
+    ours, description = load_detector(tmp_path / "checkpoints" / "last.ckpt")
+    theirs = ours.net
+    assert type(theirs) is {"retinanet": RetinaNet, "fcos": FCOS}[detector]
+    theirs.score_thresh = 0.0
+    image = load_image(next(Path(description["config"]["data"]["root"]).glob("val/*.jpg")))
+    found = ours.detect([image])[0]
+    with torch.no_grad():
+        expected = theirs([image / 255])[0]
+    assert len(found) > 0
+    assert torch.equal(found.boxes, expected["boxes"])
+    assert torch.equal(found.labels, expected["labels"])
+
+
+def test_a_checkpoint_loads_without_running_code(finished: Path, tmp_path: Path) -> None:
+    checkpoint = finished / "checkpoints" / "last.ckpt"
+    content = torch.load(checkpoint, weights_only=True)
+    assert content["global_step"] == 40
+    assert content["comining"]["category_names"][0] == "circle"
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "pwned",)
+
+    torch.save({"comining": Evil(), "state_dict": {}}, tmp_path / "evil.ckpt")
+    with pytest.raises(CheckpointError, match=r"evil\.ckpt: cannot be loaded"):
+        read_checkpoint(tmp_path / "evil.ckpt")
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_checkpoint_builds_nothing_foreign(finished: Path, tmp_path: Path) -> None:
+    content = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
+    content["comining"]["config"]["backbone"]["_target_"] = "subprocess.call"
+    torch.save(content, tmp_path / "foreign.ckpt")
+    with pytest.raises(ConfigError, match=r"backbone\._target_='subprocess\.call'"):
+        load_detector(tmp_path / "foreign.ckpt")
+
+
+@pytest.mark.parametrize("kind", ["absent", "empty", "truncated", "text", "other"])
+def test_damaged_and_foreign_checkpoints_are_named(
+    finished: Path, tmp_path: Path, kind: str
+) -> None:
+    file = tmp_path / "x.ckpt"
+    whole = (finished / "checkpoints" / "last.ckpt").read_bytes()
+    if kind == "other":
+        torch.save({"weights": torch.zeros(1)}, file)
+    elif kind != "absent":
+        file.write_bytes({"empty": b"", "truncated": whole[: len(whole) // 2]}.get(kind, b"hello"))
+    with pytest.raises(CheckpointError, match=r"x\.ckpt"):
+        load_detector(file)
+
+
+def test_the_same_seed_trains_the_same_weights(tmp_path: Path, shapes: list[str]) -> None:
+    weights = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(tmp_path / name, *shapes, "trainer.max_steps=3", f"seed={seed}")
+        state = torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
+        weights.append(torch.cat([value.flatten() for value in state["state_dict"].values()]))
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path, shapes: list[str]) -> None:
+    with pytest.raises(FloatingPointError, match=r"loss at step \d+ is not finite"):
+        train(tmp_path, *shapes, "trainer.max_steps=30", "optimizer=sgd", "optimizer.lr=1e9")
+    assert not (tmp_path / "result.json").exists()
+
+
+# -- other data --------------------------------------------------------------------------
+
+SMALL = [
+    "trainer.enable_progress_bar=false",
+    "trainer.accelerator=cpu",
+    "trainer.log_every_n_steps=1",
+    "data.min_size=96",
+    "data.max_size=160",
+    "data.num_workers=0",
+    "data.batch_size=4",
+]
+
+
+def test_coco_without_val2017_is_evaluated_on_its_training_images(tmp_path: Path) -> None:
+    root = real_data("coco128")
+    result = train(tmp_path, "data=coco", f"data.root={root}", *SMALL, "trainer.max_steps=2")
+    assert result["data"]["train"]["classes"] == 80
+    assert result["data"]["train"]["crowds"] == 10
+    assert result["data"]["train"]["images_trained_on"] == 126  # two images are empty
+    assert result["data"]["val"]["is_training_set"]
+
+
+def test_custom_data_train_with_workers(tmp_path: Path) -> None:
+    root = real_data("bccd")
+    options = ["data=custom", f"data.root={root}", "data.num_workers=2", "sparsity=miss50"]
+    for split in ("train", "val"):
+        options += [
+            f"data.{split}_annotations=annotations/instances_{split}.json",
+            f"data.{split}_images=images",
+        ]
+    small = [option for option in SMALL if "workers" not in option]
+    result = train(tmp_path, *small, *options, "trainer.max_steps=2")
+    assert result["data"]["train"]["erased"] == 1401  # of 2,804 in three categories
+    assert not result["data"]["val"]["is_training_set"]
+
+
+def test_evaluating_on_another_set_needs_its_classes(finished: Path, tmp_path: Path) -> None:
+    checkpoint = finished / "checkpoints" / "last.ckpt"
+    root = real_data("coco128")
+    with pytest.raises(ConfigError, match=r"detects .*circle.* but the data have .*person"):
+        evaluate(tmp_path, f"checkpoint={checkpoint}", "data=coco", f"data.root={root}")
+
+
+def test_a_missing_coco_root_says_what_belongs_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as error:
+        train(tmp_path, "data=coco", f"data.root={tmp_path / 'none'}", *SMALL)
+    message = str(error.value)
+    assert str(tmp_path / "none" / "annotations" / "instances_val2017.json") in message
+    assert "train2017/" in message
+    assert "cocodataset.org" in message
+
+
+# -- as a user calls it ------------------------------------------------------------------
+
+
+def call(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / command[0]), *command[1:]],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_the_commands_work_from_any_folder(tmp_path: Path, shapes: list[str]) -> None:
+    done = call("train.py", *shapes, "trainer.max_steps=2", "hydra.run.dir=out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    table = done.stdout.splitlines()
+    assert "AP50" in table[-6]
+    assert f"{result['metrics']['AP']:.1f}" == table[-5].split()[0]
+    done = call(
+        "evaluate.py", "checkpoint=out/checkpoints/last.ckpt", "hydra.run.dir=ev", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert (
+        json.loads((tmp_path / "ev" / "evaluation.json").read_text())["metrics"]
+        == result["metrics"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["trainer.max_steps=abc"], "error: trainer.max_steps='abc' must be int"),
+        (["data=coco"], "error: Missing mandatory value: data.root"),
+        (["data=coco", "data.root=nowhere"], "error: missing for val: nowhere/annotations"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    tmp_path: Path, overrides: list[str], words: str
+) -> None:
+    done = call("train.py", *overrides, "hydra.run.dir=out", cwd=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out" / "result.json").exists()
