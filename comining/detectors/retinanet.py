@@ -23,9 +23,9 @@ class RetinaNetDetector(DenseDetector):
     Args:
         backbone: features and their strides.
         num_classes: K, without a background class.
-        anchor_scale: side of the smallest anchors, in strides (4 in the paper).
-        whole_anchors: cut anchor sides to whole px (32, 40, 50), as torchvision's builder does, into
-            which weights load then; the authors' are 32, 40.3, 50.8.
+        anchor_scale: a level's smallest anchors in strides (paper: 4).
+        whole_anchors: cut anchor sides to whole px (32, 40, 50), as torchvision's builder does,
+            into which weights load then; the authors' are 32, 40.3, 50.8.
         norm_groups: groups of the head's GroupNorm, None for a head without norm (the paper's).
         min_size, max_size: shortest and longest side at inference, px.
         foreground_iou, background_iou: an anchor is positive from the first, background below the

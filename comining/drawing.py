@@ -1,0 +1,108 @@
+"""Pictures of boxes: layers told apart by colour and by line style.
+
+The colours are those of Okabe and Ito (2008), which colour-blind people can tell apart; every
+line lies on a dark rim, so that it shows on any ground.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+RIM = (0, 0, 0)
+PAPER = (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class Style:
+    """How the boxes of a layer look."""
+
+    name: str  # in the legend
+    colour: tuple[int, int, int]
+    dash: tuple[int, int] | None  # lengths of stroke and gap, px; None for a solid line
+
+
+ANNOTATED = Style("annotated", (86, 180, 233), None)
+ERASED = Style("erased", (230, 159, 0), (9, 6))
+MINED = Style("mined", (240, 228, 66), (2, 3))
+
+
+@dataclass
+class Layer:
+    """Boxes to draw in one style."""
+
+    style: Style
+    boxes: Tensor  # [N, 4] xyxy px of the image
+    captions: Sequence[str] = ()  # N words, or none
+
+
+def panel(image: Tensor, layers: Sequence[Layer], scale: float = 1.0) -> Image.Image:
+    """An image with its boxes.
+
+    Args:
+        image: [3, H, W] uint8.
+        layers: drawn in this order; each layer lies 2 px outside of the one before, so that boxes
+            in the same place all stay visible.
+        scale: enlargement.
+    """
+    picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+    size = (round(picture.width * scale), round(picture.height * scale))
+    picture = picture.resize(size, Image.Resampling.NEAREST if scale > 1 else None)
+    pen = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(12)
+    for depth, layer in enumerate(layers):
+        for number, box in enumerate((layer.boxes.cpu() * scale).tolist()):
+            left, top = (max(1, round(side) - 2 * depth) for side in box[:2])
+            right = min(size[0] - 2, round(box[2]) + 2 * depth)
+            bottom = min(size[1] - 2, round(box[3]) + 2 * depth)
+            _rectangle(pen, left, top, max(left, right), max(top, bottom), layer.style)
+            if layer.captions:
+                words = layer.captions[number]
+                x = min(left, size[0] - int(pen.textlength(words, font=font)) - 2)
+                y = top - 15 if top >= 15 else min(bottom + 1, size[1] - 15)
+                pen.text((x, y), words, layer.style.colour, font, stroke_width=2, stroke_fill=RIM)
+    return picture
+
+
+def sheet(
+    panels: Sequence[Image.Image], columns: int, styles: Sequence[Style], title: str
+) -> Image.Image:
+    """Panels in rows under a title, with a legend of the styles below."""
+    gap, band = 8, 30
+    width = max(one.width for one in panels)
+    height = max(one.height for one in panels)
+    rows = -(-len(panels) // columns)
+    page = (columns * (width + gap) + gap, rows * (height + gap) + gap + 2 * band)
+    picture = Image.new("RGB", page, PAPER)
+    pen = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(16)
+    pen.text((gap, 6), title, RIM, font)
+    for number, one in enumerate(panels):
+        row, column = divmod(number, columns)
+        picture.paste(one, (gap + column * (width + gap), band + gap + row * (height + gap)))
+    x, y = gap, page[1] - band + 4
+    for style in styles:
+        pen.rectangle((x, y, x + 44, y + 20), fill=(110, 110, 110))
+        _rectangle(pen, x + 5, y + 4, x + 39, y + 16, style)
+        pen.text((x + 52, y), style.name, RIM, font)
+        x += 52 + int(pen.textlength(style.name, font=font)) + 28
+    return picture
+
+
+def _rectangle(
+    pen: ImageDraw.ImageDraw, left: int, top: int, right: int, bottom: int, style: Style
+) -> None:
+    corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
+    for width, colour in ((4, RIM), (2, style.colour)):
+        for (x0, y0), (x1, y1) in pairwise(corners):
+            length = abs(x1 - x0) + abs(y1 - y0)
+            stroke, gap = style.dash or (length, 1)
+            for start in range(0, max(1, length), stroke + gap):
+                end = min(start + stroke, length)
+                at = [start / max(1, length), end / max(1, length)]
+                points = [(round(x0 + (x1 - x0) * t), round(y0 + (y1 - y0) * t)) for t in at]
+                pen.line(points, fill=colour, width=width)
