@@ -40,6 +40,7 @@ def main(cfg: DictConfig) -> None:
     trainer = instantiate(cfg.trainer, "trainer", logger=logger, callbacks=[checkpoint], **fixed)
     data.setup("fit")
     log.info("data: %s", data.summary())
+    method.prepare(data, run)
     detector = build_detector(config, len(data.categories), pretrained=True)
     module = DetectionModule(
         detector, method, view, optimizer, schedule, data.val_set.annotations, cfg.seed,

@@ -94,7 +94,7 @@ class DetectionModule(EvaluationModule):
         images = {"original": batch.images}
         if "augmented" in self.method.views:
             images["augmented"] = self.view(batch.images, batch.positions, self.seed)
-        result = self.method(self.detector, images, batch.targets, step)
+        result = self.method(self.detector, images, batch, step)
         loss = result.total
         if not torch.isfinite(loss):
             terms = {name: value.item() for name, value in result.losses.items()}

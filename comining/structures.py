@@ -136,6 +136,7 @@ class Batch:
     images: list[Tensor]  # B times [3, H, W] uint8, resized and flipped
     targets: list[Targets]  # B: the annotations that were kept
     erased: list[Targets]  # B: those that sparsity erased, for judging what is mined
+    found: list[Detections]  # B: what a method attached to the images beforehand; often empty
     image_ids: list[int]  # B ids of the annotation file
     positions: list[int]  # B global positions in the training stream; they seed the second view
 

@@ -33,11 +33,11 @@ def main(checkpoint: str, output: str) -> None:
     ]
     panels = []
     for item in sorted(random.Random(0).sample(several, 8)):
-        _, image, kept, erased, _ = data.train_set[SampleKey(item, item)]
-        mined = method.cogenerate(detector, detector.predict([image]), [kept])[0]
-        layers = zip((ANNOTATED, ERASED, MINED), (kept, erased, mined))
-        boxes = [Layer(style, one.boxes) for style, one in layers]
-        panels.append(panel(image, boxes, scale=2.5))
+        one = data.train_set[SampleKey(item, item)]
+        mined = method.cogenerate(detector, detector.predict([one.image]), [one.targets])[0]
+        layers = zip((ANNOTATED, ERASED, MINED), (one.targets, one.erased, mined))
+        boxes = [Layer(style, found.boxes) for style, found in layers]
+        panels.append(panel(one.image, boxes, scale=2.5))
     title = "Half of the annotations were erased; what co-mining finds again in training images"
     sheet(panels, 4, [ANNOTATED, ERASED, MINED], title).save(Path(output), optimize=True)
 

@@ -19,7 +19,7 @@ from comining.checkpoint import build_detector
 from comining.config import CONFIG_FOLDER, instantiate
 from comining.detectors.base import DenseDetector
 from comining.methods.base import Method
-from comining.structures import DensePredictions, Targets
+from comining.structures import Batch, DensePredictions, Detections, Targets
 
 DATA = Path(
     os.environ.get("COMINING_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")
@@ -69,6 +69,13 @@ def targets(*rows: tuple[float, float, float, float, int]) -> Targets:
     """Targets from (x1, y1, x2, y2, label)."""
     table = torch.tensor(rows, dtype=torch.float32).reshape(-1, 5)
     return Targets(table[:, :4], table[:, 4].long())
+
+
+def batch_of(truth: list[Targets], found: list[Detections] | None = None) -> Batch:
+    """A batch for methods, which look at the boxes only."""
+    nothing = [targets()] * len(truth)
+    none = [Detections(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0))]
+    return Batch([], truth, nothing, found or none * len(truth), [], [])
 
 
 def images(count: int, height: int = 64, width: int = 96) -> list[torch.Tensor]:

@@ -94,9 +94,10 @@ def training_set(root: Path, flip: float, min_size: int = 48, seed: int = 0) -> 
 def test_kept_and_erased_travel_together(tmp_path: Path) -> None:
     data = training_set(tmp_path, flip=0.0)
     assert len(data) == 2  # an image without annotations is not trained on
-    _, image, kept, erased, image_id = data[SampleKey(0, 0)]
+    _, image, kept, erased, found, image_id = data[SampleKey(0, 0)]
     assert image.shape == (3, 48, 64)
     assert image_id == 1
+    assert len(found) == 0
     assert kept.boxes.tolist() == [[1, 2, 11, 14], [40, 4, 52, 13]]
     assert kept.labels.tolist() == [0, 1]
     assert erased.boxes.tolist() == [[20, 20, 50, 40]]
@@ -107,14 +108,14 @@ def test_kept_and_erased_travel_together(tmp_path: Path) -> None:
 
 def test_flip_mirrors_image_and_boxes(tmp_path: Path) -> None:
     plain = training_set(tmp_path, flip=0.0)[SampleKey(0, 0)][1]
-    _, mirrored, kept_m, erased_m, _ = training_set(tmp_path, flip=1.0)[SampleKey(0, 0)]
+    _, mirrored, kept_m, erased_m, _, _ = training_set(tmp_path, flip=1.0)[SampleKey(0, 0)]
     assert torch.equal(mirrored, plain.flip(-1))
     assert kept_m.boxes.tolist() == [[53, 2, 63, 14], [12, 4, 24, 13]]
     assert erased_m.boxes.tolist() == [[14, 20, 44, 40]]
 
 
 def test_resizing_scales_boxes_with_the_image(tmp_path: Path) -> None:
-    _, image, kept, _, _ = training_set(tmp_path, flip=0.0, min_size=96)[SampleKey(0, 0)]
+    _, image, kept, _, _, _ = training_set(tmp_path, flip=0.0, min_size=96)[SampleKey(0, 0)]
     assert image.shape == (3, 96, 128)
     assert kept.boxes.tolist() == [[2, 4, 22, 28], [80, 8, 104, 26]]
 

@@ -7,9 +7,10 @@ import torch
 
 from comining.detectors.base import DenseDetector
 from comining.structures import DensePredictions, Targets
-from tests.helpers import detector, images, method, targets
+from tests.helpers import batch_of, detector, images, method, targets
 
 TRUTH = [targets((8, 8, 40, 40, 0)), targets((10, 5, 30, 35, 1), (50, 20, 80, 60, 2))]
+BATCH = batch_of(TRUTH)
 
 
 @pytest.fixture(params=["retinanet", "fcos"])
@@ -42,7 +43,7 @@ def confident(built: DenseDetector, views: int) -> DensePredictions:
 
 def test_each_view_is_supervised_by_what_the_other_found(built: DenseDetector) -> None:
     predictions = confident(built, 2)
-    supervision, mined = method("comining").supervise(built, predictions, TRUTH, step=0)
+    supervision, mined = method("comining").supervise(built, predictions, BATCH, step=0)
     for view, own, other in (("original", 0, 1), ("augmented", 1, 0)):
         for image, target in enumerate(supervision[view]):
             annotated = TRUTH[image].labels.tolist()
@@ -53,24 +54,24 @@ def test_each_view_is_supervised_by_what_the_other_found(built: DenseDetector) -
 def test_self_mining_is_supervised_by_what_it_found(built: DenseDetector) -> None:
     chosen = method("self_mining")
     assert chosen.views == ("original",)
-    supervision, mined = chosen.supervise(built, confident(built, 1), TRUTH, step=0)
+    supervision, mined = chosen.supervise(built, confident(built, 1), BATCH, step=0)
     assert supervision["original"][0].labels.tolist() == [0, 0]
     assert mined["original"][0].labels.tolist() == [0]
 
 
 def test_two_views_may_mine_for_themselves(built: DenseDetector) -> None:
     chosen = method("comining", exchange=False)
-    supervision, _ = chosen.supervise(built, confident(built, 2), TRUTH, step=0)
+    supervision, _ = chosen.supervise(built, confident(built, 2), BATCH, step=0)
     assert supervision["augmented"][0].labels.tolist() == [0, 1]
 
 
 def test_nothing_is_mined_before_the_start_step(built: DenseDetector) -> None:
     chosen = method("comining", start_step=5)
     predictions = confident(built, 2)
-    supervision, mined = chosen.supervise(built, predictions, TRUTH, step=4)
+    supervision, mined = chosen.supervise(built, predictions, BATCH, step=4)
     assert mined == {}
     assert supervision["original"] is TRUTH
-    assert chosen.supervise(built, predictions, TRUTH, step=5)[1]
+    assert chosen.supervise(built, predictions, BATCH, step=5)[1]
 
 
 @pytest.mark.parametrize("name", ["comining", "self_mining"])
@@ -79,8 +80,8 @@ def test_without_confident_detections_mining_changes_nothing(
 ) -> None:
     plain = method("joint" if name == "comining" else "original")
     views = two_views()
-    expected = plain(built, views, TRUTH, 0)
-    result = method(name, score_threshold=0.999)(built, views, TRUTH, 0)
+    expected = plain(built, views, BATCH, 0)
+    result = method(name, score_threshold=0.999)(built, views, BATCH, 0)
     assert all(len(one) == 0 for found in result.mined.values() for one in found)
     assert result.losses.keys() == expected.losses.keys()
     for key, value in result.losses.items():
@@ -90,8 +91,8 @@ def test_without_confident_detections_mining_changes_nothing(
 def test_joint_is_the_sum_of_original_and_augmented(built: DenseDetector) -> None:
     """Each branch has its own normaliser, so the branches do not know of each other."""
     views = two_views()
-    joint = method("joint")(built, views, TRUTH, 0)
-    alone = [method(name)(built, views, TRUTH, 0) for name in ("original", "augmented")]
+    joint = method("joint")(built, views, BATCH, 0)
+    alone = [method(name)(built, views, BATCH, 0) for name in ("original", "augmented")]
     assert joint.losses.keys() == alone[0].losses.keys() | alone[1].losses.keys()
     torch.testing.assert_close(joint.total, alone[0].total + alone[1].total, rtol=1e-4, atol=0)
 
@@ -99,7 +100,7 @@ def test_joint_is_the_sum_of_original_and_augmented(built: DenseDetector) -> Non
 def test_the_network_runs_once(built: DenseDetector, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     built.net.backbone.register_forward_hook(lambda *_: calls.append(1))
-    method("comining")(built, two_views(), TRUTH, 0)
+    method("comining")(built, two_views(), BATCH, 0)
     assert len(calls) == 1
 
 
@@ -109,10 +110,10 @@ def test_mining_sends_no_gradient(built: DenseDetector, monkeypatch: pytest.Monk
     leaves = [predictions.logits.requires_grad_(), predictions.deltas.requires_grad_()]
     monkeypatch.setattr(built, "predict", lambda _: predictions)
     chosen = method("comining")
-    result = chosen(built, two_views(), TRUTH, 0)
+    result = chosen(built, two_views(), BATCH, 0)
     gradient = torch.autograd.grad(result.total, leaves)
 
-    supervision, mined = chosen.supervise(built, predictions, TRUTH, 0)
+    supervision, mined = chosen.supervise(built, predictions, BATCH, 0)
     assert sum(len(one) for found in mined.values() for one in found) == 4
     for view in ("original", "augmented"):
         assert not any(t.boxes.requires_grad for t in supervision[view])
@@ -132,7 +133,7 @@ def test_a_pseudo_label_trains_like_an_annotation(built: DenseDetector) -> None:
     """Classification, box and (FCOS) centerness alike, low-quality matches included."""
     predictions = confident(built, 2)
     chosen = method("comining")
-    supervision, mined = chosen.supervise(built, predictions, TRUTH, 0)
+    supervision, mined = chosen.supervise(built, predictions, BATCH, 0)
     found = mined["augmented"][0]
     by_hand = Targets(
         torch.cat([TRUTH[0].boxes, found.boxes]), torch.cat([TRUTH[0].labels, found.labels])
@@ -148,7 +149,7 @@ def test_a_pseudo_label_trains_like_an_annotation(built: DenseDetector) -> None:
 @pytest.mark.parametrize("name", ["original", "joint", "comining", "self_mining"])
 def test_images_without_annotations_train(built: DenseDetector, name: str, empty: str) -> None:
     truth = [targets(), targets() if empty == "all" else TRUTH[1]]
-    result = method(name)(built, two_views(), truth, 0)
+    result = method(name)(built, two_views(), batch_of(truth), 0)
     result.total.backward()
     gradients = [p.grad for p in built.net.head.parameters() if p.grad is not None]
     assert torch.isfinite(result.total)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from comining.cogeneration import suppress
 from comining.structures import DensePredictions, Targets
-from tests.helpers import detector, method
+from tests.helpers import batch_of, detector, method
 
 FOLDER = Path(os.environ.get("COMINING_REFERENCE", Path(__file__).parent / "reference"))
 CASES = sorted(FOLDER.glob("*.npz"))
@@ -101,7 +101,7 @@ class Case:
 
     def supervision(self) -> Any:
         predictions = self.predictions(self.inputs(*VIEWS))
-        return self.method.supervise(self.detector, predictions, self.targets, step=0)[0]
+        return self.method.supervise(self.detector, predictions, batch_of(self.targets), step=0)[0]
 
 
 @pytest.fixture(params=CASES, ids=lambda path: path.stem)
@@ -165,6 +165,6 @@ def test_the_method_puts_the_steps_together(case: Case) -> None:
     inputs = case.inputs(*VIEWS)
     case.detector.predict = lambda images: case.predictions(inputs)  # type: ignore[method-assign]
     images = {view: [torch.empty(0)] * len(case.targets) for view in VIEWS}
-    result = case.method(case.detector, images, case.targets, step=0)
+    result = case.method(case.detector, images, batch_of(case.targets), step=0)
     expected = sum(case.data[key] for key in case.data if key.startswith("loss_"))
     torch.testing.assert_close(result.total, expected, rtol=1e-4, atol=1e-7)

@@ -6,6 +6,7 @@ import math
 import random
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +20,9 @@ from comining.data.annotations import AnnotationSet
 from comining.data.sampler import SampleKey
 from comining.errors import DataError
 from comining.seeding import derive_seed
-from comining.structures import Batch, Targets
+from comining.structures import Batch, Detections, Targets
+
+NOTHING = Detections(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
 
 
 def load_image(file: Path, size: tuple[int, int] | None = None) -> Tensor:
@@ -59,7 +62,18 @@ def resized_shape(height: int, width: int, min_size: int, max_size: int) -> tupl
     return max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
 
 
-class TrainingSet(Dataset[tuple[SampleKey, Tensor, Targets, Targets, int]]):
+class Sample(NamedTuple):
+    """One image of the training stream."""
+
+    key: SampleKey
+    image: Tensor  # [3, H, W] uint8, resized and flipped as the boxes are
+    targets: Targets  # kept
+    erased: Targets
+    found: Detections
+    image_id: int
+
+
+class TrainingSet(Dataset[Sample]):
     """The images of a sparse set that still have an annotation.
 
     Args:
@@ -89,6 +103,8 @@ class TrainingSet(Dataset[tuple[SampleKey, Tensor, Targets, Targets, int]]):
         self.seed = seed
         kept = ~erased & ~annotations.crowd
         self.images = np.unique(annotations.image[kept])
+        # image id -> boxes in original pixels that a method found there before training began.
+        self.found: dict[int, Detections] = {}
         # Rows of every image, so that an item is found without a search.
         self.kept_rows = _rows_of_image(annotations, kept)
         self.erased_rows = _rows_of_image(annotations, erased)
@@ -102,8 +118,8 @@ class TrainingSet(Dataset[tuple[SampleKey, Tensor, Targets, Targets, int]]):
         height, width = self.annotations.sizes[self.images].T
         return np.asarray(width > height)
 
-    def __getitem__(self, key: SampleKey) -> tuple[SampleKey, Tensor, Targets, Targets, int]:
-        """The image, what it is supervised by, what was erased, and its id."""
+    def __getitem__(self, key: SampleKey) -> Sample:
+        """One image with all its boxes, the same for the same key."""
         image_index = int(self.images[key.item])
         height, width = (int(side) for side in self.annotations.sizes[image_index])
         file = self.folder / self.annotations.file_names[image_index]
@@ -113,23 +129,28 @@ class TrainingSet(Dataset[tuple[SampleKey, Tensor, Targets, Targets, int]]):
             # Without antialiasing, as torchvision's models resize at inference: the network is
             # then trained on the pixels that it will be tested on.
             image = F.resize(image, list(shape), antialias=False)
-        scale = np.array([shape[1] / width, shape[0] / height] * 2)
+        scale = torch.tensor([shape[1] / width, shape[0] / height] * 2, dtype=torch.float64)
         flipped = random.Random(derive_seed("flip", self.seed, key.position)).random() < self.flip
         if flipped:
             image = image.flip(-1)
+
+        def move(boxes: Tensor) -> Tensor:
+            moved = (boxes * scale).float()
+            if flipped:
+                moved[:, [0, 2]] = shape[1] - moved[:, [2, 0]]
+            return moved
+
         targets, erased = (
-            self._targets(rows[image_index], scale, shape[1] if flipped else None)
+            Targets(
+                move(torch.from_numpy(self.annotations.boxes[rows[image_index]])),
+                torch.from_numpy(self.annotations.labels[rows[image_index]]),
+            )
             for rows in (self.kept_rows, self.erased_rows)
         )
-        return key, image, targets, erased, int(self.annotations.image_ids[image_index])
-
-    def _targets(
-        self, rows: NDArray[np.int64], scale: NDArray[np.float64], flip_width: int | None
-    ) -> Targets:
-        boxes = torch.from_numpy(self.annotations.boxes[rows] * scale).float()
-        if flip_width is not None:
-            boxes[:, [0, 2]] = flip_width - boxes[:, [2, 0]]
-        return Targets(boxes, torch.from_numpy(self.annotations.labels[rows]))
+        image_id = int(self.annotations.image_ids[image_index])
+        found = self.found.get(image_id, NOTHING)
+        found = Detections(move(found.boxes), found.labels, found.scores)
+        return Sample(key, image, targets, erased, found, image_id)
 
 
 def _rows_of_image(
@@ -142,15 +163,15 @@ def _rows_of_image(
     return np.split(rows, np.cumsum(counts)[:-1])
 
 
-def collate(samples: list[tuple[SampleKey, Tensor, Targets, Targets, int]]) -> Batch:
+def collate(samples: list[Sample]) -> Batch:
     """Samples of a :class:`TrainingSet` to a :class:`Batch`."""
-    keys, images, targets, erased, image_ids = zip(*samples, strict=True)
     return Batch(
-        images=list(images),
-        targets=list(targets),
-        erased=list(erased),
-        image_ids=list(image_ids),
-        positions=[key.position for key in keys],
+        images=[sample.image for sample in samples],
+        targets=[sample.targets for sample in samples],
+        erased=[sample.erased for sample in samples],
+        found=[sample.found for sample in samples],
+        image_ids=[sample.image_id for sample in samples],
+        positions=[sample.key.position for sample in samples],
     )
 
 

@@ -176,6 +176,23 @@ class DenseDetector(nn.Module, ABC):
             assigned labels [b, A] (class, K background, -1 ignored) and matched boxes [b, A, 4].
         """
 
+    @torch.no_grad()
+    def overlap(self, predictions: DensePredictions, targets: Sequence[Targets]) -> Tensor:
+        """The largest IoU [B, A] of every anchor's region with a target, 0 in images without."""
+        boxes, labels = pad_targets(targets, predictions.logits.device)
+        regions = self.regions(predictions)
+        rows = []
+        for image in range(len(boxes)):  # one table [G, A] at a time
+            real = labels[image] >= 0
+            region = regions if regions.dim() == 2 else regions[image]
+            table = torch.where(real[:, None], paired_iou(boxes[image], region), 0)
+            rows.append(table.amax(dim=0))
+        return torch.stack(rows)
+
+    @abstractmethod
+    def regions(self, predictions: DensePredictions) -> Tensor:
+        """What an anchor stands for when its overlap with boxes matters: [A, 4] or [B, A, 4]."""
+
     @abstractmethod
     def losses(
         self,
@@ -190,6 +207,18 @@ class DenseDetector(nn.Module, ABC):
         Args:
             weights: [B, A] or [B, A, K], a factor on the classification terms; None means 1.
         """
+
+
+def paired_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """IoU of boxes [..., G, 4] with anchors [A, 4] as a table [..., G, A]; 0 for empty boxes."""
+    corner = torch.maximum(boxes[..., None, :2], anchors[:, :2])
+    end = torch.minimum(boxes[..., None, 2:], anchors[:, 2:])
+    width, height = (end - corner).clamp_(min=0).unbind(-1)
+    intersection = width * height
+    area = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)
+    anchor_area = (anchors[:, 2:] - anchors[:, :2]).prod(dim=-1)
+    union = area[..., None] + anchor_area - intersection
+    return intersection / union.clamp_(min=torch.finfo(union.dtype).tiny)
 
 
 def gather_targets(boxes: Tensor, labels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:

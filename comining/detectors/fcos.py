@@ -79,6 +79,10 @@ class FCOSDetector(DenseDetector):
         distances = deltas * strides.unsqueeze(-1)
         return torch.cat([points - distances[..., :2], points + distances[..., 2:]], dim=-1)
 
+    def regions(self, predictions: DensePredictions) -> Tensor:
+        # A point has no extent; the box that it predicts stands for it, as a proposal would.
+        return self.decode_boxes(predictions.deltas.detach(), predictions.anchors)
+
     def match(
         self, predictions: DensePredictions, boxes: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
 
 from comining.detectors.backbones import Backbone
-from comining.detectors.base import DenseDetector, gather_targets
+from comining.detectors.base import DenseDetector, gather_targets, paired_iou
 from comining.losses import focal_loss_sum, normalizer
 from comining.structures import IGNORED, Assignment, DensePredictions
 
@@ -88,6 +88,9 @@ class RetinaNetDetector(DenseDetector):
         boxes: Tensor = self.net.box_coder.decode_single(deltas, anchors)
         return boxes
 
+    def regions(self, predictions: DensePredictions) -> Tensor:
+        return predictions.anchors
+
     def match(
         self, predictions: DensePredictions, boxes: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -123,13 +126,3 @@ class RetinaNetDetector(DenseDetector):
         )
         return {"classification": classification / count, "box": box / count}
 
-
-def paired_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """IoU of boxes [b, G, 4] with anchors [A, 4] as a table [b, G, A]; zero for empty boxes."""
-    corner = torch.maximum(boxes[:, :, None, :2], anchors[:, :2])
-    end = torch.minimum(boxes[:, :, None, 2:], anchors[:, 2:])
-    width, height = (end - corner).clamp_(min=0).unbind(-1)
-    intersection = width * height
-    area = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)
-    anchor_area = (anchors[:, 2:] - anchors[:, :2]).prod(dim=-1)
-    return intersection / (area[..., None] + anchor_area - intersection)

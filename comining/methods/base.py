@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
 
+from comining.data.datamodule import DetectionData
 from comining.detectors.base import DenseDetector
-from comining.structures import Assignment, DensePredictions, Detections, StepResult, Targets
+from comining.structures import (
+    Assignment,
+    Batch,
+    DensePredictions,
+    Detections,
+    StepResult,
+    Targets,
+)
 
 View = Literal["original", "augmented"]
 Mined = Mapping[str, list[Detections]]
@@ -30,27 +39,34 @@ class Method:
             raise ValueError(f"method.views must name different views, got {list(views)}")
         self.views = tuple(views)
 
+    def prepare(self, data: DetectionData, run: Path) -> None:
+        """What is to be done once, after the data are read and before training begins.
+
+        Args:
+            run: the run directory, for what the method wants to leave there.
+        """
+
     def __call__(
         self,
         detector: DenseDetector,
         images: Mapping[str, Sequence[Tensor]],
-        targets: Sequence[Targets],
+        batch: Batch,
         step: int,
     ) -> StepResult:
         """Losses of one batch.
 
         Args:
             images: for every view of :attr:`views` B images [3, H, W] uint8 of equal geometry.
-            targets: B annotations, shared by the views.
+            batch: annotations of the B images, shared by the views.
             step: optimizer steps done so far.
         """
         predictions = detector.predict([image for view in self.views for image in images[view]])
-        supervision, mined = self.supervise(detector, predictions, targets, step)
-        branches = zip(self.views, predictions.split(len(targets)), strict=True)
+        supervision, mined = self.supervise(detector, predictions, batch, step)
+        branches = zip(self.views, predictions.split(len(batch.targets)), strict=True)
         losses = {
             f"{view}/{term}": loss
             for view, branch in branches
-            for term, loss in self.branch_losses(detector, branch, supervision[view]).items()
+            for term, loss in self.branch_losses(detector, branch, supervision[view], batch).items()
         }
         return StepResult(losses, mined)
 
@@ -58,33 +74,38 @@ class Method:
         self,
         detector: DenseDetector,
         predictions: DensePredictions,
-        targets: Sequence[Targets],
+        batch: Batch,
         step: int,
     ) -> tuple[Mapping[str, Sequence[Targets]], Mined]:
         """The targets of every view, and the pseudo-labels that each view produced.
 
         Args:
             predictions: of all views, V * B images, view after view.
-            targets: the annotations of the B images.
+            batch: annotations of the B images.
         """
-        return dict.fromkeys(self.views, targets), {}
+        return dict.fromkeys(self.views, batch.targets), {}
 
     def branch_losses(
         self,
         detector: DenseDetector,
         predictions: DensePredictions,
         targets: Sequence[Targets],
+        batch: Batch,
     ) -> dict[str, Tensor]:
         """The losses of one branch under its targets."""
         assignment = detector.assign(predictions, targets)
-        weights = self.weights(predictions, assignment, targets)
+        weights = self.weights(detector, predictions, assignment, batch)
         return detector.losses(predictions, assignment, weights)
 
     def weights(
         self,
+        detector: DenseDetector,
         predictions: DensePredictions,
         assignment: Assignment,
-        targets: Sequence[Targets],
+        batch: Batch,
     ) -> Tensor | None:
-        """A factor [B, A] or [B, A, K] on the classification loss; None counts all alike."""
+        """A factor [B, A] or [B, A, K] on the classification loss; None counts all alike.
+
+        Never sends a gradient.
+        """
         return None

@@ -9,7 +9,7 @@ import torch
 from comining.cogeneration import clip, drop_annotated, merge, suppress
 from comining.detectors.base import DenseDetector
 from comining.methods.base import Method, Mined, View
-from comining.structures import DensePredictions, Detections, Targets
+from comining.structures import Batch, DensePredictions, Detections, Targets
 
 
 class CoMining(Method):
@@ -84,11 +84,12 @@ class CoMining(Method):
         self,
         detector: DenseDetector,
         predictions: DensePredictions,
-        targets: Sequence[Targets],
+        batch: Batch,
         step: int,
     ) -> tuple[Mapping[str, Sequence[Targets]], Mined]:
         if step < self.start_step:
-            return super().supervise(detector, predictions, targets, step)
+            return super().supervise(detector, predictions, batch, step)
+        targets = batch.targets
         found = self.cogenerate(detector, predictions, [*targets] * len(self.views))
         size = len(targets)
         mined: Mined = {
