@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from comining.evaluation.coco import metrics_table
 from comining.module import DetectionModule
@@ -90,3 +91,30 @@ def report_result(
     for name, value in result["mining"].items():
         print(f"mining over the last quarter: {name} {'-' if value is None else f'{value:.2f}'}")
     print(f"run directory: {run}")
+
+
+def same_options(first: Any, second: Any, ignoring: Collection[str]) -> bool:
+    """Whether two resolved configurations agree but for some top-level groups.
+
+    Where they write to does not count, nor options that do not change a result.
+    """
+    silent = {*ignoring, "checkpoint", "logger", "skip_finished", "experiment"}
+    return {k: v for k, v in first.items() if k not in silent} == {
+        k: v for k, v in second.items() if k not in silent
+    }
+
+
+def find_run(run: Path, wanted: Mapping[str, Any]) -> Path | None:
+    """A finished run beside ``run`` whose ``result.json`` says what is ``wanted``.
+
+    Its other options are those of ``run``.
+    """
+    mine = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    for file in sorted(run.parent.glob("*/result.json")):
+        result = json.loads(file.read_text(encoding="utf-8"))
+        if result["status"] != "finished" or any(result[k] != v for k, v in wanted.items()):
+            continue
+        its = OmegaConf.to_container(OmegaConf.load(file.with_name("config.yaml")))
+        if same_options(mine, its, ignoring={*wanted, "tau"}):
+            return file.parent
+    return None

@@ -233,10 +233,12 @@ class DetectionData(L.LightningDataModule):
     ) -> Any:
         """Move tensors; lists of ids stay where they are."""
         if isinstance(batch, Batch):
-            for one in (*batch.targets, *batch.erased, *batch.found):
+            for target in (*batch.targets, *batch.erased):
+                target.boxes = target.boxes.to(device, non_blocking=True)
+                target.labels = target.labels.to(device, non_blocking=True)
+            for one in batch.found:
                 one.boxes = one.boxes.to(device, non_blocking=True)
                 one.labels = one.labels.to(device, non_blocking=True)
-            for one in batch.found:
                 one.scores = one.scores.to(device, non_blocking=True)
             batch.images = [image.to(device, non_blocking=True) for image in batch.images]
             return batch

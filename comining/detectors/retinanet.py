@@ -125,4 +125,3 @@ class RetinaNetDetector(DenseDetector):
             predictions.deltas[image, anchor], wanted, beta=self.smooth_l1_beta, reduction="sum"
         )
         return {"classification": classification / count, "box": box / count}
-

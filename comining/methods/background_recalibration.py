@@ -1,0 +1,71 @@
+"""Background recalibration loss, BRL (Zhang et al., ICASSP 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from comining.detectors.base import DenseDetector
+from comining.losses import focal_background, focal_foreground, normalizer
+from comining.methods.base import Method, View
+from comining.structures import Batch, DensePredictions, Targets
+
+
+class BackgroundRecalibration(Method):
+    """Negatives far from every annotation that look like objects are treated as objects.
+
+    A negative whose overlap with all annotations is below ``confusion_iou`` leaves the ordinary
+    classification loss. It gets the mirrored one, times ``loss_weight``: the focal loss of
+    background up to a probability of ``confusion_score``, and above it the focal loss of
+    foreground with the same factor.
+
+    The rule is published for RetinaNet's anchors; in FCOS the box that a point predicts stands for
+    its anchor.
+
+    Args:
+        confusion_iou: 0 switches the method off.
+        alpha, gamma: of both branches; alpha weights foreground, so that 1 - alpha is theirs.
+    """
+
+    def __init__(
+        self,
+        views: Sequence[View],
+        *,
+        confusion_iou: float,
+        confusion_score: float,
+        loss_weight: float,
+        alpha: float,
+        gamma: float,
+    ):
+        super().__init__(views)
+        for name, value in (("confusion_iou", confusion_iou), ("confusion_score", confusion_score)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"method.{name} must lie in 0 ... 1, got {value}")
+        self.confusion_iou = confusion_iou
+        self.confusion_score = confusion_score
+        self.loss_weight = loss_weight
+        self.alpha, self.gamma = alpha, gamma
+
+    def mirrored(self, logits: Tensor) -> Tensor:
+        """The loss of every class of a confusing anchor, element by element, before the weight."""
+        background = focal_background(logits, self.alpha, self.gamma)
+        foreground = focal_foreground(logits, 1 - self.alpha, self.gamma)
+        return torch.where(logits.sigmoid() > self.confusion_score, foreground, background)
+
+    def branch_losses(
+        self,
+        detector: DenseDetector,
+        predictions: DensePredictions,
+        targets: Sequence[Targets],
+        batch: Batch,
+    ) -> dict[str, Tensor]:
+        assignment = detector.assign(predictions, targets)
+        overlap = detector.overlap(predictions, batch.targets)
+        negative = assignment.labels == assignment.num_classes
+        confusing = (negative & (overlap < self.confusion_iou)).to(predictions.logits.dtype)
+        losses = detector.losses(predictions, assignment, weights=1 - confusing)
+        positives = normalizer(assignment.positive.sum().to(predictions.logits.dtype), smallest=1.0)
+        mirrored = (self.mirrored(predictions.logits) * confusing.unsqueeze(-1)).sum()
+        return {**losses, "confusion": self.loss_weight * mirrored / positives}

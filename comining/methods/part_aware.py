@@ -1,0 +1,142 @@
+"""Part-aware sampling (Niitani et al., CVPR 2019): no loss for parts nobody annotated."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from comining.data.annotations import AnnotationSet
+from comining.data.datamodule import DetectionData
+from comining.detectors.base import DenseDetector
+from comining.errors import ConfigError
+from comining.methods.base import Method, View
+from comining.structures import Assignment, Batch, DensePredictions, pad_targets
+
+log = logging.getLogger(__name__)
+
+
+class PartAware(Method):
+    """An anchor inside a subject has no loss for that subject's parts, unless these are annotated.
+
+    An anchor lies inside an annotated box of a subject class if more than ``inside`` of its own
+    area does. It then contributes no classification loss for the subject's part classes of which
+    the image has no annotation. An FCOS point counts as a square with the side of its stride.
+
+    Args:
+        hierarchy: part class names of every subject class name; None mines the pairs from the
+            annotations that were kept; empty switches the method off.
+        inside: share of a box that must lie inside another.
+        min_share: of mining: a class is a part if at least this share of its boxes lies inside
+            boxes of the subject, in images that annotate both.
+        min_count: of mining: and if at least so many do.
+    """
+
+    def __init__(
+        self,
+        views: Sequence[View],
+        *,
+        hierarchy: Mapping[str, Sequence[str]] | None,
+        inside: float,
+        min_share: float,
+        min_count: int,
+    ):
+        super().__init__(views)
+        for name, value in (("inside", inside), ("min_share", min_share)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"method.{name} must lie in 0 ... 1, got {value}")
+        if min_count < 1:
+            raise ValueError(f"method.min_count must be positive, got {min_count}")
+        self.hierarchy = hierarchy
+        self.inside = inside
+        self.min_share = min_share
+        self.min_count = min_count
+        self.is_part: Tensor | None = None  # [K, K] float: subject, part
+
+    def prepare(self, data: DetectionData, run: Path) -> None:
+        names = data.categories.names
+        if self.hierarchy is None:
+            if data.train_set is None or data.erased is None:
+                raise RuntimeError("the data have not been set up for training")
+            table = mine_parts(
+                data.train_set.annotations, data.erased, self.inside, self.min_share, self.min_count
+            )
+        else:
+            table = np.zeros((len(names), len(names)), dtype=np.bool_)
+            for subject, parts in self.hierarchy.items():
+                for name in (subject, *parts):
+                    if name not in names:
+                        raise ConfigError(
+                            f"method.hierarchy: {name!r} is not a class of the data: {list(names)}"
+                        )
+                for part in parts:
+                    table[names.index(subject), names.index(part)] = True
+        pairs = [f"{names[part]} in {names[subject]}" for subject, part in np.argwhere(table)]
+        log.info("part-aware sampling: %s", ", ".join(pairs) or "no class is part of another")
+        self.is_part = torch.from_numpy(table).float()
+
+    def weights(
+        self,
+        detector: DenseDetector,
+        predictions: DensePredictions,
+        assignment: Assignment,
+        batch: Batch,
+    ) -> Tensor | None:
+        if self.is_part is None:
+            raise RuntimeError("prepare() has not been called")
+        if not self.is_part.any():
+            return None
+        self.is_part = self.is_part.to(predictions.logits.device)
+        boxes, labels = pad_targets(batch.targets, predictions.logits.device)
+        kept = torch.ones_like(predictions.logits)
+        for image, row in enumerate(kept):  # one table [G, A] at a time
+            real = labels[image] >= 0
+            subjects = self.is_part[labels[image].clamp(min=0)] * real[:, None]  # [G, K]
+            absent = torch.ones_like(row[0]).index_fill_(0, labels[image][real], 0.0)
+            inside = share_inside(predictions.anchors, boxes[image]) > self.inside  # [G, A]
+            silent = inside.T.to(subjects.dtype) @ (subjects * absent)
+            row[silent > 0] = 0.0
+        return kept
+
+
+def share_inside(anchors: Tensor, boxes: Tensor) -> Tensor:
+    """Which share of each anchor [A, 4] lies in each box [G, 4]: [G, A]."""
+    corner = torch.maximum(boxes[:, None, :2], anchors[:, :2])
+    end = torch.minimum(boxes[:, None, 2:], anchors[:, 2:])
+    shared = (end - corner).clamp(min=0).prod(dim=-1)
+    return shared / (anchors[:, 2:] - anchors[:, :2]).prod(dim=-1)
+
+
+def mine_parts(
+    annotations: AnnotationSet,
+    erased: NDArray[np.bool_],
+    inside: float,
+    min_share: float,
+    min_count: int,
+) -> NDArray[np.bool_]:
+    """Which classes are parts of which, by how often their kept boxes lie inside.
+
+    Returns:
+        [K, K] bool, subject then part.
+    """
+    num_classes = len(annotations.categories)
+    within = np.zeros((num_classes, num_classes), dtype=np.int64)
+    together = np.zeros((num_classes, num_classes), dtype=np.int64)
+    rows = np.flatnonzero(~erased & ~annotations.crowd)
+    rows = rows[np.argsort(annotations.image[rows], kind="stable")]
+    starts = np.flatnonzero(np.diff(annotations.image[rows])) + 1
+    for image_rows in np.split(rows, starts):
+        labels = annotations.labels[image_rows]
+        boxes = torch.from_numpy(annotations.boxes[image_rows])
+        lies = (share_inside(boxes, boxes) > inside).numpy()  # [subject, part]
+        for position, part in enumerate(labels):
+            others = np.arange(len(labels)) != position
+            together[np.unique(labels[others]), part] += 1
+            within[np.unique(labels[others & lies[:, position]]), part] += 1
+    np.fill_diagonal(within, 0)
+    return (within >= min_count) & (within >= min_share * np.maximum(together, 1))

@@ -1,0 +1,45 @@
+"""Soft Sampling (Wu et al., BMVC 2019): negatives far from every annotation count less."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from comining.detectors.base import DenseDetector
+from comining.methods.base import Method, View
+from comining.structures import Assignment, Batch, DensePredictions
+
+
+class SoftSampling(Method):
+    """Weights the classification loss of negatives by a Gompertz function of their overlap.
+
+    ``w(o) = floor + (1 - floor) * exp(-b * exp(-c * o))``, o the largest IoU with an annotated box.
+    Positives and the normaliser stay. The published rule weights the proposals of a two-stage
+    detector; here RetinaNet's anchors take their place, and in FCOS the boxes that points predict.
+
+    Args:
+        floor: weight of a negative that overlaps nothing; 1 switches the method off.
+        b, c: displacement and growth of the function.
+    """
+
+    def __init__(self, views: Sequence[View], *, floor: float, b: float, c: float):
+        super().__init__(views)
+        if not 0 <= floor <= 1:
+            raise ValueError(f"method.floor must lie in 0 ... 1, got {floor}")
+        self.floor, self.b, self.c = floor, b, c
+
+    def weight(self, overlap: Tensor) -> Tensor:
+        """w(o), element by element."""
+        return self.floor + (1 - self.floor) * torch.exp(-self.b * torch.exp(-self.c * overlap))
+
+    def weights(
+        self,
+        detector: DenseDetector,
+        predictions: DensePredictions,
+        assignment: Assignment,
+        batch: Batch,
+    ) -> Tensor | None:
+        weight = self.weight(detector.overlap(predictions, batch.targets))
+        return weight.masked_fill(assignment.positive, 1.0)
