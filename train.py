@@ -1,32 +1,27 @@
 """Train a detector: ``python train.py [group=choice ...] [option=value ...]``."""
 
 import logging
-import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import hydra
 import lightning as L
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from comining.checkpoint import build_detector, describe
-from comining.config import check, instantiate, resolve
-from comining.errors import one_line_errors
+from comining.config import check, instantiate
+from comining.evaluation.coco import metrics_table
 from comining.module import DetectionModule
-from comining.run_directory import report_result
+from comining.outcome import print_outcome, recorded
 
 log = logging.getLogger(__name__)
 
 
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")
-@one_line_errors
-def main(cfg: DictConfig) -> None:
-    started = time.monotonic()
-    run = Path(HydraConfig.get().runtime.output_dir)
-    config = resolve(cfg)
-    OmegaConf.save(OmegaConf.create(config), run / "config.yaml")
+@recorded
+def main(cfg: DictConfig, config: dict[str, Any], run: Path) -> Mapping[str, Any]:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-
     # What is wrong with the options is found before the data are read, and what is wrong with
     # the data before the network is built. Other groups refer to the trainer's options.
     check(config["trainer"], "trainer", {})
@@ -49,8 +44,11 @@ def main(cfg: DictConfig) -> None:
     trainer.fit(module, datamodule=data)
     if module.metrics_step != trainer.global_step:  # else the last validation has just done it
         trainer.validate(module, datamodule=data, verbose=False)
+    mining = module.final_mining_figures()
     if trainer.is_global_zero:
-        report_result(run, config, module, data.summary(), time.monotonic() - started)
+        print_outcome(run, metrics_table(module.metrics), mining)
+    facts = {"steps": module.metrics_step, "metrics": module.metrics, "mining": mining}
+    return {**facts, "data": data.summary()}
 
 
 if __name__ == "__main__":

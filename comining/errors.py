@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 
@@ -27,19 +26,27 @@ class CheckpointError(UserError):
     """A file is no checkpoint of ours, or does not fit."""
 
 
-def one_line_errors(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
-    """End a single run with one line and exit code 2 on a :class:`UserError`.
+class DivergedError(FloatingPointError):
+    """Training produced numbers that are not finite.
 
-    In a sweep the error goes on to Hydra, because leaving the process would end the other runs.
+    Args:
+        message: what is not finite.
+        facts: what was known at that step, for ``result.json``: plain containers only.
     """
+
+    def __init__(self, message: str, facts: Mapping[str, Any]):
+        super().__init__(message)
+        self.facts = dict(facts)
+
+
+def one_line_errors(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
+    """End a program with one line and exit code 2 on a :class:`UserError`."""
 
     @functools.wraps(main)
     def guarded(cfg: DictConfig) -> None:
         try:
             main(cfg)
         except UserError as error:
-            if HydraConfig.get().mode is not RunMode.RUN:
-                raise
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
 

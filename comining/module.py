@@ -14,7 +14,8 @@ from torch.nn import Parameter
 from comining.data.annotations import AnnotationSet
 from comining.data.views import SecondView
 from comining.detectors.base import DenseDetector
-from comining.evaluation.coco import CocoEvaluator, Metrics, NonFiniteError, metrics_table
+from comining.errors import DivergedError
+from comining.evaluation.coco import CocoEvaluator, Metrics, metrics_table
 from comining.evaluation.mining import MiningScore
 from comining.methods.base import Method
 from comining.structures import Batch
@@ -97,8 +98,15 @@ class DetectionModule(EvaluationModule):
         result = self.method(self.detector, images, batch, step)
         loss = result.total
         if not torch.isfinite(loss):
-            terms = {name: value.item() for name, value in result.losses.items()}
-            raise NonFiniteError(f"loss at step {step} is not finite: {terms}")
+            terms = {name: str(value.item()) for name, value in result.losses.items()}  # "nan"
+            found = {v: sum(map(len, m)) / len(m) for v, m in result.mined.items()}
+            facts = {
+                "step": step,
+                "losses": terms,
+                "pseudo_labels_per_image": found,
+                "image_ids": batch.image_ids,
+            }
+            raise DivergedError(f"the loss at step {step} is not finite: {terms}", facts)
         for mined in result.mined.values():
             self.recent_mining.update(mined, batch.erased)
             if step >= (1 - FINAL_PART) * self.trainer.max_steps:
@@ -123,6 +131,12 @@ class DetectionModule(EvaluationModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def final_mining_figures(self) -> dict[str, float | None]:
+        """Of the last quarter of training; None for methods that do not mine."""
+        if self.final_mining.update_called:
+            return self.final_mining.compute()
+        return dict.fromkeys(("pseudo_labels_per_image", "precision", "recall"))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["comining"] = self.description

@@ -11,11 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
-
-from comining.evaluation.coco import metrics_table
-from comining.module import DetectionModule
 
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "pycocotools", "torchmetrics")
 
@@ -55,42 +51,6 @@ def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
-
-
-def report_result(
-    run: Path,
-    config: Mapping[str, Any],
-    module: DetectionModule,
-    data: Mapping[str, Any],
-    seconds: float,
-) -> None:
-    """Write ``result.json`` of a finished run and print its numbers."""
-    choices = HydraConfig.get().runtime.choices
-    mining = module.final_mining
-    nothing = dict.fromkeys(("pseudo_labels_per_image", "precision", "recall"))
-    result = {
-        "status": "finished",
-        "method": choices["method"],
-        "detector": choices["detector"],
-        "sparsity": choices["sparsity"],
-        "backbone": choices["backbone"],
-        "view": choices["view"],
-        "experiment": choices["experiment"],
-        "seed": config["seed"],
-        "steps": module.metrics_step,
-        "metrics": module.metrics,
-        # Of the last quarter of training; null for methods that do not mine.
-        "mining": mining.compute() if mining.update_called else nothing,
-        "data": data,
-        "versions": versions(),
-        "hardware": hardware(),
-        "wall_time_s": round(seconds, 1),
-    }
-    write_json(run / "result.json", result)
-    print(metrics_table(module.metrics))
-    for name, value in result["mining"].items():
-        print(f"mining over the last quarter: {name} {'-' if value is None else f'{value:.2f}'}")
-    print(f"run directory: {run}")
 
 
 def same_options(first: Any, second: Any, ignoring: Collection[str]) -> bool:

@@ -14,7 +14,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from comining.data.annotations import AnnotationSet, read_annotations
-from comining.evaluation.coco import METRICS, CocoEvaluator, NonFiniteError, metrics_table
+from comining.errors import DivergedError
+from comining.evaluation.coco import METRICS, CocoEvaluator, metrics_table
 from comining.evaluation.mining import MiningScore, right_ones
 from comining.structures import Detections
 from tests.helpers import edit_json, real_data, targets, write_coco
@@ -134,9 +135,9 @@ def test_a_set_without_annotations_has_no_numbers(tmp_path: Path) -> None:
 def test_a_box_that_is_not_finite_is_refused(tmp_path: Path, bad: float) -> None:
     """COCOeval would give a NaN box AP 1.0."""
     evaluator = CocoEvaluator(read_annotations(write_coco(tmp_path, [[(1, 2, 10, 12, 1)]])))
-    with pytest.raises(NonFiniteError, match="image 1"):
+    with pytest.raises(DivergedError, match="image 1"):
         evaluator.update([1], [detections((1, 2, bad, 14, 0, 0.9))])
-    with pytest.raises(NonFiniteError, match="image 1"):
+    with pytest.raises(DivergedError, match="image 1"):
         evaluator.update([1], [detections((1, 2, 11, 14, 0, bad))])
 
 

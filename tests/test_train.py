@@ -27,7 +27,7 @@ METHODS = sorted(path.stem for path in (CONFIG_FOLDER / "method").glob("*.yaml")
 def script(name: str) -> Any:
     sys.path.insert(0, str(ROOT))
     try:
-        return importlib.import_module(name).main.__wrapped__.__wrapped__
+        return importlib.import_module(name).main.__wrapped__
     finally:
         sys.path.remove(str(ROOT))
 

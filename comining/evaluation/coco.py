@@ -14,15 +14,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from comining.data.annotations import AnnotationSet
+from comining.errors import DivergedError
 from comining.structures import Detections
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 Metrics = dict[str, float | None]
-
-
-class NonFiniteError(FloatingPointError):
-    """A network produced numbers that are not finite."""
 
 
 class CocoEvaluator:
@@ -44,11 +41,13 @@ class CocoEvaluator:
         """Add the detections of some images; an image that comes again counts once.
 
         Raises:
-            NonFiniteError: a box or score is NaN or infinite; COCOeval would score it as right.
+            DivergedError: a box or score is NaN or infinite; COCOeval would score it as right.
         """
         for image_id, one in zip(image_ids, detections, strict=True):
             if not (torch.isfinite(one.boxes).all() and torch.isfinite(one.scores).all()):
-                raise NonFiniteError(f"detections of image {image_id} are not finite")
+                raise DivergedError(
+                    f"detections of image {image_id} are not finite", {"image_id": image_id}
+                )
             self.found[image_id] = Detections(one.boxes.cpu(), one.labels.cpu(), one.scores.cpu())
 
     def gather(self) -> None:

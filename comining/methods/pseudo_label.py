@@ -36,8 +36,8 @@ class PseudoLabel(Method):
     """Train on what a teacher found beyond the annotations, or ignore the anchors near it.
 
     The teacher is a detector trained on the same sparse set. It runs over the training images
-    before training begins; its confident detections, without those that cover an annotation of their
-    class, are written to ``pseudo_labels.json`` in the run directory.
+    before training begins; its confident detections, without those that cover an annotation of
+    their class, are written to ``pseudo_labels.json`` in the run directory.
 
     Args:
         teacher: a checkpoint; None takes that of a finished run of ``method=original`` beside

@@ -1,0 +1,23 @@
+"""What happens around a sweep."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from comining.report import main as report
+
+
+class SweepReport(Callback):
+    """Prints the report when a sweep ends; the exit code tells whether a run failed."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        failed = report([str(folder)])
+        if failed:
+            print(f"{failed} of the runs failed", file=sys.stderr)
+            sys.exit(1)

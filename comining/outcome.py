@@ -1,0 +1,124 @@
+"""How a run ends: every run of a sweep leaves a ``result.json``, whatever happened to it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from comining.config import resolve
+from comining.errors import DivergedError, UserError
+from comining.run_directory import hardware, same_options, versions, write_json
+
+log = logging.getLogger(__name__)
+
+EXIT_USER_ERROR = 2
+EXIT_DIVERGED = 3
+# A diverged run is a result: the paper's Table 3 prints "Nan". It is not tried again.
+SETTLED = ("finished", "diverged")
+
+Main = Callable[[DictConfig, dict[str, Any], Path], Mapping[str, Any]]
+
+
+def recorded(main: Main) -> Callable[[DictConfig], None]:
+    """Give a training function its run directory, and write ``result.json`` when it ends.
+
+    ``main(cfg, config, run)`` gets the composed and the resolved configuration and the run
+    directory, and returns the facts of a finished run. A run that diverges is recorded with the
+    facts; alone it exits with code 3. A run that fails is recorded if it is one of a sweep, where
+    the others shall go on; alone it leaves no result, and bad input ends it with one line and code 2.
+    """
+
+    @functools.wraps(main)
+    def run_and_record(cfg: DictConfig) -> None:
+        started = time.monotonic()
+        run = Path(HydraConfig.get().runtime.output_dir)
+        alone = HydraConfig.get().mode is RunMode.RUN
+        facts: Mapping[str, Any]
+        try:
+            config = resolve(cfg)
+            if cfg.skip_finished and _settled(run, config):
+                print(f"skipped, has a result: {run}")
+                return
+            (run / "result.json").unlink(missing_ok=True)
+            OmegaConf.save(OmegaConf.create(config), run / "config.yaml")
+            status, facts = "finished", main(cfg, config, run)
+        except DivergedError as error:
+            status, facts = "diverged", {"error": str(error), **error.facts}
+        except Exception as error:
+            if alone and isinstance(error, UserError):
+                print(f"error: {error}", file=sys.stderr)
+                sys.exit(EXIT_USER_ERROR)
+            if alone:
+                raise
+            log.exception("this run failed; the sweep goes on")
+            trace = traceback.format_exc()
+            status, facts = "failed", {"error": f"{type(error).__name__}: {error}", "trace": trace}
+            config = OmegaConf.to_container(cfg)  # type: ignore[assignment]
+        _record(run, status, config, facts, time.monotonic() - started)
+        if status == "diverged":
+            print(f"diverged: {facts['error']}", file=sys.stderr)
+            if alone:
+                sys.exit(EXIT_DIVERGED)
+
+    return run_and_record
+
+
+def _settled(run: Path, config: Mapping[str, Any]) -> bool:
+    """Whether the run directory holds a result by the same options."""
+    try:
+        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+        before = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    except FileNotFoundError:
+        return False
+    if result["status"] not in SETTLED:
+        return False
+    if not same_options(before, config, ignoring=()):
+        log.warning("%s holds a result by other options; it is run again", run)
+        return False
+    return True
+
+
+@rank_zero_only
+def _record(
+    run: Path, status: str, config: Mapping[str, Any], facts: Mapping[str, Any], seconds: float
+) -> None:
+    choices = HydraConfig.get().runtime.choices
+    names = ("method", "detector", "sparsity", "backbone", "view", "data", "optimizer")
+    identity = {name: choices[name] for name in names}
+    identity["dataset"] = identity.pop("data")
+    experiment = choices.get("experiment")
+    options = {k: v for k, v in config["method"].items() if not k.startswith("_")}
+    result = {
+        "status": status,
+        **identity,
+        "experiment": list(experiment) if isinstance(experiment, list | tuple) else experiment,
+        "table": config["table"],
+        "seed": config["seed"],
+        "max_steps": config["trainer"]["max_steps"],
+        "method_options": options,
+        **facts,
+        "versions": versions(),
+        "hardware": hardware(),
+        "wall_time_s": round(seconds, 1),
+    }
+    write_json(run / "result.json", result)
+
+
+def print_outcome(run: Path, table: str, mining: Mapping[str, float | None]) -> None:
+    """The end of a run, for a person."""
+    print(table)
+    for name, value in mining.items():
+        print(f"mining over the last quarter: {name} {'-' if value is None else f'{value:.2f}'}")
+    print(f"run directory: {run}")
