@@ -109,7 +109,7 @@ class DetectionModule(EvaluationModule):
             raise DivergedError(f"the loss at step {step} is not finite: {terms}", facts)
         for mined in result.mined.values():
             self.recent_mining.update(mined, batch.erased)
-            if step >= (1 - FINAL_PART) * self.trainer.max_steps:
+            if step >= int((1 - FINAL_PART) * self.trainer.max_steps):
                 self.final_mining.update(mined, batch.erased)
         if (step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set by a connector
             self._log_step(loss, result.losses)

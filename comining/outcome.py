@@ -35,9 +35,9 @@ def recorded(main: Main) -> Callable[[DictConfig], None]:
     """Give a training function its run directory, and write ``result.json`` when it ends.
 
     ``main(cfg, config, run)`` gets the composed and the resolved configuration and the run
-    directory, and returns the facts of a finished run. A run that diverges is recorded with the
+    directory, and returns the facts of a finished run. A run that diverges is recorded with its
     facts; alone it exits with code 3. A run that fails is recorded if it is one of a sweep, where
-    the others shall go on; alone it leaves no result, and bad input ends it with one line and code 2.
+    the others shall go on; alone it leaves no result, and bad input ends it with one line, code 2.
     """
 
     @functools.wraps(main)

@@ -46,6 +46,12 @@ def composed(*overrides: str, name: str = "train", run: Path | None = None) -> D
     return cfg
 
 
+def composed_with_hydra(*overrides: str) -> DictConfig:
+    """The same, with Hydra's own part, for looking at it."""
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        return compose("train", overrides=list(overrides), return_hydra_config=True)
+
+
 def method(name: str, **options: Any) -> Any:
     """A method as its yaml builds it, with some options replaced."""
     cfg = composed(f"method={name}")

@@ -1,0 +1,149 @@
+"""Sweeps as a user starts them: cells that diverge or fail, and starting again."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from comining.config import CONFIG_FOLDER
+from tests.helpers import composed_with_hydra
+
+ROOT = CONFIG_FOLDER.parent
+TINY = [
+    "data.prepare.train_images=12",
+    "data.prepare.val_images=4",
+    "data.batch_size=4",
+    "trainer.enable_progress_bar=false",
+    "trainer.accelerator=cpu",
+    "trainer.max_steps=3",
+    "trainer.log_every_n_steps=1",
+    "hydra.sweep.dir=sweep",
+]
+
+
+def sweep(cwd: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "-m", *TINY, *overrides],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+
+
+def results(cwd: Path) -> dict[str, dict[str, Any]]:
+    files = sorted((cwd / "sweep").glob("*/result.json"))
+    return {file.parent.name: json.loads(file.read_text()) for file in files}
+
+
+def test_a_sweep_survives_its_cells(tmp_path: Path) -> None:
+    """A learning rate that explodes diverges, a GPU that is not there fails, the others finish."""
+    done = sweep(tmp_path, "optimizer=sgd", "optimizer.lr=1e-3,1e12,1e-4", "method=original")
+    found = results(tmp_path)
+    assert [r["status"] for r in found.values()] == ["finished", "diverged", "finished"], (
+        done.stderr
+    )
+    diverged = found["1"]
+    assert "not finite" in diverged["error"]
+    assert diverged["step"] < 3
+    assert len(diverged["image_ids"]) == 4
+    assert "metrics" not in diverged
+    assert "2 runs finished, 1 runs diverged, 0 runs failed" in done.stdout
+    assert "NaN" in done.stdout
+    assert done.returncode == 0  # a diverged cell is a result
+
+    done = sweep(tmp_path, "method=original", "data.batch_size=4,0", "hydra.sweep.dir=sweep2")
+    files = sorted((tmp_path / "sweep2").glob("*/result.json"))
+    statuses = [json.loads(file.read_text()) for file in files]
+    assert [r["status"] for r in statuses] == ["finished", "failed"]
+    assert "data.batch_size must be positive, got 0" in statuses[1]["error"]
+    assert done.returncode == 1
+    assert "1 of the runs failed" in done.stderr
+
+
+def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
+    overrides = ["experiment=table2", "hydra.sweep.dir=sweep", "skip_finished=true"]
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), "-m", *TINY, *overrides],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        deadline = time.monotonic() + 300
+        while not (tmp_path / "sweep" / "1" / "result.json").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "sweep").glob("*/result.json")}
+    assert 2 <= len(before) < 4
+
+    done = sweep(tmp_path, *overrides)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("skipped, has a result") == len(before)
+    assert [r["method"] for r in results(tmp_path).values()] == [
+        "original",
+        "self_mining",
+        "joint",
+        "comining",
+    ]
+    assert all(file.stat().st_mtime_ns == stamp for file, stamp in before.items())
+    assert "Missing" not in done.stdout
+
+    # Other options are another run, whatever lies there.
+    done = sweep(tmp_path, *overrides, "seed=1")
+    assert "skipped" not in done.stdout
+    assert {r["seed"] for r in results(tmp_path).values()} == {1}
+
+
+def test_the_rivals_table_labels_with_the_original_beside_it(tmp_path: Path) -> None:
+    overrides = ["experiment=table6", "hydra.sweep.dir=sweep", "tau=0.05"]
+    done = sweep(tmp_path, *overrides, "method=original,pseudo_label")
+    found = results(tmp_path)
+    assert [r["status"] for r in found.values()] == ["finished"] * 2, done.stderr
+    labels = json.loads((tmp_path / "sweep" / "1" / "pseudo_labels.json").read_text())
+    assert isinstance(labels, list)
+    assert found["1"]["mining"]["pseudo_labels_per_image"] is not None
+
+    done = sweep(tmp_path, "method=pseudo_label", "hydra.sweep.dir=alone")
+    result = json.loads((tmp_path / "alone" / "0" / "result.json").read_text())
+    assert result["status"] == "failed"
+    assert "method.teacher is not set" in result["error"]
+
+
+def test_a_single_diverged_run_has_its_own_exit_code(tmp_path: Path) -> None:
+    tiny = [option for option in TINY if "sweep" not in option]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *tiny, "optimizer=sgd", "optimizer.lr=1e12",
+         "hydra.run.dir=out"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 3
+    assert "diverged: the loss at step" in done.stderr
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["status"] == "diverged"
+
+
+@pytest.mark.parametrize(
+    ("table", "cells"),
+    [("table1", 16), ("table2", 4), ("table3", 5), ("table4", 4), ("table5", 16), ("table6", 6)],
+)
+def test_every_table_is_one_command(table: str, cells: int) -> None:
+    """The sweep has as many cells as the paper's table (and one more in Table 6), no two alike."""
+    cfg = composed_with_hydra(f"experiment={table}")
+    params = cfg.hydra.sweeper.params
+    count = 1
+    for key, value in params.items():
+        parsed = OverridesParser.create().parse_override(f"{key}={value}")
+        count *= len(list(parsed.sweep_string_iterator()))
+    assert count == cells
+    assert cfg.table == table
+    paper = composed_with_hydra(f"experiment=[coco,{table}]", "data.root=/nowhere")
+    assert paper.table == table
+    assert paper.trainer.max_steps == 90000
+    assert paper.hydra.sweeper.params == params
