@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from comining.config import resolve
 from comining.errors import DivergedError, UserError
+from comining.gpu import claim_gpu
 from comining.run_directory import hardware, same_options, versions, write_json
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,8 @@ def recorded(main: Main) -> Callable[[DictConfig], None]:
             if cfg.skip_finished and _settled(run, config):
                 print(f"skipped, has a result: {run}")
                 return
+            if cfg.own_gpu and (gpu := claim_gpu(run.parent)) is not None:
+                cfg.trainer.devices = [gpu]
             (run / "result.json").unlink(missing_ok=True)
             OmegaConf.save(OmegaConf.create(config), run / "config.yaml")
             status, facts = "finished", main(cfg, config, run)

@@ -58,7 +58,7 @@ def same_options(first: Any, second: Any, ignoring: Collection[str]) -> bool:
 
     Where they write to does not count, nor options that do not change a result.
     """
-    silent = {*ignoring, "checkpoint", "logger", "skip_finished", "experiment"}
+    silent = {*ignoring, "checkpoint", "logger", "skip_finished", "own_gpu", "experiment"}
     return {k: v for k, v in first.items() if k not in silent} == {
         k: v for k, v in second.items() if k not in silent
     }

@@ -76,6 +76,17 @@ def test_anchors_stay_exact_when_features_are_bf16(built: DenseDetector) -> None
     assert not torch.equal(half.logits, exact.logits)  # autocast did something
 
 
+def test_mixed_precision_does_not_touch_detections(built: DenseDetector) -> None:
+    built.eval()
+    built.net.score_thresh = 0.0
+    exact = built.detect(images(1))[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = built.detect(images(1))[0]
+    assert len(exact)
+    assert torch.equal(half.boxes, exact.boxes)
+    assert torch.equal(half.scores, exact.scores)
+
+
 def test_views_of_one_forward_split_into_what_each_gives_alone(built: DenseDetector) -> None:
     batch = images(4)
     built.eval()

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from comining.config import CONFIG_FOLDER
+from comining.gpu import claim_gpu
 from tests.helpers import composed_with_hydra
 
 ROOT = CONFIG_FOLDER.parent
@@ -127,6 +129,49 @@ def test_a_single_diverged_run_has_its_own_exit_code(tmp_path: Path) -> None:
     assert done.returncode == 3
     assert "diverged: the loss at step" in done.stderr
     assert json.loads((tmp_path / "out" / "result.json").read_text())["status"] == "diverged"
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_several_runs_at_once(tmp_path: Path, launcher: str) -> None:
+    """submitit_local stands in for SLURM: the same plugin, a process instead of a job."""
+    done = sweep(tmp_path, f"launcher={launcher}", "method=original,joint")
+    assert done.returncode == 0, done.stderr
+    assert {r["method"]: r["status"] for r in results(tmp_path).values()} == {
+        "original": "finished",
+        "joint": "finished",
+    }
+    assert "2 runs finished, 0 runs diverged, 0 runs failed" in done.stdout
+
+
+def test_every_process_claims_a_gpu_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert claim_gpu(tmp_path) == 0
+    assert claim_gpu(tmp_path) == 0  # again the same for the next run of this process
+    code = (
+        "import sys, torch; from pathlib import Path; from comining.gpu import claim_gpu; "
+        f"torch.cuda.device_count = lambda: 2; print(claim_gpu(Path({str(tmp_path)!r})))"
+    )
+    other = [sys.executable, "-c", code]
+    for _ in range(2):  # the claim ends with the process
+        done = subprocess.run(other, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "1"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert claim_gpu(tmp_path / "..") is None
+
+
+def test_more_processes_than_gpus_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert claim_gpu(tmp_path) == 0
+    code = (
+        "import torch; from pathlib import Path; from comining.gpu import claim_gpu; "
+        f"torch.cuda.device_count = lambda: 1; claim_gpu(Path({str(tmp_path)!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "n_jobs is larger than the number of GPUs, 1" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,10 @@ class DenseDetector(nn.Module, ABC):
         """
         if self.net.training:
             raise RuntimeError("detect() needs the network in evaluation mode")
-        found = self.net([image.float() / 255 for image in images])
+        # torchvision makes anchors in the dtype of the features, so that mixed precision would move
+        # boxes by pixels: inference is float32 throughout.
+        with torch.autocast(self.pixel_mean.device.type, enabled=False):
+            found = self.net([image.float() / 255 for image in images])
         return [Detections(one["boxes"], one["labels"], one["scores"]) for one in found]
 
     # -- what is mined -------------------------------------------------------------------

@@ -1,0 +1,103 @@
+"""Pretrained weights, from a local stand-in for the server, and without one."""
+
+import functools
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torchvision.models import ResNet18_Weights, resnet18
+
+from comining.config import instantiate
+from comining.detectors.backbones import Backbone, slim_fpn
+from comining.errors import ConfigError
+from tests.helpers import composed, images
+
+
+def backbone(*overrides: str) -> Backbone:
+    built: Backbone = instantiate(composed("backbone=resnet18", *overrides).backbone, "backbone")
+    return built
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server with one weight file, at whose address torchvision now looks."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+    torch.manual_seed(7)
+    torch.save(resnet18().state_dict(), folder / "weights.pth")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            """Not into the test output."""
+
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{running.server_address[1]}"
+        monkeypatch.setattr(ResNet18_Weights.IMAGENET1K_V1.value, "url", f"{address}/weights.pth")
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+        yield address
+        running.shutdown()
+
+
+def test_weights_are_downloaded_once_and_then_cached(server: str, tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    expected = resnet18().state_dict()
+    for _ in range(2):
+        body = backbone("backbone.weights=IMAGENET1K_V1").net.body.state_dict()
+        assert torch.equal(body["layer4.1.conv2.weight"], expected["layer4.1.conv2.weight"])
+        assert torch.equal(body["bn1.weight"], expected["bn1.weight"])
+    assert (tmp_path / "cache" / "hub" / "checkpoints" / "weights.pth").is_file()
+
+
+def test_without_a_server_the_message_says_where_the_file_belongs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    url = "http://127.0.0.1:9/weights.pth"  # nobody listens there
+    monkeypatch.setattr(ResNet18_Weights.IMAGENET1K_V1.value, "url", url)
+    with pytest.raises(ConfigError, match=r"cannot download .*127\.0\.0\.1:9/weights\.pth"):
+        backbone("backbone.weights=IMAGENET1K_V1")
+
+
+def test_an_unknown_weight_set_is_answered_by_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="resnet18 has IMAGENET1K_V1"):
+        backbone("backbone.weights=BEST")
+
+
+def test_from_scratch_everything_trains() -> None:
+    scratch = ["backbone.weights=null", "backbone.norm=batch", "backbone.trainable_layers=5"]
+    assert all(p.requires_grad for p in backbone(*scratch).net.parameters())
+
+
+@pytest.mark.parametrize("source", ["p5", "c5"])
+def test_five_levels_from_stride_8(source: str) -> None:
+    built = backbone("backbone.weights=null", f"backbone.extra_levels_from={source}")
+    features = built.net(torch.zeros(1, 3, 256, 256))
+    assert [256 // f.shape[-1] for f in features.values()] == list(built.strides)
+    assert built.net.fpn.extra_blocks.p6.in_channels == {"p5": 256, "c5": 512}[source]
+
+
+@pytest.mark.parametrize("first_level", [2, 3])
+def test_the_slim_pyramid_begins_where_it_is_told(first_level: int) -> None:
+    built = slim_fpn(
+        widths=[8, 16, 32, 64], out_channels=16, norm_groups=4, first_level=first_level
+    )
+    features = built.net(torch.zeros(1, 3, 128, 128))
+    assert [128 // f.shape[-1] for f in features.values()] == list(built.strides)
+    assert built.strides[0] == 2**first_level
+
+
+def test_the_slim_network_keeps_every_image_by_itself() -> None:
+    """No batch statistics: a view does not depend on the other view of its batch."""
+    torch.manual_seed(0)
+    net = slim_fpn(widths=[8, 16, 32, 64], out_channels=16, norm_groups=4, first_level=3).net
+    batch = torch.stack(images(3, 64, 64)).float() / 255
+    together = net(batch)
+    alone = net(batch[1:2])
+    for level, features in together.items():
+        torch.testing.assert_close(features[1:2], alone[level], atol=1e-5, rtol=1e-4)

@@ -1,0 +1,55 @@
+"""What the README shows is executed."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from comining.config import CONFIG_FOLDER
+
+ROOT = CONFIG_FOLDER.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_example_of_a_method_trains(tmp_path: Path) -> None:
+    """One Python file and one yaml, in a copy of the project; nothing else is touched."""
+    for name in ("comining", "conf"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "train.py", tmp_path)
+    examples = re.findall(r"<!-- example: (\S+) -->\n```\w+\n(.*?)```", README, re.DOTALL)
+    assert [Path(name).suffix for name, _ in examples] == [".py", ".yaml"]
+    for name, code in examples:
+        assert len([line for line in code.splitlines() if line.strip()]) <= 10
+        (tmp_path / name).write_text(code)
+    options = [
+        "method=light_background",
+        "data.prepare.train_images=8",
+        "data.prepare.val_images=2",
+        "data.batch_size=4",
+        "trainer.max_steps=2",
+        "trainer.enable_progress_bar=false",
+        "hydra.run.dir=out",
+    ]
+    done = subprocess.run(
+        [sys.executable, "train.py", *options],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["method"] == "light_background"
+
+
+def test_every_choice_is_in_the_readme() -> None:
+    """And every file and folder that it names is there."""
+    for group in ("method", "detector", "backbone", "sparsity", "view", "data", "launcher"):
+        for file in (CONFIG_FOLDER / group).glob("*.yaml"):
+            if file.stem != "base":
+                assert f"`{file.stem}`" in README or f" {file.stem}" in README, file
+    for name in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / name).exists(), name
