@@ -28,7 +28,7 @@ class Style:
 
 ANNOTATED = Style("annotated", (86, 180, 233), None)
 ERASED = Style("erased", (230, 159, 0), (9, 6))
-MINED = Style("mined", (240, 228, 66), (2, 3))
+MINED = Style("mined", (255, 255, 255), (2, 3))
 
 
 @dataclass
