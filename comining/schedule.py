@@ -26,6 +26,7 @@ class WarmupMultiStep:
         gamma: float,
         max_steps: int,
     ):
+        _check_length(max_steps)
         milestones = list(milestones)
         if milestones != sorted(set(milestones)) or (milestones and milestones[0] < 1):
             raise ValueError(f"schedule.milestones must rise and be positive, got {milestones}")
@@ -58,6 +59,7 @@ class OneCycle:
     """
 
     def __init__(self, *, rise: float, start: float, end: float, max_steps: int):
+        _check_length(max_steps)
         if not 0 < rise < 1:
             raise ValueError(f"schedule.rise must lie between 0 and 1, got {rise}")
         self.rise, self.start, self.end = rise, start, end
@@ -68,6 +70,11 @@ class OneCycle:
         if step < peak:
             return _cosine(self.start, 1.0, step / peak)
         return _cosine(1.0, self.end, min(1.0, (step - peak) / (self.max_steps - peak)))
+
+
+def _check_length(max_steps: int) -> None:
+    if max_steps < 1:
+        raise ValueError(f"trainer.max_steps must be positive, got {max_steps}")
 
 
 def _cosine(first: float, last: float, progress: float) -> float:

@@ -159,6 +159,7 @@ def test_thresholds_can_be_set_by_hand() -> None:
         (["method._target_=comining.nowhere"], "comining.nowhere.* cannot be imported"),
         (["data.max_size=50"], "data.max_size=50 is smaller than data.min_size=96"),
         (["data.flip=2"], "data.flip"),
+        (["trainer.max_steps=-1"], "trainer.max_steps must be positive, got -1"),
         (["schedule=multistep"], "schedule.milestones=.* reach beyond trainer.max_steps=1800"),
     ],
 )
