@@ -1,4 +1,4 @@
-"""The tables of the paper: their layout and their numbers (Wang et al., AAAI 2021, COCO val2017)."""
+"""The tables of the paper (Wang et al., AAAI 2021, COCO val2017): layout and numbers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Layout:
 
 def score_threshold(result: Result) -> str:
     """The tau of a run's method, as its option says it."""
-    return str(result["method_options"].get("scorescore_threshold"))
+    return str(result["method_options"].get("score_threshold"))
 
 
 def _view(result: Result) -> str:
