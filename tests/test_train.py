@@ -70,11 +70,15 @@ def evaluate(run: Path, *overrides: str) -> dict[str, Any]:
 def test_every_detector_trains_by_every_method(
     tmp_path: Path, shapes: list[str], detector: str, method: str
 ) -> None:
-    mines = method in ("comining", "self_mining")
-    options = [f"detector={detector}", f"method={method}", "trainer.max_steps=4"]
+    mines = method in ("comining", "self_mining", "pseudo_label")
+    options = [*shapes, f"detector={detector}", "trainer.max_steps=4"]
     if mines:  # an untrained network is sure of nothing
-        options += ["method.score_threshold=0.008"]
-    result = train(tmp_path, *shapes, *options)
+        options += ["tau=0.008"]
+    if method == "pseudo_label":  # its teacher is the original run beside it
+        options += ["detector.score_threshold=0.0"]
+        train(tmp_path / "original", *options, "method=original")
+    run = tmp_path / method
+    result = train(run, *options, f"method={method}")
     assert result["status"] == "finished"
     assert (result["method"], result["detector"]) == (method, detector)
     assert result["steps"] == 4
@@ -83,17 +87,15 @@ def test_every_detector_trains_by_every_method(
     if mines:
         assert result["mining"]["pseudo_labels_per_image"] > 0
         assert 0 <= result["mining"]["precision"] <= 1
-    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    rows = list(csv.DictReader((run / "metrics.csv").open()))
     losses = [float(row["train/loss"]) for row in rows if row["train/loss"]]
     assert len(losses) == 4
     views = {
         key.split("/")[1] for key in rows[0] if key.startswith("train/") and key.count("/") == 2
     }
-    assert views == {
-        "original": {"original"},
-        "augmented": {"augmented"},
-        "self_mining": {"original"},
-    }.get(method, {"original", "augmented"})
+    both = {"original", "augmented"}
+    expected = {"augmented": {"augmented"}, "joint": both, "comining": both}
+    assert views == expected.get(method, {"original"})
 
 
 @pytest.fixture(scope="module")
