@@ -13,7 +13,7 @@ from typing import Any
 import hydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from comining.errors import ConfigError, UserError
 
@@ -33,7 +33,7 @@ def instantiate(node: DictConfig, name: str, **given: Any) -> Any:
     Raises:
         ConfigError: naming the option.
     """
-    options = resolve(node, f"{name}: ")
+    options = resolve(node, name)
     check(options, name, given)
     try:
         # Objects are given to the constructor directly: Hydra would turn dataclasses into options.
@@ -52,7 +52,7 @@ def _refusal(cause: BaseException | None) -> UserError | None:
     return ConfigError(str(cause)) if isinstance(cause, ValueError | ConnectionError) else None
 
 
-def resolve(node: DictConfig, prefix: str = "") -> dict[str, Any]:
+def resolve(node: DictConfig, name: str = "configuration") -> dict[str, Any]:
     """A configuration as plain containers, without references.
 
     Raises:
@@ -60,10 +60,12 @@ def resolve(node: DictConfig, prefix: str = "") -> dict[str, Any]:
     """
     try:
         options: Any = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"option {error.full_key} is missing") from error
     except OmegaConfBaseException as error:
-        raise ConfigError(prefix + str(error).splitlines()[0]) from error
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     if not isinstance(options, dict):
-        raise ConfigError(f"{prefix}not a group of options: {options!r}")
+        raise ConfigError(f"{name}: not a group of options: {options!r}")
     return options
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from PIL import Image
 
@@ -41,6 +42,7 @@ def composed(*overrides: str, name: str = "train", run: Path | None = None) -> D
         cfg = compose(name, overrides=list(overrides), return_hydra_config=True)
     with open_dict(cfg):
         cfg.hydra.runtime.output_dir = str(run or "unused")
+        cfg.hydra.mode = RunMode.RUN
         HydraConfig.instance().set_config(cfg)
         del cfg["hydra"]
     return cfg

@@ -154,7 +154,7 @@ def test_thresholds_can_be_set_by_hand() -> None:
         (["+method.tau=0.5"], "unknown option method.tau; known here: .*score_threshold"),
         (["+data.prepare.colour=1"], "unknown option data.prepare.colour"),
         (["~method.score_threshold"], "method.score_threshold is missing"),
-        (["data=coco"], "data: Missing mandatory value: root"),
+        (["data=coco"], "option data.root is missing"),
         (["method._target_=os.system"], "method._target_='os.system' is not one of"),
         (["method._target_=comining.nowhere"], "comining.nowhere.* cannot be imported"),
         (["data.max_size=50"], "data.max_size=50 is smaller than data.min_size=96"),

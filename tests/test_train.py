@@ -3,6 +3,7 @@
 import csv
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from torchvision.models.detection import FCOS, RetinaNet
 from comining.checkpoint import load_detector, read_checkpoint
 from comining.config import CONFIG_FOLDER
 from comining.data.dataset import load_image
-from comining.errors import CheckpointError, ConfigError, DataError
+from comining.errors import CheckpointError, ConfigError
 from comining.evaluation.coco import METRICS
 from tests.helpers import composed, real_data
 
@@ -198,9 +199,14 @@ def test_the_same_seed_trains_the_same_weights(tmp_path: Path, shapes: list[str]
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path, shapes: list[str]) -> None:
-    with pytest.raises(FloatingPointError, match=r"loss at step \d+ is not finite"):
-        train(tmp_path, *shapes, "trainer.max_steps=30", "optimizer=sgd", "optimizer.lr=1e9")
-    assert not (tmp_path / "result.json").exists()
+    with pytest.raises(SystemExit) as stop:
+        train(tmp_path, *shapes, "trainer.max_steps=30", "optimizer=sgd", "optimizer.lr=1e12")
+    assert stop.value.code == 3
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["status"] == "diverged"
+    assert result["step"] < 30
+    assert re.search(r"loss at step \d+ is not finite", result["error"])
+    assert len(result["image_ids"]) == 4
 
 
 # -- other data --------------------------------------------------------------------------
@@ -239,17 +245,24 @@ def test_custom_data_train_with_workers(tmp_path: Path) -> None:
     assert not result["data"]["val"]["is_training_set"]
 
 
-def test_evaluating_on_another_set_needs_its_classes(finished: Path, tmp_path: Path) -> None:
+def test_evaluating_on_another_set_needs_its_classes(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     checkpoint = finished / "checkpoints" / "last.ckpt"
     root = real_data("coco128")
-    with pytest.raises(ConfigError, match=r"detects .*circle.* but the data have .*person"):
+    with pytest.raises(SystemExit) as stop:
         evaluate(tmp_path, f"checkpoint={checkpoint}", "data=coco", f"data.root={root}")
+    assert stop.value.code == 2
+    assert re.search(r"detects .*circle.* but the data have .*person", capsys.readouterr().err)
 
 
-def test_a_missing_coco_root_says_what_belongs_there(tmp_path: Path) -> None:
-    with pytest.raises(DataError) as error:
+def test_a_missing_coco_root_says_what_belongs_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
         train(tmp_path, "data=coco", f"data.root={tmp_path / 'none'}", *SMALL)
-    message = str(error.value)
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
     assert str(tmp_path / "none" / "annotations" / "instances_val2017.json") in message
     assert "train2017/" in message
     assert "cocodataset.org" in message
@@ -290,7 +303,7 @@ def test_the_commands_work_from_any_folder(tmp_path: Path, shapes: list[str]) ->
     ("overrides", "words"),
     [
         (["trainer.max_steps=abc"], "error: trainer.max_steps='abc' must be int"),
-        (["data=coco"], "error: Missing mandatory value: data.root"),
+        (["data=coco"], "error: option data.root is missing"),
         (["data=coco", "data.root=nowhere"], "error: missing for val: nowhere/annotations"),
     ],
 )
