@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from comining.checkpoint import build_detector, describe
 from comining.config import check, instantiate
+from comining.errors import ConfigError
 from comining.evaluation.coco import metrics_table
 from comining.module import DetectionModule
 from comining.outcome import print_outcome, recorded
@@ -25,6 +26,8 @@ def main(cfg: DictConfig, config: dict[str, Any], run: Path) -> Mapping[str, Any
     # What is wrong with the options is found before the data are read, and what is wrong with
     # the data before the network is built. Other groups refer to the trainer's options.
     check(config["trainer"], "trainer", {})
+    if cfg.trainer.log_every_n_steps < 1:
+        raise ConfigError("trainer.log_every_n_steps must be positive")
     method, view, schedule, optimizer, sparsity, logger, checkpoint = (
         instantiate(cfg[name], name)
         for name in ("method", "view", "schedule", "optimizer", "sparsity", "logger", "checkpoint")
@@ -35,8 +38,8 @@ def main(cfg: DictConfig, config: dict[str, Any], run: Path) -> Mapping[str, Any
     trainer = instantiate(cfg.trainer, "trainer", logger=logger, callbacks=[checkpoint], **fixed)
     data.setup("fit")
     log.info("data: %s", data.summary())
-    method.prepare(data, run)
     detector = build_detector(config, len(data.categories), pretrained=True)
+    method.prepare(data, run, trainer.strategy.root_device)
     module = DetectionModule(
         detector, method, view, optimizer, schedule, data.val_set.annotations, cfg.seed,
         describe(config, data.categories),
@@ -44,10 +47,9 @@ def main(cfg: DictConfig, config: dict[str, Any], run: Path) -> Mapping[str, Any
     trainer.fit(module, datamodule=data)
     if module.metrics_step != trainer.global_step:  # else the last validation has just done it
         trainer.validate(module, datamodule=data, verbose=False)
-    mining = module.final_mining_figures()
     if trainer.is_global_zero:
-        print_outcome(run, metrics_table(module.metrics), mining)
-    facts = {"steps": module.metrics_step, "metrics": module.metrics, "mining": mining}
+        print_outcome(run, metrics_table(module.metrics), module.mining)
+    facts = {"steps": module.metrics_step, "metrics": module.metrics, "mining": module.mining}
     return {**facts, "data": data.summary()}
 
 

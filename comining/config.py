@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -17,10 +19,22 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from comining.errors import ConfigError, UserError
 
+
+def slug(text: str) -> str:
+    """A folder name out of any text; a hash keeps apart what the shortening makes alike."""
+    name = re.sub(r"[^\w=.,+-]", "_", text)
+    if name == text and len(name) <= 200:
+        return name or "default"
+    return f"{name[:180]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+OmegaConf.register_new_resolver("slug", slug, replace=True)
+
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "conf"
 
 # A configuration may come out of somebody else's checkpoint; it builds nothing but these.
-ALLOWED_TARGETS = ("comining.", "torch.optim.", "lightning.pytorch.", "lightning.Trainer")
+ALLOWED_TARGETS = ("comining.", "torch.optim.", "lightning.pytorch.")
+ALLOWED_MODULES = ALLOWED_TARGETS
 
 
 def instantiate(node: DictConfig, name: str, **given: Any) -> Any:
@@ -120,6 +134,9 @@ def locate(target: str, name: str) -> Callable[..., Any]:
         found: Callable[..., Any] = hydra.utils.get_object(target)
     except Exception as error:
         raise ConfigError(f"{name}._target_={target!r} cannot be imported ({error})") from error
+    # A path may lead out again through a module that one of ours imports.
+    if not f"{getattr(found, '__module__', '')}.".startswith(ALLOWED_MODULES):
+        raise ConfigError(f"{name}._target_={target!r} is defined outside of what may be built")
     return found
 
 

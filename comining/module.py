@@ -89,6 +89,10 @@ class DetectionModule(EvaluationModule):
         self.description = description
         self.recent_mining = MiningScore()
         self.final_mining = MiningScore()
+        # Of the last quarter of training; None for methods that do not mine.
+        self.mining: dict[str, float | None] = dict.fromkeys(
+            ("pseudo_labels_per_image", "precision", "recall")
+        )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         step = self.global_step
@@ -132,11 +136,15 @@ class DetectionModule(EvaluationModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
-    def final_mining_figures(self) -> dict[str, float | None]:
-        """Of the last quarter of training; None for methods that do not mine."""
+    def on_train_end(self) -> None:
+        # The sums still lie on the device here, where processes can add them up.
         if self.final_mining.update_called:
-            return self.final_mining.compute()
-        return dict.fromkeys(("pseudo_labels_per_image", "precision", "recall"))
+            self.mining = self.final_mining.compute()
+        # The last step may have ruined the weights; no further loss would tell.
+        for name, parameter in self.detector.named_parameters():
+            if not torch.isfinite(parameter).all():
+                facts = {"step": self.global_step, "parameter": name}
+                raise DivergedError(f"{name} is not finite after the last step", facts)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["comining"] = self.description

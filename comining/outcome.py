@@ -18,9 +18,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from comining.config import resolve
-from comining.errors import DivergedError, UserError
+from comining.errors import ConfigError, DivergedError, UserError
 from comining.gpu import claim_gpu
-from comining.run_directory import hardware, same_options, versions, write_json
+from comining.run_directory import hardware, options_hash, same_options, versions, write_json
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +47,19 @@ def recorded(main: Main) -> Callable[[DictConfig], None]:
         run = Path(HydraConfig.get().runtime.output_dir)
         alone = HydraConfig.get().mode is RunMode.RUN
         facts: Mapping[str, Any]
+        config: Any = OmegaConf.to_container(cfg)  # for the record, if it cannot be resolved
         try:
             config = resolve(cfg)
-            if cfg.skip_finished and _settled(run, config):
-                print(f"skipped, has a result: {run}")
+            if not isinstance(cfg.seed, int):
+                raise ConfigError(f"seed={cfg.seed!r} must be int")
+            if cfg.skip_finished and (before := _settled(run, config)) is not None:
+                print(f"skipped, has a result: {before}")
                 return
-            if cfg.own_gpu and (gpu := claim_gpu(run.parent)) is not None:
+            if (
+                cfg.own_gpu
+                and cfg.trainer.accelerator != "cpu"
+                and (gpu := claim_gpu(run.parent)) is not None
+            ):
                 cfg.trainer.devices = [gpu]
             (run / "result.json").unlink(missing_ok=True)
             OmegaConf.save(OmegaConf.create(config), run / "config.yaml")
@@ -68,7 +75,6 @@ def recorded(main: Main) -> Callable[[DictConfig], None]:
             log.exception("this run failed; the sweep goes on")
             trace = traceback.format_exc()
             status, facts = "failed", {"error": f"{type(error).__name__}: {error}", "trace": trace}
-            config = OmegaConf.to_container(cfg)  # type: ignore[assignment]
         _record(run, status, config, facts, time.monotonic() - started)
         if status == "diverged":
             print(f"diverged: {facts['error']}", file=sys.stderr)
@@ -78,19 +84,17 @@ def recorded(main: Main) -> Callable[[DictConfig], None]:
     return run_and_record
 
 
-def _settled(run: Path, config: Mapping[str, Any]) -> bool:
-    """Whether the run directory holds a result by the same options."""
-    try:
-        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-        before = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
-    except FileNotFoundError:
-        return False
-    if result["status"] not in SETTLED:
-        return False
-    if not same_options(before, config, ignoring=()):
-        log.warning("%s holds a result by other options; it is run again", run)
-        return False
-    return True
+def _settled(run: Path, config: Mapping[str, Any]) -> Path | None:
+    """The directory, this one or one beside it, that holds a result by the same options."""
+    for file in (run / "result.json", *sorted(run.parent.glob("*/result.json"))):
+        try:
+            result = json.loads(file.read_text(encoding="utf-8"))
+            before = OmegaConf.to_container(OmegaConf.load(file.with_name("config.yaml")))
+        except FileNotFoundError:
+            continue
+        if result["status"] in SETTLED and same_options(before, config, ignoring=()):
+            return file.parent
+    return None
 
 
 @rank_zero_only
@@ -101,16 +105,20 @@ def _record(
     names = ("method", "detector", "sparsity", "backbone", "view", "data", "optimizer")
     identity = {name: choices[name] for name in names}
     identity["dataset"] = identity.pop("data")
-    experiment = choices.get("experiment")
+    # Hydra leaves lists such as experiment=[coco,table1] out of the choices.
+    given = [o for o in HydraConfig.get().overrides.task if o.startswith("experiment=")]
     options = {k: v for k, v in config["method"].items() if not k.startswith("_")}
     result = {
         "status": status,
         **identity,
-        "experiment": list(experiment) if isinstance(experiment, list | tuple) else experiment,
+        "experiment": given[-1].removeprefix("experiment=") if given else None,
         "table": config["table"],
         "seed": config["seed"],
         "max_steps": config["trainer"]["max_steps"],
         "method_options": options,
+        # What runs must share to be seeds of one another, and what the cells of a table share.
+        "variant": options_hash(config, without=("seed",)),
+        "recipe": options_hash(config, without=("seed", "method", "view", "sparsity", "tau")),
         **facts,
         "versions": versions(),
         "hardware": hardware(),

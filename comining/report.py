@@ -29,6 +29,7 @@ class Cell:
     diverged: int = 0
     failed: int = 0
     without: int = 0  # finished, but nothing of the kind is annotated
+    variants: set[str] = field(default_factory=set)  # hashes of all options but the seed
 
     @property
     def runs(self) -> int:
@@ -37,16 +38,32 @@ class Cell:
 
     @property
     def mean(self) -> float | None:
-        """Over the finished seeds; None if there is none, or one of them diverged."""
-        return statistics.mean(self.values) if self.values and not self.diverged else None
+        """Over the finished seeds; None if there is none, one diverged, or they are no seeds."""
+        settled = self.values and not self.diverged and len(self.variants) < 2
+        return statistics.mean(self.values) if settled else None
 
     @property
     def spread(self) -> float | None:
         """Sample standard deviation over seeds; None for fewer than two."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
+        return None if self.mean is None or len(self.values) < 2 else statistics.stdev(self.values)
+
+    def add(self, result: Result, metric: str) -> None:
+        """Count a run in."""
+        if result["status"] != "failed":  # which may not know its options
+            self.variants.add(result.get("variant", ""))
+        if result["status"] == "diverged":
+            self.diverged += 1
+        elif result["status"] == "failed":
+            self.failed += 1
+        elif result["metrics"][metric] is None:
+            self.without += 1
+        else:
+            self.values.append(result["metrics"][metric])
 
     def text(self) -> str:
         """For a table: mean and spread, NaN for diverged, what else there is to say."""
+        if len(self.variants) > 1:  # never an average of different settings
+            return f"mixed: {len(self.variants)} settings"
         if self.diverged:
             return "NaN" if not self.values else f"NaN ({self.diverged} of {self.runs})"
         if self.mean is None:
@@ -57,33 +74,39 @@ class Cell:
 
 @dataclass
 class Table:
-    """A table of ours in a layout, with runs of one kind only: same data, network and length."""
+    """A table of ours in a layout, with runs of one kind only: same data, network and recipe.
+
+    Runs that the paper's table has no place for get rows and columns of their own.
+    """
 
     layout: Layout
     kind: str
     results: list[Result]
+    rows: dict[str, str] = field(init=False)
+    columns: list[str] = field(init=False)
     cells: dict[tuple[str, str], Cell] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.rows = dict(self.layout.rows)
+        self.columns = list(self.layout.columns)
         self.cells = defaultdict(Cell)
         for result in self.results:
             row = self.layout.row_of(result)
-            if row not in self.layout.rows:
+            self.rows.setdefault(row, row)
+            if self.layout.column_of is None:
+                for metric in self.columns:
+                    self.cells[row, metric].add(result, metric)
                 continue
-            columns = self.layout.columns
-            if self.layout.column_of is not None:
-                columns = tuple(c for c in columns if c == self.layout.column_of(result))
-            for column in columns:
-                cell = self.cells[row, column]
-                metric = "AP" if self.layout.column_of else column
-                if result["status"] == "diverged":
-                    cell.diverged += 1
-                elif result["status"] == "failed":
-                    cell.failed += 1
-                elif result["metrics"][metric] is None:
-                    cell.without += 1
-                else:
-                    cell.values.append(result["metrics"][metric])
+            column = self.layout.column_of(result)
+            if column not in self.columns:
+                self.columns.append(column)
+            self.cells[row, column].add(result, "AP")
+
+    def published(self, row: str, column: str) -> float | str | None:
+        """The paper's number."""
+        if row not in self.layout.published or column not in self.layout.columns:
+            return None
+        return self.layout.published[row][self.layout.columns.index(column)]
 
     def missing(self) -> list[str]:
         """Cells of the paper's table for which there is no run."""
@@ -102,11 +125,10 @@ class Table:
 
     def _best(self) -> set[tuple[str, str]]:
         """The best cell of each row, where columns compete; else of each column."""
-        rows, columns = list(self.layout.rows), self.layout.columns
         groups = (
-            [[(row, column) for column in columns] for row in rows]
+            [[(row, column) for column in self.columns] for row in self.rows]
             if self.layout.column_of
-            else [[(row, column) for row in rows] for column in columns]
+            else [[(row, column) for row in self.rows] for column in self.columns]
         )
         best = set()
         for group in groups:
@@ -117,34 +139,39 @@ class Table:
         return best
 
     def markdown(self) -> str:
-        """Ours and, beside each column, the paper's."""
+        """Ours and, beside each column of the paper, the paper's."""
         best = self._best()
-        heads = [name for column in self.layout.columns for name in (column, "*paper*")]
-        lines = [f"### {self.layout.title}", "", self.kind, ""]
+        heads, lines = [], [f"### {self.layout.title}", "", self.kind, ""]
+        for column in self.columns:
+            heads += [column, "*paper*"] if self._is_published(column) else [column]
         lines.append("| | " + " | ".join(heads) + " |")
         lines.append("|---" * (len(heads) + 1) + "|")
-        for row, label in self.layout.rows.items():
+        for row, label in self.rows.items():
             texts = []
-            for position, column in enumerate(self.layout.columns):
+            for column in self.columns:
                 text = self.cells[row, column].text() if (row, column) in self.cells else "missing"
-                published = self.layout.published[row][position]
                 texts.append(f"**{text}**" if (row, column) in best else text)
-                texts.append("-" if published is None else f"*{published}*")
+                if self._is_published(column):
+                    published = self.published(row, column)
+                    texts.append("-" if published is None else f"*{published}*")
             lines.append(f"| {label} | " + " | ".join(texts) + " |")
-        lines += ["", "*paper*: published numbers, COCO val2017 at paper scale."]
+        if self.layout.published:
+            lines += ["", "*paper*: published numbers, COCO val2017 at paper scale."]
         if missing := self.missing():
             lines.append(f"Missing: {', '.join(missing)}.")
         return "\n".join(lines)
 
+    def _is_published(self, column: str) -> bool:
+        return bool(self.layout.published) and column in self.layout.columns
+
     def csv_rows(self, table: str) -> Iterable[list[Any]]:
         """One row a cell."""
-        for row in self.layout.rows:
-            for position, column in enumerate(self.layout.columns):
+        for row in self.rows:
+            for column in self.columns:
                 cell = self.cells[row, column] if (row, column) in self.cells else Cell()
-                published = self.layout.published[row][position]
                 yield [
                     table, self.kind, row, column, cell.mean, cell.spread, len(cell.values),
-                    cell.diverged, cell.failed, published,
+                    cell.diverged, cell.failed, self.published(row, column),
                 ]  # fmt: skip
 
 
@@ -172,38 +199,60 @@ def read_results(folders: Sequence[Path]) -> list[Result]:
 
 
 def _kind(result: Result) -> str:
-    """What must be alike for runs to be seeds of one cell."""
+    """In words what runs of one table share."""
     return (
         f"{result['detector']}, {result['backbone']}, data {result['dataset']}, "
         f"{result['max_steps']} steps"
     )
 
 
-def _plain_layout(results: list[Result]) -> Layout:
-    """For runs that belong to no table: AP, sparsity by method."""
-    rows = {str(r["sparsity"]): str(r["sparsity"]) for r in results}
-    columns = tuple(dict.fromkeys(str(r["method"]) for r in results))
-    nothing: dict[str, tuple[float | str | None, ...]] = {
-        row: (None,) * len(columns) for row in rows
+def by_kind(results: list[Result]) -> dict[str, list[Result]]:
+    """Results that may stand in one table, under a name in words.
+
+    They share data, network, optimizer, schedule and trainer. Where the words are the same but some
+    of these options are not, a hash tells the recipes apart. The same run found twice counts once.
+    """
+    groups: dict[tuple[str, str], dict[tuple[Any, ...], Result]] = defaultdict(dict)
+    for result in results:
+        key = (result.get("variant", result["path"]), result["seed"])
+        groups[_kind(result), result.get("recipe", "")][key] = result
+    words = [kind for kind, _ in groups]
+    return {
+        kind if words.count(kind) == 1 else f"{kind}, recipe {recipe}": list(group.values())
+        for (kind, recipe), group in sorted(groups.items())
     }
-    return Layout(
-        "AP", rows, lambda r: str(r["sparsity"]), columns, lambda r: str(r["method"]), nothing
-    )
+
+
+def _plain_layout(results: list[Result]) -> Layout:
+    """For runs that belong to no table: AP, sparsity (and threshold, if it varies) by method."""
+    several = len({score_threshold(r) for r in results if "score_threshold" in _options(r)}) > 1
+
+    def row_of(result: Result) -> str:
+        tau = score_threshold(result)
+        return (
+            f"{result['sparsity']}, τ = {tau}"
+            if several and tau != "None"
+            else (str(result["sparsity"]))
+        )
+
+    columns = tuple(dict.fromkeys(str(r["method"]) for r in results))
+    rows = {row: row for row in dict.fromkeys(map(row_of, results))}
+    return Layout("AP", rows, row_of, columns, lambda r: str(r["method"]), {})
+
+
+def _options(result: Result) -> dict[str, Any]:
+    options: dict[str, Any] = result.get("method_options") or {}
+    return options
 
 
 def tables(results: list[Result]) -> list[tuple[str, Table]]:
     """All tables that the results fill at least a cell of."""
-    groups: dict[tuple[str, str], list[Result]] = defaultdict(list)
-    for result in results:
-        name = result.get("table") or "runs"
-        kind = _kind(result)
-        if name == "runs" and "score_threshold" in result.get("method_options", {}):
-            kind += f", score threshold {score_threshold(result)}"
-        groups[name, kind].append(result)
-    return [
-        (name, Table(LAYOUTS.get(name) or _plain_layout(some), kind, some))
-        for (name, kind), some in sorted(groups.items())
-    ]
+    found = []
+    for name in sorted({r.get("table") or "runs" for r in results}):
+        some = [r for r in results if (r.get("table") or "runs") == name]
+        for kind, group in by_kind(some).items():
+            found.append((name, Table(LAYOUTS.get(name) or _plain_layout(group), kind, group)))
+    return found
 
 
 def summary(results: list[Result]) -> str:
@@ -228,77 +277,90 @@ def plot(results: list[Result], output: Path) -> list[Path]:
     """AP against the score threshold, and AP by sparsity for every method, where there is a choice.
 
     Returns:
-        The pictures that were written; none without matplotlib (``pip install comining[report]``).
+        The pictures that were written; none without matplotlib (``pip install -e ".[report]"``).
     """
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
         print("no plots: matplotlib is not installed", file=sys.stderr)
         return []
-    written = []
-    finished = [r for r in results if r["status"] == "finished" and r["metrics"]["AP"] is not None]
+    written: list[Path] = []
 
-    by_threshold: dict[float, list[Result]] = defaultdict(list)
-    for result in finished:
-        if result.get("table") == "table3":
-            by_threshold[float(score_threshold(result))].append(result)
-    if len(by_threshold) > 1:
-        figure = Figure(figsize=(6, 4), layout="constrained")
-        axis = figure.subplots()
-        thresholds = sorted(by_threshold)
-        for values, name, style, where in (
-            (_ap, "AP", "o-", axis),
-            (_mined, "pseudo-labels per image", "s--", axis.twinx()),
-        ):
-            cells = [Cell([values(r) for r in by_threshold[t]]) for t in thresholds]
-            where.errorbar(
-                thresholds,
-                [statistics.mean(cell.values) for cell in cells],
-                [cell.spread or 0 for cell in cells],
-                fmt=style,
-                capsize=3,
-                color="#0072B2" if name == "AP" else "#D55E00",
-            )
-            where.set_ylabel(name)
-        axis.set_xlabel("score threshold τ")
-        written.append(output / "ap_by_threshold.png")
+    def save(figure: Any, name: str) -> None:
+        number = sum(path.name.startswith(name) for path in written)
+        written.append(output / f"{name}{f'_{number + 1}' if number else ''}.png")
         figure.savefig(written[-1], dpi=120)
 
-    order = [*SETS, "miss50", "keep1", "file"]
-    for detector in sorted({r["detector"] for r in finished}):
-        curves: dict[str, dict[int, Cell]] = defaultdict(lambda: defaultdict(Cell))
-        for result in finished:
-            if result["detector"] == detector and result.get("table") not in ("table3", "table4"):
-                place = order.index(result["sparsity"])
-                curves[result["method"]][place].values.append(_ap(result))
+    finished = [r for r in results if r["status"] == "finished" and r["metrics"]["AP"] is not None]
+    for kind, group in by_kind(finished).items():
+        for (method, sparsity), some in _split(group, "method", "sparsity").items():
+            by_threshold: dict[float, list[Result]] = defaultdict(list)
+            for result in some:
+                if "score_threshold" in _options(result) and _mined(result) is not None:
+                    by_threshold[float(score_threshold(result))].append(result)
+            if len(by_threshold) < 2:
+                continue
+            figure = Figure(figsize=(6, 4), layout="constrained")
+            axis = figure.subplots()
+            for values, name, colour, style, where in (
+                (_ap, "AP", "#0072B2", "o-", axis),
+                (_mined, "pseudo-labels per image", "#D55E00", "s--", axis.twinx()),
+            ):
+                cells = {t: Cell([values(r) or 0.0 for r in by_threshold[t]]) for t in by_threshold}
+                _curve(where, cells, style, color=colour)
+                where.set_ylabel(name, color=colour)
+            axis.set_xlabel("score threshold τ")
+            axis.set_title(f"{method}, {sparsity}; {kind}", fontsize=8)
+            save(figure, "ap_by_threshold")
+
+        order = [*SETS, "miss50", "keep1", "file"]
+        order += sorted({r["sparsity"] for r in group} - set(order))
+        curves: dict[str, dict[float, Cell]] = defaultdict(lambda: defaultdict(Cell))
+        for result in group:
+            if result.get("table") not in ("table3", "table4"):
+                curves[result["method"]][order.index(result["sparsity"])].add(result, "AP")
         places = sorted({place for curve in curves.values() for place in curve})
         if len(places) < 2:
             continue
         figure = Figure(figsize=(6, 4), layout="constrained")
         axis = figure.subplots()
         for number, (method, curve) in enumerate(curves.items()):
-            axis.errorbar(
-                sorted(curve),
-                [statistics.mean(curve[place].values) for place in sorted(curve)],
-                [curve[place].spread or 0 for place in sorted(curve)],
-                fmt="os^Dv<>px"[number % 9] + "-",
-                capsize=3,
-                label=method,
-            )
-        axis.set_xticks(places, [order[place] for place in places])
+            _curve(axis, curve, "os^Dv<>px"[number % 9] + "-", label=method)
+        axis.set_xticks(places, [order[int(place)] for place in places])
         axis.set_ylabel("AP")
+        axis.set_title(kind, fontsize=8)
         axis.legend()
-        written.append(output / f"ap_by_sparsity_{detector}.png")
-        figure.savefig(written[-1], dpi=120)
+        save(figure, "ap_by_sparsity")
     return written
+
+
+def _split(results: list[Result], *keys: str) -> dict[tuple[str, ...], list[Result]]:
+    groups: dict[tuple[str, ...], list[Result]] = defaultdict(list)
+    for result in results:
+        groups[tuple(str(result[key]) for key in keys)].append(result)
+    return groups
+
+
+def _curve(axis: Any, cells: dict[float, Cell], style: str, **options: Any) -> None:
+    """Means with their spread; a cell of several settings has no mean and is left out."""
+    known = {place: cells[place] for place in sorted(cells) if cells[place].mean is not None}
+    axis.errorbar(
+        list(known),
+        [cell.mean for cell in known.values()],
+        [cell.spread or 0.0 for cell in known.values()],
+        fmt=style,
+        capsize=3,
+        **options,
+    )
 
 
 def _ap(result: Result) -> float:
     return float(result["metrics"]["AP"])
 
 
-def _mined(result: Result) -> float:
-    return float(result["mining"]["pseudo_labels_per_image"])
+def _mined(result: Result) -> float | None:
+    found: float | None = result["mining"]["pseudo_labels_per_image"]
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -53,15 +54,36 @@ def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
         draft.unlink(missing_ok=True)
 
 
-def same_options(first: Any, second: Any, ignoring: Collection[str]) -> bool:
-    """Whether two resolved configurations agree but for some top-level groups.
+# Where a run writes to, and what is silent about its result.
+SILENT = {
+    "": ("checkpoint", "logger", "skip_finished", "own_gpu", "table"),
+    "trainer": ("enable_progress_bar", "log_every_n_steps", "devices"),
+    "data": ("num_workers", "hint"),
+}
 
-    Where they write to does not count, nor options that do not change a result.
+
+def relevant(config: Mapping[str, Any], without: Collection[str] = ()) -> dict[str, Any]:
+    """The options of a resolved configuration that can change a result.
+
+    Args:
+        without: top-level groups to leave out, too.
     """
-    silent = {*ignoring, "checkpoint", "logger", "skip_finished", "own_gpu", "experiment"}
-    return {k: v for k, v in first.items() if k not in silent} == {
-        k: v for k, v in second.items() if k not in silent
-    }
+    left = {k: v for k, v in config.items() if k not in (*SILENT[""], *without)}
+    for group in ("trainer", "data"):
+        if group in left:
+            left[group] = {k: v for k, v in left[group].items() if k not in SILENT[group]}
+    return left
+
+
+def same_options(first: Any, second: Any, ignoring: Collection[str]) -> bool:
+    """Whether two resolved configurations agree, but for some top-level groups."""
+    return relevant(first, ignoring) == relevant(second, ignoring)
+
+
+def options_hash(config: Mapping[str, Any], without: Collection[str]) -> str:
+    """A short name for all options that can change a result, but for some top-level groups."""
+    text = json.dumps(relevant(config, without), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def find_run(run: Path, wanted: Mapping[str, Any]) -> Path | None:

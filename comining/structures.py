@@ -140,6 +140,16 @@ class Batch:
     image_ids: list[int]  # B ids of the annotation file
     positions: list[int]  # B global positions in the training stream; they seed the second view
 
+    def pin_memory(self) -> Batch:
+        """Called by the data loader: page-locked copies, which travel to a GPU unwaited for."""
+        for target in (*self.targets, *self.erased):
+            target.boxes, target.labels = target.boxes.pin_memory(), target.labels.pin_memory()
+        for one in self.found:
+            one.boxes, one.labels = one.boxes.pin_memory(), one.labels.pin_memory()
+            one.scores = one.scores.pin_memory()
+        self.images = [image.pin_memory() for image in self.images]
+        return self
+
 
 @dataclass
 class StepResult:

@@ -156,6 +156,7 @@ def test_thresholds_can_be_set_by_hand() -> None:
         (["~method.score_threshold"], "method.score_threshold is missing"),
         (["data=coco"], "option data.root is missing"),
         (["method._target_=os.system"], "method._target_='os.system' is not one of"),
+        (["method._target_=comining.run_directory.os.system"], "is defined outside of what may"),
         (["method._target_=comining.nowhere"], "comining.nowhere.* cannot be imported"),
         (["data.max_size=50"], "data.max_size=50 is smaller than data.min_size=96"),
         (["data.flip=2"], "data.flip"),

@@ -111,6 +111,57 @@ def test_runs_of_different_kinds_are_never_averaged(tmp_path: Path) -> None:
     assert [table.cells["comining", "AP"].values for _, table in found] == [[50.0], [30.0], [40.0]]
 
 
+def test_different_settings_in_one_cell_are_named_and_not_averaged(tmp_path: Path) -> None:
+    """For example sparsity.fraction=0.3,0.5: the same protocol by name."""
+    for number, variant in enumerate("ab"):
+        write(tmp_path, number, 30.0 + number, variant=variant, recipe="r")
+    text = summary(read_results([tmp_path]))
+    assert row(text, "hard") == ["mixed: 2 settings"]
+
+
+def test_the_same_run_found_twice_counts_once(tmp_path: Path) -> None:
+    for number, seed in enumerate((0, 1, 1)):
+        write(tmp_path, number, 30.0 + 2 * seed, variant="a", recipe="r", seed=seed)
+    assert row(summary(read_results([tmp_path])), "hard") == ["31.0 ± 1.4"]
+
+
+def test_other_recipes_are_other_tables(tmp_path: Path) -> None:
+    for number, recipe in enumerate("rs"):
+        write(tmp_path, number, 30.0 + number, table="table2", variant=recipe, recipe=recipe)
+    found = tables(read_results([tmp_path]))
+    assert [table.cells["comining", "AP"].values for _, table in found] == [[30.0], [31.0]]
+    assert found[0][1].kind.endswith("recipe r")
+
+
+def test_what_the_paper_does_not_have_gets_its_own_place(tmp_path: Path) -> None:
+    write(tmp_path, 0, 30.0, table="table6", method="mine")
+    write(tmp_path, 1, 20.0, table="table6")
+    write(tmp_path, 2, 40.0, table="table1", method="mine", sparsity="miss30")
+    text = summary(read_results([tmp_path]))
+    assert row(text, "mine")[:2] == ["**30.0**", "-"]
+    assert row(text, "miss30")[-1] == "40.0"
+
+
+def test_a_threshold_sweep_by_hand_has_a_row_each_and_a_plot(tmp_path: Path) -> None:
+    for number, tau in enumerate((0.4, 0.5)):
+        write(tmp_path, number, 30.0 + number, method_options={"score_threshold": tau})
+    write(tmp_path, 2, 25.0, method="original", method_options={})
+    text = summary(read_results([tmp_path]))
+    assert row(text, "hard, τ = 0.5") == ["31.0", "missing"]
+    assert row(text, "hard") == ["missing", "25.0"]
+    main([str(tmp_path)])
+    assert (tmp_path / "ap_by_threshold.png").exists()
+
+
+def test_plots_take_protocols_of_ones_own_and_runs_without_mining(tmp_path: Path) -> None:
+    write(tmp_path, 0, 30.0, sparsity="miss30")
+    write(tmp_path, 1, 31.0, sparsity="hard")
+    nothing = dict.fromkeys(("pseudo_labels_per_image", "precision", "recall"))
+    write(tmp_path, 2, 32.0, sparsity="hard", mining=nothing, seed=1)
+    assert main([str(tmp_path)]) == 0
+    assert (tmp_path / "ap_by_sparsity.png").exists()
+
+
 def test_runs_of_no_table_are_listed_by_sparsity_and_method(tmp_path: Path) -> None:
     write(tmp_path, 0, 30.0, method="original", method_options={})
     write(tmp_path, 1, 20.0, method="original", method_options={}, sparsity="extreme")
@@ -139,7 +190,7 @@ def test_files_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert (cell["table"], cell["mean"], cell["published"], cell["seeds"]) == (
         "table3", "31.0", "30.6", "1",
     )  # fmt: skip
-    for name in ("ap_by_threshold.png", "ap_by_sparsity_retinanet.png"):
+    for name in ("ap_by_threshold.png", "ap_by_sparsity.png"):
         assert (tmp_path / name).stat().st_size > 5000
 
 

@@ -44,7 +44,7 @@ class StubData:
 def prepared(name: str, **options: Any) -> Any:
     chosen = method(name, **options)
     if name == "part_aware":
-        chosen.prepare(StubData(), Path("unused"))
+        chosen.prepare(StubData(), Path("unused"), torch.device("cpu"))
     return chosen
 
 

@@ -201,6 +201,13 @@ def test_the_command_line_refuses_bad_input_in_one_line(
     assert not (tmp_path / "o.json").exists()
 
 
+def test_the_full_file_is_never_overwritten(file: Path) -> None:
+    before = file.read_bytes()
+    with pytest.raises(SystemExit):
+        main([str(file), str(file), "--protocol", "hard"])
+    assert file.read_bytes() == before
+
+
 def test_coco128_splits_are_stable() -> None:
     """The split of a real file must never change behind a user's back."""
     root = real_data("coco128")

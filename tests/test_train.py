@@ -303,6 +303,8 @@ def test_the_commands_work_from_any_folder(tmp_path: Path, shapes: list[str]) ->
     ("overrides", "words"),
     [
         (["trainer.max_steps=abc"], "error: trainer.max_steps='abc' must be int"),
+        (["seed=abc"], "error: seed='abc' must be int"),
+        (["trainer.log_every_n_steps=0"], "error: trainer.log_every_n_steps must be positive"),
         (["data=coco"], "error: option data.root is missing"),
         (["data=coco", "data.root=nowhere"], "error: missing for val: nowhere/annotations"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,13 @@ class SweepReport(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
-        failed = report([str(folder)])
+        try:
+            failed = report([str(folder)])
+        except (
+            Exception
+        ):  # Hydra would make a warning of it, and the exit code say that all is well
+            traceback.print_exc()
+            sys.exit(1)
         if failed:
             print(f"{failed} of the runs failed", file=sys.stderr)
             sys.exit(1)

@@ -59,10 +59,13 @@ class AnnotationSet:
     repairs: dict[str, int]  # what was mended, and how often
 
     def fingerprint(self) -> str:
-        """Changes with anything that training or evaluation can see, not with the file's order."""
+        """Changes with every record that training or evaluation sees, not with the file's order."""
         order = np.argsort(self.ids, kind="stable")
         digest = hashlib.sha256(repr(self.categories).encode())
-        for column in (self.ids, self.image_ids[self.image], self.labels, self.bboxes, self.crowd):
+        images = sorted(zip(self.image_ids.tolist(), self.file_names, self.sizes.tolist()))
+        digest.update(repr(images).encode())
+        image_ids = self.image_ids[self.image]
+        for column in (self.ids, image_ids, self.labels, self.bboxes, self.areas, self.crowd):
             digest.update(np.ascontiguousarray(column[order]).tobytes())
         return digest.hexdigest()[:16]
 
@@ -129,7 +132,7 @@ def read_annotations(path: str | Path, on_invalid_box: OnInvalidBox = "error") -
             if on_invalid_box == "error":
                 raise DataError(
                     f"{where}: bbox {bbox} in image {image_id} of {width}x{height} px {problem} "
-                    "(data.on_invalid_box=drop leaves such annotations out)"
+                    "(on_invalid_box=drop leaves such annotations out)"
                 )
             repairs["annotations dropped because their box is invalid"] += 1
             continue
@@ -168,7 +171,7 @@ def read_annotations(path: str | Path, on_invalid_box: OnInvalidBox = "error") -
 def check_images(annotations: AnnotationSet, folder: str | Path, sizes: bool) -> None:
     """Check that every image of the file exists and, if ``sizes``, has the size the file says.
 
-    Only the header of an image is read. Symbolic links may not leave the folder either.
+    Only the header of an image is read.
 
     Raises:
         DataError: naming the annotation file, the image id and the image file.
@@ -187,7 +190,7 @@ def check_images(annotations: AnnotationSet, folder: str | Path, sizes: bool) ->
         try:
             with Image.open(file) as image:
                 found = image.size
-        except (UnidentifiedImageError, OSError) as error:
+        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
             raise DataError(f"{where}: not a readable image ({error})") from error
         if found != (width, height):
             raise DataError(

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
+from comining.errors import ConfigError
 from comining.seeding import derive_seed
 
 
@@ -48,7 +49,7 @@ class StepSampler(Sampler[list[SampleKey]]):
         if not len(landscape):
             raise ValueError("there is no image to train on")
         if batch_size < 1 or batch_size % world_size:
-            raise ValueError(
+            raise ConfigError(
                 f"data.batch_size={batch_size} counts the images of a step over all processes and "
                 f"must be a positive multiple of their number, {world_size}"
             )

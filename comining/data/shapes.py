@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from comining.errors import DataError
+
 log = logging.getLogger(__name__)
 
 SHAPES = ("circle", "square", "triangle", "cross", "star", "ring")
@@ -81,19 +83,19 @@ class DrawShapes:
         a killed run or several runs at once leave no half-drawn set.
 
         Raises:
-            ValueError: ``root`` holds something else, or a set drawn by another recipe.
+            DataError: ``root`` holds something else, or a set drawn by another recipe.
         """
         folder = Path(root)
         marker = folder / "shapes.json"
         if marker.exists():
             if json.loads(marker.read_text()) != self.recipe:
-                raise ValueError(
+                raise DataError(
                     f"{folder} holds shapes drawn by another recipe than data.prepare now says; "
                     "delete that folder or choose another data.root"
                 )
             return
         if folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"{folder} is not empty and holds no shapes; choose another data.root")
+            raise DataError(f"{folder} is not empty and holds no shapes; choose another data.root")
         log.info("drawing %d shape images into %s", sum(self.counts.values()), folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

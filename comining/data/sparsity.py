@@ -212,6 +212,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         overrides["fraction"] = given.fraction
     if given.sparse_file is not None:
         overrides["path"] = given.sparse_file
+    for path in (given.output, given.erased):
+        if path is not None and path.resolve() == given.annotations.resolve():
+            parser.error(f"{path} is the full annotation file; it will not be overwritten")
     on_invalid_box: OnInvalidBox = given.on_invalid_box
     try:
         sparsity = instantiate_file(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from comining.data.datamodule import DetectionData
@@ -39,11 +40,12 @@ class Method:
             raise ValueError(f"method.views must name different views, got {list(views)}")
         self.views = tuple(views)
 
-    def prepare(self, data: DetectionData, run: Path) -> None:
+    def prepare(self, data: DetectionData, run: Path, device: torch.device) -> None:
         """What is to be done once, after the data are read and before training begins.
 
         Args:
             run: the run directory, for what the method wants to leave there.
+            device: of this process, for work of the method's own.
         """
 
     def __call__(

@@ -58,7 +58,7 @@ class PartAware(Method):
         self.min_count = min_count
         self.is_part: Tensor | None = None  # [K, K] float: subject, part
 
-    def prepare(self, data: DetectionData, run: Path) -> None:
+    def prepare(self, data: DetectionData, run: Path, device: torch.device) -> None:
         names = data.categories.names
         if self.hierarchy is None:
             if data.train_set is None or data.erased is None:

@@ -72,7 +72,7 @@ class PseudoLabel(Method):
         self.overlap_threshold = overlap_threshold
         self.class_aware = class_aware
 
-    def prepare(self, data: DetectionData, run: Path) -> None:
+    def prepare(self, data: DetectionData, run: Path, device: torch.device) -> None:
         if data.train_set is None:
             raise RuntimeError("the data have not been set up for training")
         teacher = self.teacher or self._teacher_beside(run)
@@ -92,7 +92,6 @@ class PseudoLabel(Method):
             num_workers=data.num_workers,
             collate_fn=collate_evaluation,
         )
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         detector.to(device)
         position = {int(image_id): n for n, image_id in enumerate(annotations.image_ids)}
         found: dict[int, Detections] = {}
