@@ -34,7 +34,6 @@ CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "conf"
 
 # A configuration may come out of somebody else's checkpoint; it builds nothing but these.
 ALLOWED_TARGETS = ("comining.", "torch.optim.", "lightning.pytorch.")
-ALLOWED_MODULES = ALLOWED_TARGETS
 
 
 def instantiate(node: DictConfig, name: str, **given: Any) -> Any:
@@ -135,7 +134,7 @@ def locate(target: str, name: str) -> Callable[..., Any]:
     except Exception as error:
         raise ConfigError(f"{name}._target_={target!r} cannot be imported ({error})") from error
     # A path may lead out again through a module that one of ours imports.
-    if not f"{getattr(found, '__module__', '')}.".startswith(ALLOWED_MODULES):
+    if not f"{getattr(found, '__module__', '')}.".startswith(ALLOWED_TARGETS):
         raise ConfigError(f"{name}._target_={target!r} is defined outside of what may be built")
     return found
 

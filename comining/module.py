@@ -63,7 +63,7 @@ class DetectionModule(EvaluationModule):
     Args:
         view: makes the second view, where the method wants one.
         optimizer: given the parameters to train, returns the optimizer.
-        schedule: step to factor on the learning rate; None keeps it constant.
+        schedule: step to factor on the learning rate.
         validation: annotations of the images that validation batches hold.
         seed: of the run.
         description: what a checkpoint tells about itself: plain containers only.
