@@ -11,7 +11,7 @@ from comining.checkpoint import load_detector
 from comining.config import CONFIG_FOLDER, instantiate, instantiate_file
 from comining.errors import ConfigError, one_line_errors
 from comining.evaluation.coco import metrics_table
-from comining.module import EvaluationModule
+from comining.evaluation.module import EvaluationModule
 from comining.run_directory import versions, write_json
 
 
@@ -33,7 +33,7 @@ def main(cfg: DictConfig) -> None:
         raise ConfigError(
             f"{cfg.checkpoint} detects {description['category_names']}, but the data have {names}"
         )
-    module = EvaluationModule(detector, data.val_set.annotations)
+    module = EvaluationModule(detector, data.evaluated)
     trainer = instantiate(
         cfg.trainer, "trainer", logger=False, enable_checkpointing=False,
         use_distributed_sampler=False, default_root_dir=str(run),
@@ -43,15 +43,15 @@ def main(cfg: DictConfig) -> None:
         return
     facts = {
         "checkpoint": str(cfg.checkpoint),
-        "metrics": module.metrics,
+        "metrics": module.metrics["val"],
         "data": data.summary(),
         "versions": versions(),
     }
     write_json(run / "evaluation.json", facts)
-    print(metrics_table(module.metrics))
+    print(metrics_table(module.metrics["val"]))
     print(f"written: {run / 'evaluation.json'}")
     if cfg.coco_results:
-        write_json(run / "coco_results.json", module.evaluator.results())
+        write_json(run / "coco_results.json", module.evaluators["val"].results())
         print(f"written: {run / 'coco_results.json'}")
 
 

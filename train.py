@@ -1,6 +1,5 @@
 """Train a detector: ``python train.py [group=choice ...] [option=value ...]``."""
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,14 +8,15 @@ import hydra
 import lightning as L
 from omegaconf import DictConfig
 
+from comining.callbacks.divergence import DivergenceGuard
+from comining.callbacks.figures import TrainingFigures
+from comining.callbacks.progress import Progress
 from comining.checkpoint import build_detector, describe
 from comining.config import check, instantiate
 from comining.errors import ConfigError
-from comining.evaluation.coco import metrics_table
+from comining.loggers import finished, summarize
 from comining.module import DetectionModule
-from comining.outcome import print_outcome, recorded
-
-log = logging.getLogger(__name__)
+from comining.outcome import print_outcome, print_start, recorded
 
 
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")
@@ -28,29 +28,47 @@ def main(cfg: DictConfig, config: dict[str, Any], run: Path) -> Mapping[str, Any
     check(config["trainer"], "trainer", {})
     if cfg.trainer.log_every_n_steps < 1:
         raise ConfigError("trainer.log_every_n_steps must be positive")
-    method, view, schedule, optimizer, sparsity, logger, checkpoint = (
+    method, view, schedule, optimizer, sparsity, checkpoint, pictures = (
         instantiate(cfg[name], name)
-        for name in ("method", "view", "schedule", "optimizer", "sparsity", "logger", "checkpoint")
+        for name in (
+            "method",
+            "view",
+            "schedule",
+            "optimizer",
+            "sparsity",
+            "checkpoint",
+            "pictures",
+        )
     )
     data = instantiate(cfg.data, "data", sparsity=sparsity, seed=cfg.seed)
-    fixed = {"default_root_dir": str(run), "use_distributed_sampler": False,
-             "num_sanity_val_steps": 0, "enable_model_summary": False}  # fmt: skip
-    trainer = instantiate(cfg.trainer, "trainer", logger=logger, callbacks=[checkpoint], **fixed)
+    guard = DivergenceGuard()
+    figures = TrainingFigures(cfg.trainer.log_every_n_steps, guard)
+    progress = Progress(figures, cfg.trainer.enable_progress_bar)
+    loggers = instantiate(cfg.logger, "logger")
+    trainer = instantiate(
+        cfg.trainer, "trainer", logger=loggers, default_root_dir=str(run),
+        callbacks=[guard, figures, pictures, progress, checkpoint], enable_progress_bar=False,
+        use_distributed_sampler=False, num_sanity_val_steps=0, enable_model_summary=False,
+    )  # fmt: skip
     data.setup("fit")
-    log.info("data: %s", data.summary())
+    if trainer.is_global_zero:
+        print_start(run, data.summary(), trainer.strategy.root_device)
     detector = build_detector(config, len(data.categories), pretrained=True)
     method.prepare(data, run, trainer.strategy.root_device)
     module = DetectionModule(
-        detector, method, view, optimizer, schedule, data.val_set.annotations, cfg.seed,
+        detector, method, view, optimizer, schedule, data.evaluated, cfg.seed,
         describe(config, data.categories),
     )  # fmt: skip
-    trainer.fit(module, datamodule=data)
-    if module.metrics_step != trainer.global_step:  # else the last validation has just done it
-        trainer.validate(module, datamodule=data, verbose=False)
+    with finished(loggers, config):
+        trainer.fit(module, datamodule=data)
+        if module.metrics_step != trainer.global_step:  # else the last validation has just done it
+            trainer.validate(module, datamodule=data, verbose=False)
+        if "test" in data.evaluated:
+            trainer.test(module, datamodule=data, verbose=False)
+        summarize(loggers, figures.summary(module))
     if trainer.is_global_zero:
-        print_outcome(run, metrics_table(module.metrics), module.mining)
-    facts = {"steps": module.metrics_step, "metrics": module.metrics, "mining": module.mining}
-    return {**facts, "data": data.summary()}
+        print_outcome(run, module.metrics, figures.mining)
+    return {**figures.facts(module), "data": data.summary()}
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -29,6 +30,11 @@ class Style:
 ANNOTATED = Style("annotated", (86, 180, 233), None)
 ERASED = Style("erased", (230, 159, 0), (9, 6))
 MINED = Style("mined", (255, 255, 255), (2, 3))
+MINED_BY = {
+    "original": Style("mined by original", (255, 255, 255), (2, 3)),
+    "augmented": Style("mined by augmented", (240, 228, 66), (14, 3)),
+}
+DETECTED = Style("detected", (240, 228, 66), (14, 3))
 
 
 @dataclass
@@ -68,6 +74,51 @@ def panel(image: Tensor, layers: Sequence[Layer], scale: float = 1.0) -> Image.I
     return picture
 
 
+def crop(
+    image: Tensor, box: Tensor, layers: Sequence[Layer], margin: float = 0.6
+) -> tuple[Tensor, list[Layer]]:
+    """The square around a box, with its layers moved along.
+
+    Args:
+        image: [3, H, W] uint8.
+        box: [4] xyxy px.
+        margin: added on each side, as a share of the box's longer side.
+    """
+    height, width = image.shape[-2:]
+    left, top, right, bottom = box.tolist()
+    half = max(right - left, bottom - top, 8.0) * (0.5 + margin)
+    x, y = (left + right) / 2, (top + bottom) / 2
+    first_x, first_y = max(0, int(x - half)), max(0, int(y - half))
+    last_x, last_y = min(width, int(x + half) + 1), min(height, int(y + half) + 1)
+    first_x, first_y = min(first_x, width - 1), min(first_y, height - 1)
+    part = image[:, first_y : max(last_y, first_y + 1), first_x : max(last_x, first_x + 1)]
+    shift = torch.tensor([first_x, first_y, first_x, first_y], dtype=torch.float32)
+    limits = torch.tensor([part.shape[2], part.shape[1]] * 2, dtype=torch.float32)
+    moved = []
+    for layer in layers:
+        boxes = layer.boxes.cpu() - shift
+        inside = (boxes[:, :2] < limits[:2]).all(dim=1) & (boxes[:, 2:] > 0).all(dim=1)
+        captions = [words for words, one in zip(layer.captions, inside.tolist()) if one]
+        moved.append(Layer(layer.style, boxes[inside], captions))
+    return part, moved
+
+
+def captioned(picture: Image.Image, caption: str, lines: Sequence[str] = ()) -> Image.Image:
+    """A picture under a line of words; ``lines`` stand in the picture itself."""
+    band = 18
+    page = Image.new("RGB", (picture.width, picture.height + band), PAPER)
+    page.paste(picture, (0, band))
+    pen = ImageDraw.Draw(page)
+    font = ImageFont.load_default(12)
+    while caption and pen.textlength(caption, font=font) > picture.width:
+        caption = caption[:-2].rstrip() + "…" if len(caption) > 2 else ""
+    pen.text((0, 2), caption, RIM, font)
+    large = ImageFont.load_default(16)
+    for number, words in enumerate(lines):
+        pen.text((10, band + 12 + 24 * number), words, RIM, large)
+    return page
+
+
 def sheet(
     panels: Sequence[Image.Image], columns: int, styles: Sequence[Style], title: str
 ) -> Image.Image:
@@ -76,10 +127,12 @@ def sheet(
     width = max(one.width for one in panels)
     height = max(one.height for one in panels)
     rows = -(-len(panels) // columns)
-    page = (columns * (width + gap) + gap, rows * (height + gap) + gap + 2 * band)
+    font = ImageFont.load_default(16)
+    words = [title, "".join(style.name for style in styles)]
+    longest = max(int(font.getlength(one)) for one in words) + len(styles) * 80 + 2 * gap
+    page = (max(columns * (width + gap) + gap, longest), rows * (height + gap) + gap + 2 * band)
     picture = Image.new("RGB", page, PAPER)
     pen = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(16)
     pen.text((gap, 6), title, RIM, font)
     for number, one in enumerate(panels):
         row, column = divmod(number, columns)

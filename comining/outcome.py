@@ -19,6 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from comining.config import resolve
 from comining.errors import ConfigError, DivergedError, UserError
+from comining.evaluation.coco import Metrics, metrics_table
+from comining.evaluation.mining import headline
 from comining.gpu import claim_gpu
 from comining.run_directory import hardware, options_hash, same_options, versions, write_json
 
@@ -127,9 +129,41 @@ def _record(
     write_json(run / "result.json", result)
 
 
-def print_outcome(run: Path, table: str, mining: Mapping[str, float | None]) -> None:
-    """The end of a run, for a person."""
-    print(table)
-    for name, value in mining.items():
+def print_start(run: Path, data: Mapping[str, Any], device: str) -> None:
+    """The start of a run, for a person: what was read, on what it runs, where it writes."""
+    for split, facts in data.items():
+        words = [f"{facts['images']} images"]
+        if split == "train":
+            words += [
+                f"{facts['images_trained_on']} of them trained on",
+                f"{facts['kept']} annotations kept",
+                f"{facts['erased']} erased",
+                f"{facts['crowds']} crowds set aside",
+                f"{facts['classes']} classes",
+            ]
+        words += [f"repaired: {name}: {count}" for name, count in facts.get("repairs", {}).items()]
+        print(f"{split}: {facts['annotations']}: {', '.join(words)}")
+    print(f"device: {device}")
+    print(f"run directory: {run}", flush=True)
+
+
+def print_outcome(
+    run: Path, metrics: Mapping[str, Metrics], mining: Mapping[str, float | None]
+) -> None:
+    """The end of a run, for a person: its numbers, and all that it wrote."""
+    for split, numbers in metrics.items():
+        print(f"{split}\n{metrics_table(numbers)}")
+    for name, value in headline(mining).items():
         print(f"mining over the last quarter: {name} {'-' if value is None else f'{value:.2f}'}")
-    print(f"run directory: {run}")
+    print("written:")
+    for pattern in (
+        "result.json",
+        "config.yaml",
+        "metrics.csv",
+        "checkpoints/*.ckpt",
+        "pictures/*.*",
+    ):
+        # result.json follows when all else is done.
+        found = sorted(run.glob(pattern)) or ([run / pattern] if pattern == "result.json" else [])
+        for file in found:
+            print(f"  {file}")

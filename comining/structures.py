@@ -158,6 +158,9 @@ class StepResult:
     losses: dict[str, Tensor]  # "view/term" -> scalar with gradient
     mined: Mapping[str, list[Detections]] = field(default_factory=dict)
     # view -> B sets of pseudo-labels that this view produced (they supervise another one)
+    passed: Mapping[str, Tensor] = field(default_factory=dict)
+    # view -> [B, 5] int64: class scores, and how many are left after Step 1, Step 2, the image
+    # border and Step 3; for methods that go these steps
 
     @property
     def total(self) -> Tensor:

@@ -34,7 +34,7 @@ def main(checkpoint: str, output: str) -> None:
     panels = []
     for item in sorted(random.Random(0).sample(several, 8)):
         one = data.train_set[SampleKey(item, item)]
-        mined = method.cogenerate(detector, detector.predict([one.image]), [one.targets])[0]
+        (mined,), _ = method.cogenerate(detector, detector.predict([one.image]), [one.targets])
         layers = zip((ANNOTATED, ERASED, MINED), (one.targets, one.erased, mined))
         boxes = [Layer(style, found.boxes) for style, found in layers]
         panels.append(panel(one.image, boxes, scale=2.5))

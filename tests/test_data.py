@@ -201,7 +201,7 @@ def test_a_wrong_size_is_found_on_decoding(tmp_path: Path) -> None:
 
 
 def shapes(**options: int) -> DrawShapes:
-    given = {"train_images": 12, "val_images": 3, "seed": 0, **options}
+    given = {"train_images": 12, "val_images": 3, "test_images": 2, "seed": 0, **options}
     return DrawShapes(image_size=96, object_size=[12, 36], objects=[1, 8], **given)
 
 

@@ -16,9 +16,9 @@ from pycocotools.cocoeval import COCOeval
 from comining.data.annotations import AnnotationSet, read_annotations
 from comining.errors import DivergedError
 from comining.evaluation.coco import METRICS, CocoEvaluator, metrics_table
-from comining.evaluation.mining import MiningScore, right_ones
-from comining.structures import Detections
-from tests.helpers import edit_json, real_data, targets, write_coco
+from comining.evaluation.mining import KINDS, MiningScore, headline, judge, right_ones
+from comining.structures import Batch, Detections, StepResult, Targets
+from tests.helpers import batch_of, edit_json, real_data, targets, write_coco
 
 
 def detections(*rows: tuple[float, float, float, float, int, float]) -> Detections:
@@ -162,6 +162,26 @@ def test_results_are_in_cocos_format(tmp_path: Path) -> None:
 # -- mining ------------------------------------------------------------------------------
 
 
+SUPERVISED = ("original", "augmented")
+
+
+def mined_by(**mined: list[Detections]) -> StepResult:
+    return StepResult({}, mined)
+
+
+def score_of(*steps: tuple[StepResult, Batch], num_classes: int = 3) -> MiningScore:
+    score = MiningScore(SUPERVISED, num_classes)
+    for result, batch in steps:
+        score.update(*score.measure(result, batch))
+    return score
+
+
+def batch_with(erased: list[Targets], kept: list[Targets] | None = None) -> Batch:
+    batch = batch_of(kept or [targets()] * len(erased))
+    batch.erased = erased
+    return batch
+
+
 def test_right_is_same_image_same_class_half_overlap_and_only_once() -> None:
     mined = [
         detections(
@@ -177,29 +197,90 @@ def test_right_is_same_image_same_class_half_overlap_and_only_once() -> None:
     ]
     erased = [targets((0, 0, 10, 10, 0), (50, 50, 60, 60, 2)), targets(), targets((1, 1, 5, 5, 1))]
     assert right_ones(mined, erased).tolist() == [False, True, False, False, True, False, False]
+    kinds = [KINDS[k] for k in judge(mined, erased, [targets()] * 3)]
+    assert kinds == [
+        "duplicate", "right", "wrong_class", "background", "right", "poor_localisation",
+        "background",
+    ]  # fmt: skip
+    figures = score_of((mined_by(original=mined), batch_with(erased))).compute()
+    assert figures.together["pseudo_labels_per_image"] == pytest.approx(7 / 3)
+    assert figures.together["pseudo_labels_max"] == 6
+    assert figures.together["precision"] == pytest.approx(2 / 7)
+    assert figures.together["recall"] == pytest.approx(2 / 3)
+    assert figures.together["score"] == pytest.approx((0.7 + 0.8 + 0.9 * 3 + 0.6 + 0.5) / 7)
+    assert sum(figures.together[kind] or 0 for kind in KINDS[1:]) == pytest.approx(5 / 7)
+    assert [one["pseudo_labels_per_image"] for one in figures.classes] == [4 / 3, 1 / 3, 2 / 3]
+    assert [one["precision"] for one in figures.classes] == [0.25, 0, 0.5]
+    assert [one["recall"] for one in figures.classes] == [1, 0, 1]
 
-    score = MiningScore()
-    score.update(mined, erased)
-    assert score.compute() == {
-        "pseudo_labels_per_image": pytest.approx(7 / 3),
-        "precision": pytest.approx(2 / 7),
-        "recall": pytest.approx(2 / 3),
-    }
+
+@pytest.mark.parametrize(
+    ("box", "kind"),
+    [
+        ((0, 0, 10, 10, 0, 0.9), "right"),
+        ((20, 20, 30, 30, 1, 0.9), "duplicate"),  # of one that is kept
+        ((20, 20, 30, 30, 0, 0.9), "wrong_class"),  # on one that is kept
+        ((0, 0, 10, 10, 1, 0.9), "wrong_class"),  # on one that is erased
+        ((0, 6, 10, 16, 0, 0.9), "poor_localisation"),  # IoU 1/4 with an erased one
+        ((26, 20, 36, 30, 1, 0.9), "poor_localisation"),  # IoU 1/4 with a kept one
+        ((0, 6, 10, 16, 1, 0.9), "background"),  # IoU 1/4, and not its class
+        ((0, 9, 10, 19, 0, 0.9), "background"),  # IoU 1/19
+        ((70, 70, 80, 80, 0, 0.9), "background"),
+    ],
+)
+def test_kinds_of_mined_boxes(box: tuple[float, ...], kind: str) -> None:
+    erased, kept = [targets((0, 0, 10, 10, 0))], [targets((20, 20, 30, 30, 1))]
+    assert KINDS[judge([detections(box)], erased, kept)[0]] == kind
+    far = [targets((0, 0, 10, 10, 0)), targets()], [targets((20, 20, 30, 30, 1)), targets()]
+    elsewhere = judge([detections(), detections(box)], *far)
+    assert KINDS[elsewhere[0]] == "background"  # annotations of another image do not count
 
 
 def test_figures_add_up_over_updates_and_views() -> None:
-    score = MiningScore()
     erased = [targets((0, 0, 10, 10, 0))]
-    score.update([detections((0, 0, 10, 10, 0, 0.9))], erased)
-    score.update([detections()], erased)
-    assert score.compute() == {
-        "pseudo_labels_per_image": 0.5,
-        "precision": 1.0,
-        "recall": 0.5,
-    }
+    right, missed = [detections((0, 0, 10, 10, 0, 0.9))], [detections()]
+    both = mined_by(original=right, augmented=missed)
+    together = score_of((both, batch_with(erased))).compute()
+    assert headline(together.together) == {
+        "pseudo_labels_per_image": 0.5, "precision": 1.0, "recall": 0.5,
+    }  # fmt: skip
+    assert headline(together.views["original"])["recall"] == 1
+    assert headline(together.views["augmented"])["recall"] == 0
+    one_by_one = score_of(
+        (mined_by(original=right), batch_with(erased)),
+        (mined_by(augmented=missed), batch_with(erased)),
+    ).compute()
+    one_by_one.together["agreement"] = together.together["agreement"]
+    assert one_by_one.together == together.together
+
+
+def test_agreement_is_the_share_that_the_other_view_mined_too() -> None:
+    original = [detections((0, 0, 10, 10, 0, 0.9), (20, 20, 30, 30, 1, 0.9)), detections()]
+    augmented = [detections((0, 0, 10, 11, 0, 0.8)), detections((20, 20, 30, 30, 1, 0.9))]
+    result = mined_by(original=original, augmented=augmented)
+    figures = score_of((result, batch_with([targets()] * 2))).compute()
+    assert figures.views["original"]["agreement"] == 0.5
+    assert figures.views["augmented"]["agreement"] == 0.5
+    assert figures.together["agreement"] == 0.5
+    assert figures.together["share_of_targets"] == 1  # nothing is annotated here
+
+
+def test_what_each_step_drops_is_counted_per_image() -> None:
+    result = mined_by(original=[detections((0, 0, 9, 9, 0, 0.9)), detections()])
+    result.passed = {"original": torch.tensor([[100, 9, 4, 3, 1], [100, 5, 2, 2, 0]])}
+    kept = [targets((20, 20, 30, 30, 1)), targets()]
+    figures = score_of((result, batch_with([targets()] * 2, kept))).compute().together
+    assert figures["dropped_by_score"] == (91 + 95) / 2
+    assert figures["dropped_by_nms"] == (5 + 3) / 2
+    assert figures["dropped_by_border"] == 1 / 2
+    assert figures["dropped_by_annotation"] == (2 + 2) / 2
+    assert figures["share_of_targets"] == 0.5
 
 
 def test_nothing_mined_and_nothing_erased() -> None:
-    score = MiningScore()
-    score.update([detections()], [targets()])
-    assert score.compute() == {"pseudo_labels_per_image": 0, "precision": None, "recall": None}
+    batch = batch_with([targets()])
+    figures = score_of((mined_by(original=[detections()]), batch)).compute()
+    assert headline(figures.together) == {
+        "pseudo_labels_per_image": 0, "precision": None, "recall": None,
+    }  # fmt: skip
+    assert set(score_of().compute().together.values()) == {None}

@@ -43,7 +43,7 @@ def confident(built: DenseDetector, views: int) -> DensePredictions:
 
 def test_each_view_is_supervised_by_what_the_other_found(built: DenseDetector) -> None:
     predictions = confident(built, 2)
-    supervision, mined = method("comining").supervise(built, predictions, BATCH, step=0)
+    supervision, mined, _ = method("comining").supervise(built, predictions, BATCH, step=0)
     for view, own, other in (("original", 0, 1), ("augmented", 1, 0)):
         for image, target in enumerate(supervision[view]):
             annotated = TRUTH[image].labels.tolist()
@@ -54,21 +54,21 @@ def test_each_view_is_supervised_by_what_the_other_found(built: DenseDetector) -
 def test_self_mining_is_supervised_by_what_it_found(built: DenseDetector) -> None:
     chosen = method("self_mining")
     assert chosen.views == ("original",)
-    supervision, mined = chosen.supervise(built, confident(built, 1), BATCH, step=0)
+    supervision, mined, _ = chosen.supervise(built, confident(built, 1), BATCH, step=0)
     assert supervision["original"][0].labels.tolist() == [0, 0]
     assert mined["original"][0].labels.tolist() == [0]
 
 
 def test_two_views_may_mine_for_themselves(built: DenseDetector) -> None:
     chosen = method("comining", exchange=False)
-    supervision, _ = chosen.supervise(built, confident(built, 2), BATCH, step=0)
+    supervision, _, _ = chosen.supervise(built, confident(built, 2), BATCH, step=0)
     assert supervision["augmented"][0].labels.tolist() == [0, 1]
 
 
 def test_nothing_is_mined_before_the_start_step(built: DenseDetector) -> None:
     chosen = method("comining", start_step=5)
     predictions = confident(built, 2)
-    supervision, mined = chosen.supervise(built, predictions, BATCH, step=4)
+    supervision, mined, _ = chosen.supervise(built, predictions, BATCH, step=4)
     assert mined == {}
     assert supervision["original"] is TRUTH
     assert chosen.supervise(built, predictions, BATCH, step=5)[1]
@@ -113,7 +113,7 @@ def test_mining_sends_no_gradient(built: DenseDetector, monkeypatch: pytest.Monk
     result = chosen(built, two_views(), BATCH, 0)
     gradient = torch.autograd.grad(result.total, leaves)
 
-    supervision, mined = chosen.supervise(built, predictions, BATCH, 0)
+    supervision, mined, _ = chosen.supervise(built, predictions, BATCH, 0)
     assert sum(len(one) for found in mined.values() for one in found) == 4
     for view in ("original", "augmented"):
         assert not any(t.boxes.requires_grad for t in supervision[view])
@@ -133,7 +133,7 @@ def test_a_pseudo_label_trains_like_an_annotation(built: DenseDetector) -> None:
     """Classification, box and (FCOS) centerness alike, low-quality matches included."""
     predictions = confident(built, 2)
     chosen = method("comining")
-    supervision, mined = chosen.supervise(built, predictions, BATCH, 0)
+    supervision, mined, _ = chosen.supervise(built, predictions, BATCH, 0)
     found = mined["augmented"][0]
     by_hand = Targets(
         torch.cat([TRUTH[0].boxes, found.boxes]), torch.cat([TRUTH[0].labels, found.labels])

@@ -27,6 +27,7 @@ def test_the_example_of_a_method_trains(tmp_path: Path) -> None:
         "method=light_background",
         "data.prepare.train_images=8",
         "data.prepare.val_images=2",
+        "data.prepare.test_images=2",
         "data.batch_size=4",
         "trainer.max_steps=2",
         "trainer.enable_progress_bar=false",

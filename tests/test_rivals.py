@@ -256,13 +256,13 @@ def test_found_boxes_are_positives_or_ignored(built: DenseDetector) -> None:
     predictions = random_predictions(built, 2)
     extra = [found((60, 10, 80, 30, 2, 0.9)), found()]
     batch = batch_of(TRUTH, extra)
-    supervision, mined = method("pseudo_label").supervise(built, predictions, batch, 0)
+    supervision, mined, _ = method("pseudo_label").supervise(built, predictions, batch, 0)
     assert supervision["original"][0].labels.tolist() == [0, 2]
     assert supervision["original"][1].labels.tolist() == TRUTH[1].labels.tolist()
     assert mined["original"] == extra
 
     ignore = method("pseudo_label", use="ignore")
-    supervision, _ = ignore.supervise(built, predictions, batch, 0)
+    supervision, _, _ = ignore.supervise(built, predictions, batch, 0)
     assert supervision["original"] is TRUTH
     assignment = built.assign(predictions, TRUTH)
     weights = ignore.weights(built, predictions, assignment, batch)

@@ -20,6 +20,7 @@ ROOT = CONFIG_FOLDER.parent
 TINY = [
     "data.prepare.train_images=12",
     "data.prepare.val_images=4",
+    "data.prepare.test_images=2",
     "data.batch_size=4",
     "trainer.enable_progress_bar=false",
     "trainer.accelerator=cpu",

@@ -41,6 +41,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         f"data.root={root}",
         "data.prepare.train_images=12",
         "data.prepare.val_images=5",
+        "data.prepare.test_images=2",
         "data.batch_size=4",
         "trainer.enable_progress_bar=false",
         "trainer.accelerator=cpu",
@@ -85,6 +86,7 @@ def test_every_detector_trains_by_every_method(
     assert result["steps"] == 4
     assert list(result["metrics"]) == list(METRICS)
     assert (result["mining"]["pseudo_labels_per_image"] is not None) == mines
+    assert list(result["test"]) == list(METRICS)
     if mines:
         assert result["mining"]["pseudo_labels_per_image"] > 0
         assert 0 <= result["mining"]["precision"] <= 1
@@ -287,12 +289,16 @@ def test_the_commands_work_from_any_folder(tmp_path: Path, shapes: list[str]) ->
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     table = done.stdout.splitlines()
-    assert "AP50" in table[-6]
-    assert f"{result['metrics']['AP']:.1f}" == table[-5].split()[0]
+    at = table.index("val") + 1
+    assert "AP50" in table[at]
+    assert f"{result['metrics']['AP']:.1f}" == table[at + 1].split()[0]
     done = call(
         "evaluate.py", "checkpoint=out/checkpoints/last.ckpt", "hydra.run.dir=ev", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
+    written = table[table.index("written:") + 1 :]
+    assert str(Path("out") / "result.json") in written[0]
+    assert all((tmp_path / file.strip()).exists() for file in written)
     assert (
         json.loads((tmp_path / "ev" / "evaluation.json").read_text())["metrics"]
         == result["metrics"]

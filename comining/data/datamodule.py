@@ -37,6 +37,8 @@ class DetectionData(L.LightningDataModule):
         seed: of the order of images and of flips.
         root: paths that follow are relative to it.
         train_annotations, train_images, val_annotations, val_images: COCO files, image folders.
+        test_annotations, test_images: of a third split, which is evaluated once, when training has
+            ended, so that nothing is chosen by it; None where there is none.
         missing_val: where the validation file and folder are both absent, ``error``, or evaluate
             on the ``train`` images (fully annotated) and say so.
         hint: what to tell a user whose files are missing.
@@ -61,6 +63,8 @@ class DetectionData(L.LightningDataModule):
         train_images: str,
         val_annotations: str,
         val_images: str,
+        test_annotations: str | None,
+        test_images: str | None,
         missing_val: Literal["error", "train"],
         hint: str,
         prepare: Callable[[str], None] | None,
@@ -94,6 +98,10 @@ class DetectionData(L.LightningDataModule):
             "train": (self.root / train_annotations, self.root / train_images),
             "val": (self.root / val_annotations, self.root / val_images),
         }
+        if (test_annotations is None) != (test_images is None):
+            raise ValueError("data.test_annotations and data.test_images go together")
+        if test_annotations is not None and test_images is not None:
+            self.paths["test"] = (self.root / test_annotations, self.root / test_images)
         self.missing_val = missing_val
         self.hint = hint
         self.prepare = prepare
@@ -106,6 +114,7 @@ class DetectionData(L.LightningDataModule):
         self.flip = flip
         self.train_set: TrainingSet | None = None
         self.val_set: EvaluationSet | None = None
+        self.test_set: EvaluationSet | None = None
         self.erased: np.ndarray[Any, np.dtype[np.bool_]] | None = None
 
     # -- reading -------------------------------------------------------------------------
@@ -131,12 +140,12 @@ class DetectionData(L.LightningDataModule):
                 )
                 self.paths["val"] = self.paths["train"]
             self.val_set = EvaluationSet(self._read("val"), self.paths["val"][1])
+        if self.test_set is None and "test" in self.paths and stage != "validate":
+            self.test_set = EvaluationSet(self._read("test"), self.paths["test"][1])
+            self._same_categories("test", self.test_set.annotations)
         if self.train_set is None and stage in (None, "fit"):
             annotations = self._read("train")
-            if annotations.categories != self.val_set.annotations.categories:
-                raise DataError(
-                    f"the categories of {self.paths['train'][0]} and {self.paths['val'][0]} differ"
-                )
+            self._same_categories("train", annotations)
             self.erased = self.sparsity.erase(annotations)
             self.train_set = TrainingSet(
                 annotations,
@@ -149,6 +158,12 @@ class DetectionData(L.LightningDataModule):
             )
             if not len(self.train_set):
                 raise DataError(f"{annotations.path}: no image has an annotation to train on")
+
+    def _same_categories(self, split: str, annotations: AnnotationSet) -> None:
+        if annotations.categories != self.categories:
+            raise DataError(
+                f"the categories of {self.paths[split][0]} and {self.paths['val'][0]} differ"
+            )
 
     def _read(self, split: str) -> AnnotationSet:
         file, folder = self.paths[split]
@@ -165,6 +180,12 @@ class DetectionData(L.LightningDataModule):
         if self.val_set is None:
             raise RuntimeError("setup() has not been called")
         return self.val_set.annotations.categories
+
+    @property
+    def evaluated(self) -> dict[str, AnnotationSet]:
+        """The splits that are evaluated: ``val`` and, where there is one, ``test``."""
+        splits = {"val": self.val_set, "test": self.test_set}
+        return {name: one.annotations for name, one in splits.items() if one is not None}
 
     def summary(self) -> dict[str, Any]:
         """What was read, for the start of a run and for ``result.json``."""
@@ -190,6 +211,13 @@ class DetectionData(L.LightningDataModule):
                 "images": len(annotations.image_ids),
                 "is_training_set": self.paths["val"] == self.paths["train"],
             }
+        if self.test_set is not None:
+            annotations = self.test_set.annotations
+            facts["test"] = {
+                "annotations": str(annotations.path),
+                "fingerprint": annotations.fingerprint(),
+                "images": len(annotations.image_ids),
+            }
         return facts
 
     # -- loading -------------------------------------------------------------------------
@@ -211,12 +239,19 @@ class DetectionData(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Every image once; each process takes every n-th, without padding or repeats."""
-        if self.val_set is None:
-            raise RuntimeError("setup() has not been called")
+        return self._evaluation_loader(self.val_set)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Every image of the third split once."""
+        return self._evaluation_loader(self.test_set)
+
+    def _evaluation_loader(self, images: EvaluationSet | None) -> DataLoader[Any]:
+        if images is None:
+            raise RuntimeError("setup() has not been called, or the data have no such split")
         rank, ranks = (
             (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         )
-        share = Subset(self.val_set, range(rank, len(self.val_set), ranks))
+        share = Subset(images, range(rank, len(images), ranks))
         return self._loader(share, batch_size=self.val_batch_size, collate_fn=collate_evaluation)
 
     @property

@@ -34,7 +34,7 @@ class DrawShapes:
     """Draw the set once; an unchanged set that is already there is left alone.
 
     Args:
-        train_images, val_images: how many to draw. The same seed draws the same pictures.
+        train_images, val_images, test_images: how many to draw; the same seed draws the same.
         image_size: side of the square pictures, px.
         object_size: smallest and largest diameter of a shape, px.
         objects: smallest and largest number of shapes an image; small numbers are more frequent.
@@ -46,18 +46,19 @@ class DrawShapes:
         *,
         train_images: int,
         val_images: int,
+        test_images: int,
         image_size: int,
         object_size: Sequence[int],
         objects: Sequence[int],
         seed: int,
     ):
-        self.counts = {"train": train_images, "val": val_images}
+        self.counts = {"train": train_images, "val": val_images, "test": test_images}
         self.image_size = image_size
         self.object_size = tuple(object_size)
         self.objects = tuple(objects)
         self.seed = seed
-        if min(train_images, val_images) < 1:
-            raise ValueError(f"data.prepare: both splits need images, got {self.counts}")
+        if min(self.counts.values()) < 1:
+            raise ValueError(f"data.prepare: every split needs images, got {self.counts}")
         for name, (low, high) in {"object_size": self.object_size, "objects": self.objects}.items():
             if not 1 <= low <= high:
                 raise ValueError(f"data.prepare.{name} must be two rising numbers, got {low, high}")
@@ -68,7 +69,7 @@ class DrawShapes:
     def recipe(self) -> dict[str, Any]:
         """All that the files depend on."""
         return {
-            "version": 1,
+            "version": 2,
             "counts": self.counts,
             "image_size": self.image_size,
             "object_size": list(self.object_size),
@@ -77,7 +78,7 @@ class DrawShapes:
         }
 
     def __call__(self, root: str) -> None:
-        """Write ``root/annotations/{train,val}.json`` and ``root/{train,val}/*.jpg``.
+        """Write ``root/annotations/{train,val,test}.json`` and ``root/{train,val,test}/*.jpg``.
 
         The set appears whole or not at all: it is drawn beside ``root`` and then renamed, so that
         a killed run or several runs at once leave no half-drawn set.

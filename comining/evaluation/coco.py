@@ -32,6 +32,7 @@ class CocoEvaluator:
     def __init__(self, annotations: AnnotationSet):
         self.annotations = annotations
         self.found: dict[int, Detections] = {}
+        self.class_ap: dict[str, float | None] = {}  # after compute(): AP of every class, 0-100
 
     def reset(self) -> None:
         """Forget all detections."""
@@ -92,6 +93,14 @@ class CocoEvaluator:
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
+        # [10 IoUs, 101 recalls, K, 4 areas, 3 limits]; all areas, 100 detections; -1: nothing there
+        precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
+        self.class_ap = {
+            name: 100 * float(of_class[of_class > -1].mean()) if (of_class > -1).any() else None
+            for name, of_class in zip(
+                self.annotations.categories.names, np.moveaxis(precision, 2, 0), strict=True
+            )
+        }
         return {
             name: None if value < 0 else 100 * float(value)
             for name, value in zip(METRICS, evaluation.stats, strict=True)

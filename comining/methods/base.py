@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +23,16 @@ from comining.structures import (
 
 View = Literal["original", "augmented"]
 Mined = Mapping[str, list[Detections]]
+
+
+class Supervision(NamedTuple):
+    """What every view is trained by, and what it mined."""
+
+    targets: Mapping[str, Sequence[Targets]]  # view -> B
+    mined: Mined = MappingProxyType({})  # view -> B sets of pseudo-labels that this view produced
+    passed: Mapping[str, Tensor] = MappingProxyType(
+        {}
+    )  # view -> [B, 5] int64, see :class:`StepResult`
 
 
 class Method:
@@ -63,14 +74,16 @@ class Method:
             step: optimizer steps done so far.
         """
         predictions = detector.predict([image for view in self.views for image in images[view]])
-        supervision, mined = self.supervise(detector, predictions, batch, step)
+        supervision = self.supervise(detector, predictions, batch, step)
         branches = zip(self.views, predictions.split(len(batch.targets)), strict=True)
         losses = {
             f"{view}/{term}": loss
             for view, branch in branches
-            for term, loss in self.branch_losses(detector, branch, supervision[view], batch).items()
+            for term, loss in self.branch_losses(
+                detector, branch, supervision.targets[view], batch
+            ).items()
         }
-        return StepResult(losses, mined)
+        return StepResult(losses, supervision.mined, supervision.passed)
 
     def supervise(
         self,
@@ -78,14 +91,14 @@ class Method:
         predictions: DensePredictions,
         batch: Batch,
         step: int,
-    ) -> tuple[Mapping[str, Sequence[Targets]], Mined]:
+    ) -> Supervision:
         """The targets of every view, and the pseudo-labels that each view produced.
 
         Args:
             predictions: of all views, V * B images, view after view.
             batch: annotations of the B images.
         """
-        return dict.fromkeys(self.views, batch.targets), {}
+        return Supervision(dict.fromkeys(self.views, batch.targets))
 
     def branch_losses(
         self,

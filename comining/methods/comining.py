@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from comining.cogeneration import clip, drop_annotated, merge, suppress
 from comining.detectors.base import DenseDetector
-from comining.methods.base import Method, Mined, View
-from comining.structures import Batch, DensePredictions, Detections, Targets
+from comining.methods.base import Method, Supervision, View
+from comining.structures import Batch, Candidates, DensePredictions, Detections, Targets
 
 
 class CoMining(Method):
@@ -71,14 +72,25 @@ class CoMining(Method):
     @torch.no_grad()
     def cogenerate(
         self, detector: DenseDetector, predictions: DensePredictions, targets: Sequence[Targets]
-    ) -> list[Detections]:
-        """Steps 1-3: what the predictions of each image hold beyond its annotations."""
+    ) -> tuple[list[Detections], Tensor]:
+        """Steps 1-3: what the predictions of each image hold beyond its annotations.
+
+        Returns:
+            pseudo-labels of the B images, and [B, 5] int64: the class scores of each image, and
+            how many are left after Step 1, Step 2, the image border and Step 3.
+        """
+        count = len(targets)
         found = detector.decode(predictions, self.score_threshold)
+        left = [_per_image(found, count)]
         found = suppress(found, predictions.num_classes, self.nms_threshold, self.max_per_image)
+        left.append(_per_image(found, count))
         if self.clip_boxes:
             found = clip(found, predictions.image_sizes, self.min_box_size)
+        left.append(_per_image(found, count))
         found = drop_annotated(found, targets, self.overlap_threshold, self.class_aware)
-        return found.per_image(len(targets))
+        left.append(_per_image(found, count))
+        scores = torch.full_like(left[0], predictions.logits[0].numel())
+        return found.per_image(count), torch.stack([scores, *left], dim=1)
 
     def supervise(
         self,
@@ -86,18 +98,28 @@ class CoMining(Method):
         predictions: DensePredictions,
         batch: Batch,
         step: int,
-    ) -> tuple[Mapping[str, Sequence[Targets]], Mined]:
+    ) -> Supervision:
         if step < self.start_step:
             return super().supervise(detector, predictions, batch, step)
         targets = batch.targets
-        found = self.cogenerate(detector, predictions, [*targets] * len(self.views))
+        found, passed = self.cogenerate(detector, predictions, [*targets] * len(self.views))
         size = len(targets)
-        mined: Mined = {
-            view: found[start : start + size]
+        shares: dict[str, slice] = {
+            view: slice(start, start + size)
             for view, start in zip(self.views, range(0, len(found), size), strict=True)
         }
+        mined = {view: found[share] for view, share in shares.items()}
         sources = self.views[::-1] if self.exchange else self.views
-        return {
+        supervision: dict[str, list[Targets]] = {
             view: merge(targets, mined[source])
             for view, source in zip(self.views, sources, strict=True)
-        }, mined
+        }
+        return Supervision(
+            supervision, mined, {view: passed[share] for view, share in shares.items()}
+        )
+
+
+def _per_image(candidates: Candidates, num_images: int) -> Tensor:
+    """[B] int64, without the wait for the device that ``bincount`` costs."""
+    counts = torch.zeros(num_images, dtype=torch.int64, device=candidates.image.device)
+    return counts.index_add_(0, candidates.image, torch.ones_like(candidates.image))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +18,7 @@ from comining.data.dataset import EvaluationSet, collate_evaluation
 from comining.detectors.base import DenseDetector
 from comining.errors import ConfigError
 from comining.evaluation.coco import CocoEvaluator
-from comining.methods.base import Method, Mined, View
+from comining.methods.base import Method, Supervision, View
 from comining.run_directory import find_run, write_json
 from comining.structures import (
     Assignment,
@@ -140,11 +140,11 @@ class PseudoLabel(Method):
         predictions: DensePredictions,
         batch: Batch,
         step: int,
-    ) -> tuple[Mapping[str, Sequence[Targets]], Mined]:
+    ) -> Supervision:
         targets = merge(batch.targets, batch.found) if self.use == "positives" else batch.targets
-        supervision: dict[str, Sequence[Targets]] = dict.fromkeys(self.views, targets)
-        mined: Mined = dict.fromkeys(self.views, batch.found)
-        return supervision, mined
+        return Supervision(
+            dict.fromkeys(self.views, targets), dict.fromkeys(self.views, batch.found)
+        )
 
     def weights(
         self,

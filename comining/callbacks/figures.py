@@ -1,0 +1,183 @@
+"""What a run tells while it runs: the only place that logs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+
+from comining.callbacks.divergence import DivergenceGuard
+from comining.evaluation.mining import Figures, MiningScore, headline
+from comining.loggers import MetricsFile
+from comining.module import DetectionModule
+
+# result.json judges the mining of the last part of training, when it has settled.
+FINAL_PART = 0.25
+
+
+class TrainingFigures(L.Callback):
+    """Logs losses, mining and AP to every logger, and keeps what ``result.json`` tells.
+
+    Names: ``train/...`` (losses per view, learning rate, gradient norm, images per second),
+    ``mining/...`` (all views), ``mining/VIEW/...``, ``mining/class/NAME/...``, ``val/...``,
+    ``val/class/NAME``. The step of a row is the number of optimizer steps done. Nothing waits for
+    the device but the steps that log. Figures are those of all processes together.
+
+    Args:
+        every_n_steps: how often training is logged; validation always is.
+        guard: whose gradient norm is logged, too.
+    """
+
+    def __init__(self, every_n_steps: int, guard: DivergenceGuard):
+        self.every_n_steps = every_n_steps
+        self.guard = guard
+        self.scores: dict[str, MiningScore] = {}
+        self.history: list[dict[str, Any]] = []  # a row per validation
+        self.latest: dict[str, float] = {}  # the last value of every figure
+        self.mining: Figures = {}  # over the final part
+        self.classes: dict[str, Figures] = {}  # mining per class over the final part
+        self.images = 0
+        self.since = 0.0
+        self._restored: dict[str, list[torch.Tensor]] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        module = _trained(pl_module)
+        classes = len(module.evaluators["val"].annotations.categories)
+        for name in ("recent", "since_validation", "final"):
+            score = MiningScore(module.method.views, classes).to(module.device)
+            if name in self._restored and trainer.is_global_zero:
+                # The sums of all processes as they were saved; the others begin at zero.
+                score.update(*(state.to(module.device) for state in self._restored.pop(name)))
+            self.scores[name] = score
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsFile):
+                logger.begin(trainer.global_step)
+        self._restart_clock()
+
+    def _restart_clock(self) -> None:
+        self.images = 0
+        self.since = time.perf_counter()
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        module, step = _trained(pl_module), trainer.global_step
+        if module.result is None:
+            raise RuntimeError("no step has been taken")
+        with torch.no_grad():
+            measured = self.scores["recent"].measure(module.result, batch)
+        for name, score in self.scores.items():
+            if name != "final" or step > int((1 - FINAL_PART) * trainer.max_steps):
+                score.update(*measured)
+        self.images += len(batch.images) * trainer.world_size
+        if step % self.every_n_steps == 0:
+            self._log_step(trainer, module)
+
+    def _log_step(self, trainer: L.Trainer, module: DetectionModule) -> None:
+        result = module.result
+        if result is None or self.guard.gradient_norm is None:
+            raise RuntimeError("no step has been taken")
+        losses = torch.stack([result.total, *result.losses.values()]).detach().float()
+        if trainer.world_size > 1:  # each process normalises so that their mean is the loss
+            dist.all_reduce(losses)
+            losses /= trainer.world_size
+        figures = dict(zip(("loss", *result.losses), losses.tolist(), strict=True))
+        figures["gradient_norm"] = self.guard.gradient_norm.item()
+        figures["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        figures["images_per_s"] = self.images / (time.perf_counter() - self.since)
+        row = {f"train/{name}": value for name, value in figures.items()}
+        if result.mined:
+            mining = self.scores["recent"].compute()
+            row |= _numbers("mining", mining.together)
+            for view, of_view in mining.views.items():
+                row |= _numbers(f"mining/{view}", of_view)
+            self.scores["recent"].reset()
+        self._log(trainer, row)
+        self._restart_clock()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self.scores or trainer.sanity_checking:
+            return
+        module = _trained(pl_module)
+        metrics, class_ap = module.metrics["val"], module.class_ap["val"]
+        row = _numbers("val", metrics) | _numbers("val/class", class_ap)
+        score = self.scores["since_validation"]
+        mining = score.compute()
+        if mining.together["pseudo_labels_per_image"] is not None:
+            for name, of_class in zip(class_ap, mining.classes, strict=True):
+                row |= _numbers(f"mining/class/{name}", of_class)
+        score.reset()
+        ap = {name: metrics[name] for name in ("AP", "AP50")}
+        self.history.append({"step": trainer.global_step, **ap, **headline(mining.together)})
+        self._log(trainer, row)
+        self._restart_clock()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        mining = self.scores["final"].compute()
+        names = _trained(pl_module).evaluators["val"].annotations.categories.names
+        self.mining = mining.together
+        self.classes = dict(zip(names, mining.classes, strict=True))
+
+    def _log(self, trainer: L.Trainer, row: Mapping[str, float]) -> None:
+        self.latest |= row
+        for logger in trainer.loggers:
+            logger.log_metrics(dict(row), step=trainer.global_step)
+
+    # -- what is left ----------------------------------------------------------------------
+
+    def facts(self, module: DetectionModule) -> dict[str, Any]:
+        """What ``result.json`` tells of a finished run."""
+        facts: dict[str, Any] = {
+            "steps": module.metrics_step,
+            "metrics": module.metrics["val"],
+            "class_ap": module.class_ap["val"],
+        }
+        if "test" in module.metrics:
+            facts["test"] = module.metrics["test"]
+            facts["test_class_ap"] = module.class_ap["test"]
+        return {
+            **facts, "mining": self.mining, "mining_classes": self.classes, "history": self.history,
+        }  # fmt: skip
+
+    def summary(self, module: DetectionModule) -> dict[str, float]:
+        """Final and best figures, for the tables of runs that loggers show."""
+        aps = [row["AP"] for row in self.history if row["AP"] is not None]
+        best = {"best/AP": max(aps)} if aps else {}
+        final = _numbers("final", module.metrics["val"])
+        test = _numbers("test", module.metrics.get("test", {}))
+        return {**final, **test, **_numbers("final/mining", self.mining), **best}
+
+    # -- resuming ------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"history": self.history, "latest": self.latest, "scores": {}}
+        for name, score in self.scores.items():
+            with score.sync_context():
+                state["scores"][name] = [
+                    one.detach().cpu().clone() for one in (score.sums, score.most, score.classes)
+                ]
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = state_dict["history"]
+        self.latest = state_dict["latest"]
+        self._restored = state_dict["scores"]
+
+
+def _trained(module: L.LightningModule) -> DetectionModule:
+    if not isinstance(module, DetectionModule):
+        raise TypeError(f"{type(module).__name__} is not trained by this project")
+    return module
+
+
+def _numbers(prefix: str, figures: Mapping[str, float | None]) -> dict[str, float]:
+    return {f"{prefix}/{name}": value for name, value in figures.items() if value is not None}

@@ -1,0 +1,357 @@
+"""Pictures of what is mined, on disk for everyone, and as layers of boxes in W&B."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from comining.data.datamodule import DetectionData
+from comining.data.dataset import collate
+from comining.data.sampler import SampleKey
+from comining.drawing import (
+    ANNOTATED,
+    DETECTED,
+    ERASED,
+    MINED,
+    MINED_BY,
+    Layer,
+    Style,
+    captioned,
+    crop,
+    panel,
+    sheet,
+)
+from comining.evaluation.mining import KINDS, judge
+from comining.loggers import WandbRun, log_picture
+from comining.module import DetectionModule
+from comining.run_directory import write_json
+from comining.structures import Batch, Detections, Targets
+
+PANEL = 260  # px: the longer side of a picture in a sheet
+
+
+class Pictures(L.Callback):
+    """Sheets of the same few images, drawn again and again while training runs.
+
+    ``mined_NNNNNN.png``: both views side by side with annotated, erased and mined boxes (the
+    paper's Figure 3); ``mined_over_time.png``: the original views at successive steps;
+    ``detections_NNNNNN.png``: detections on validation images (Figure 4); at the end
+    ``wrong.png`` and ``wrong.json``: mined boxes that are wrong, by kind, with counts (Figure 5).
+
+    Nothing is drawn for a method that mines nothing, but for the detections.
+
+    Args:
+        folder: where to.
+        every_n_steps: how often; also at the end. 0 draws nothing at all.
+        images: how many training images and validation images.
+        judged_images: how many training images the sheet of wrong boxes looks at.
+        score_threshold: detections below it are not drawn.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        every_n_steps: int,
+        images: int,
+        judged_images: int,
+        score_threshold: float,
+    ):
+        if every_n_steps < 0 or min(images, judged_images) < 1:
+            raise ValueError(
+                "pictures.every_n_steps must not be negative, pictures.images and judged_images "
+                f"must be positive, got {every_n_steps}, {images}, {judged_images}"
+            )
+        self.folder = Path(folder)
+        self.every_n_steps = every_n_steps
+        self.images = images
+        self.judged_images = judged_images
+        self.score_threshold = score_threshold
+        self.drawn_step = -1
+        self.written: list[Path] = []  # sheets, in the order of their first appearance
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+    ) -> None:
+        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+            self._draw(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.every_n_steps and trainer.is_global_zero:
+            self._draw(trainer, pl_module)
+            self._draw_wrong(trainer, pl_module)
+
+    @torch.no_grad()
+    def _draw(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        step = trainer.global_step
+        # Methods may draw lots; the stream of training must not notice.
+        if not trainer.is_global_zero or step == self.drawn_step:
+            return
+        if not isinstance(module, DetectionModule):
+            raise TypeError(f"{type(module).__name__} mines nothing")
+        self.drawn_step = step
+        data = _data(trainer)
+        training = module.training
+        module.eval()
+        self._draw_mined(trainer, module, data, step)
+        self._draw_detections(trainer, module, data, step)
+        module.train(training)
+
+    def _draw_mined(
+        self, trainer: L.Trainer, module: DetectionModule, data: DetectionData, step: int
+    ) -> None:
+        batch = _batch(data, _spread_where_erased(data, self.images), module.device)
+        views, mined = mine(module, batch, step)
+        if not mined:
+            return
+        sides: dict[str, list[Image.Image]] = {}
+        for view, images in views.items():
+            sides[view] = [
+                panel(image, _layers(MINED, kept, erased, found), _scale(image))
+                for image, kept, erased, found in zip(
+                    images, batch.targets, batch.erased, mined[view], strict=True
+                )
+            ]
+        panels = [
+            captioned(side, f"{view} view, image {image_id}")
+            for image_id, *both in zip(batch.image_ids, *sides.values(), strict=True)
+            for view, side in zip(sides, both, strict=True)
+        ]
+        styles = [ANNOTATED, ERASED, MINED]
+        title = f"Step {step}: what each view mined (it supervises the other view)"
+        if len(views) == 1:
+            title = f"Step {step}: what was mined"
+        page = sheet(panels, 2 * len(views), styles, title)
+        self._save(page, f"mined_{step:06d}.png")
+        log_picture(trainer.loggers, "pictures/mined", page, step)
+        self._draw_over_time(sides["original"], batch.image_ids, step)
+        logged = []
+        for n, image in enumerate(batch.images):
+            drawn: list[tuple[Style, Targets | Detections]] = [
+                (ANNOTATED, batch.targets[n]), (ERASED, batch.erased[n]),
+                *((MINED_BY[view], found[n]) for view, found in mined.items()),
+            ]  # fmt: skip
+            layers = [Layer(style, one.boxes) for style, one in drawn]
+            logged.append((image, layers, [one.labels for _, one in drawn]))
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbRun):
+                logger.log_boxes("pictures/mined", logged, data.categories.names, step)
+
+    def _draw_over_time(
+        self, panels: Sequence[Image.Image], image_ids: Sequence[int], step: int
+    ) -> None:
+        """A row an image, a column a step; earlier columns are read back from disk."""
+        folder = self.folder / "steps"
+        folder.mkdir(parents=True, exist_ok=True)
+        for image_id, one in zip(image_ids, panels, strict=True):
+            one.save(folder / f"{image_id}_{step:06d}.png")
+        steps = sorted({int(file.stem.split("_")[1]) for file in folder.glob("*.png")})
+        steps = [one for one in steps if one <= step]
+        most = 6
+        if len(steps) > most:
+            steps = [steps[round(n)] for n in np.linspace(0, len(steps) - 1, most)]
+        rows = []
+        for image_id in image_ids:
+            for drawn in steps:
+                file = folder / f"{image_id}_{drawn:06d}.png"
+                if file.exists():
+                    with Image.open(file) as earlier:
+                        rows.append(captioned(earlier.copy(), f"step {drawn}, image {image_id}"))
+        title = "What the original view mined in the same images as training went on"
+        page = sheet(rows, len(steps), [ANNOTATED, ERASED, MINED], title)
+        self._save(page, "mined_over_time.png")
+
+    def _draw_detections(
+        self, trainer: L.Trainer, module: DetectionModule, data: DetectionData, step: int
+    ) -> None:
+        images = data.val_set
+        if images is None:
+            raise RuntimeError("the data have not been set up")
+        annotations = images.annotations
+        panels, logged = [], []
+        chosen = np.linspace(0, len(images) - 1, min(self.images, len(images))).astype(int)
+        for index in chosen.tolist():
+            image_id, image = images[index]
+            found = module.detector.detect([image.to(module.device)])[0]
+            sure = found.scores >= self.score_threshold
+            found = Detections(found.boxes[sure], found.labels[sure], found.scores[sure])
+            rows = np.flatnonzero((annotations.image == index) & ~annotations.crowd)
+            truth = Targets(
+                torch.from_numpy(annotations.boxes[rows]).float(),
+                torch.from_numpy(annotations.labels[rows]),
+            )
+            captions = [
+                f"{data.categories.names[label]} {score:.2f}"
+                for label, score in zip(found.labels.tolist(), found.scores.tolist(), strict=True)
+            ]
+            layers = [Layer(ANNOTATED, truth.boxes), Layer(DETECTED, found.boxes, captions)]
+            panels.append(captioned(panel(image, layers, _scale(image)), f"image {image_id}"))
+            logged.append((image, layers, [truth.labels, found.labels]))
+        title = f"Step {step}: detections over {self.score_threshold:g} on validation images"
+        page = sheet(panels, min(4, len(panels)), [ANNOTATED, DETECTED], title)
+        self._save(page, f"detections_{step:06d}.png")
+        log_picture(trainer.loggers, "pictures/detections", page, step)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbRun):
+                logger.log_boxes("pictures/detections", logged, data.categories.names, step)
+
+    @torch.no_grad()
+    def _draw_wrong(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if not isinstance(module, DetectionModule):
+            raise TypeError(f"{type(module).__name__} mines nothing")
+        data, step = _data(trainer), trainer.global_step
+        if data.train_set is None:
+            raise RuntimeError("the data have not been set up")
+        training = module.training
+        module.eval()
+        wrong = WrongOnes(data.categories.names)
+        chosen = np.linspace(
+            0, len(data.train_set) - 1, min(self.judged_images, len(data.train_set))
+        ).astype(int)
+        size = max(1, data.batch_size // trainer.world_size)
+        for start in range(0, len(chosen), size):
+            batch = _batch(data, chosen[start : start + size].tolist(), module.device)
+            views, mined = mine(module, batch, step)
+            for view, found in mined.items():
+                wrong.add(view, views[view], batch, found)
+        module.train(training)
+        if not wrong.judged:
+            return
+        page = wrong.sheet(f"Step {step}, {len(chosen)} training images")
+        self._save(page, "wrong.png")
+        log_picture(trainer.loggers, "pictures/wrong", page, step)
+        write_json(
+            self.folder / "wrong.json",
+            {"step": step, "images": len(chosen), "mined": wrong.total, **wrong.counts},
+        )
+        self.written.append(self.folder / "wrong.json")
+
+    def _save(self, page: Image.Image, name: str) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        page.save(self.folder / name)
+        if self.folder / name not in self.written:
+            self.written.append(self.folder / name)
+
+
+class WrongOnes:
+    """Collects mined boxes and draws those that are wrong, kind by kind.
+
+    Args:
+        class_names: of the K classes.
+        examples: boxes of a kind that are drawn; all are counted.
+    """
+
+    def __init__(self, class_names: Sequence[str], examples: int = 6):
+        self.class_names = class_names
+        self.examples = examples
+        self.counts = dict.fromkeys(KINDS, 0)
+        self.panels: dict[str, list[Image.Image]] = {kind: [] for kind in KINDS[1:]}
+        self.judged = False
+
+    @property
+    def total(self) -> int:
+        """Boxes that were added: the sum of all counts."""
+        return sum(self.counts.values())
+
+    def add(
+        self, view: str, images: Sequence[Tensor], batch: Batch, mined: Sequence[Detections]
+    ) -> None:
+        """Judge what one view mined in the images of a batch."""
+        self.judged = True
+        kinds = iter(judge(mined, batch.erased, batch.targets).tolist())
+        rows = zip(images, batch.image_ids, batch.targets, batch.erased, mined, strict=True)
+        for image, image_id, kept, erased, found in rows:
+            for n in range(len(found)):
+                kind = KINDS[next(kinds)]
+                self.counts[kind] += 1
+                if kind == "right" or len(self.panels[kind]) >= self.examples:
+                    continue
+                one = Detections(
+                    found.boxes[n : n + 1], found.labels[n : n + 1], found.scores[n : n + 1]
+                )
+                words = f"{self.class_names[int(one.labels)]} {one.scores.item():.2f}"
+                around = crop(image, one.boxes[0], _layers(MINED, kept, erased, one))
+                small = panel(*around, 180 / max(around[0].shape[-2:]))
+                self.panels[kind].append(captioned(small, f"{words}, {view}, image {image_id}"))
+
+    def sheet(self, title: str) -> Image.Image:
+        """A row a kind, with its count."""
+        blank = Image.new("RGB", (180, 180), (235, 235, 235))
+        panels = []
+        for kind, drawn in self.panels.items():
+            of = self.counts[kind] / max(1, self.total)
+            label = blank.copy()
+            panels.append(captioned(label, "", lines=[
+                kind.replace("_", " "), f"{self.counts[kind]} of {self.total}", f"{of:.0%}"
+            ]))  # fmt: skip
+            filled = drawn + [captioned(blank, "")] * (self.examples - len(drawn))
+            panels += filled
+        right = self.counts["right"]
+        words = f"{title}: {right} of {self.total} mined boxes are right; these are not"
+        return sheet(panels, self.examples + 1, [ANNOTATED, ERASED, MINED], words)
+
+
+def mine(
+    module: DetectionModule, batch: Batch, step: int
+) -> tuple[dict[str, list[Tensor]], Mapping[str, list[Detections]]]:
+    """What the method mines in a batch with the network as it is now, as in a training step.
+
+    Returns:
+        the images of every view, and the pseudo-labels that each view produced.
+    """
+    views = module.views(batch)
+    images = [image for view in module.method.views for image in views[view]]
+    predictions = module.detector.predict(images)
+    return {view: views[view] for view in module.method.views}, module.method.supervise(
+        module.detector, predictions, batch, step
+    ).mined
+
+
+def _data(trainer: L.Trainer) -> DetectionData:
+    data = trainer.datamodule  # type: ignore[attr-defined]  # set by a connector
+    if not isinstance(data, DetectionData):
+        raise TypeError(f"pictures need a DetectionData, not {type(data).__name__}")
+    return data
+
+
+def _batch(data: DetectionData, items: Sequence[int], device: torch.device) -> Batch:
+    """Training images by their number; the number is the position that seeds flip and view."""
+    if data.train_set is None:
+        raise RuntimeError("the data have not been set up")
+    batch = collate([data.train_set[SampleKey(item, item)] for item in items])
+    moved: Batch = data.transfer_batch_to_device(batch, device, 0)
+    return moved
+
+
+def _spread_where_erased(data: DetectionData, count: int) -> list[int]:
+    """Training images spread over the set, of those that lost an annotation if there are any."""
+    if data.train_set is None:
+        raise RuntimeError("the data have not been set up")
+    lost = [
+        item
+        for item, image in enumerate(data.train_set.images.tolist())
+        if len(data.train_set.erased_rows[image])
+    ]
+    items = lost or list(range(len(data.train_set)))
+    return [items[n] for n in np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)]
+
+
+def _layers(style: Style, kept: Targets, erased: Targets, mined: Detections) -> list[Layer]:
+    return [
+        Layer(ANNOTATED, kept.boxes), Layer(ERASED, erased.boxes), Layer(style, mined.boxes)
+    ]  # fmt: skip
+
+
+def _scale(image: Tensor) -> float:
+    return PANEL / max(image.shape[-2:])
