@@ -1,57 +1,84 @@
-"""Evaluate a checkpoint: ``python evaluate.py checkpoint=PATH [data=coco data.root=...]``."""
+"""Evaluate a checkpoint: ``python evaluate.py checkpoint=PATH [data=coco data.root=...]``.
+
+Or show what it detects in pictures of your own: ``python evaluate.py checkpoint=PATH images=DIR``.
+"""
 
 from pathlib import Path
+from typing import Any
 
 import hydra
+import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from comining.checkpoint import load_detector
 from comining.config import CONFIG_FOLDER, instantiate, instantiate_file
+from comining.detectors.base import DenseDetector
 from comining.errors import ConfigError, one_line_errors
 from comining.evaluation.coco import metrics_table
 from comining.evaluation.module import EvaluationModule
+from comining.outcome import quiet_lightning
+from comining.predict import predict_folder
 from comining.run_directory import versions, write_json
 
 
 @hydra.main(config_path="conf", config_name="evaluate", version_base="1.3")
 @one_line_errors
 def main(cfg: DictConfig) -> None:
+    quiet_lightning()
     if OmegaConf.is_missing(cfg, "checkpoint"):
         raise ConfigError("checkpoint=PATH is missing")
+    if cfg.split not in ("val", "test"):
+        raise ConfigError(f"split={cfg.split!r} must be val or test")
     run = Path(HydraConfig.get().runtime.output_dir)
     detector, description = load_detector(to_absolute_path(cfg.checkpoint))
+    trainer = instantiate(
+        cfg.trainer, "trainer", logger=False, enable_checkpointing=False,
+        use_distributed_sampler=False, default_root_dir=str(run),
+    )  # fmt: skip
+    if cfg.images is None:
+        evaluate(cfg, run, trainer, detector, description)
+        return
+    counts = predict_folder(
+        detector.to(trainer.strategy.root_device).eval(), Path(to_absolute_path(cfg.images)), run,
+        category_ids=description["category_ids"], category_names=description["category_names"],
+        score_threshold=cfg.score_threshold,
+    )  # fmt: skip
+    print(f"{counts['images']} images, {counts['detections']} detections")
+    print(f"skipped: {len(counts['skipped'])} {', '.join(counts['skipped'])}".rstrip())
+    print(f"written: {run / 'coco_results.json'} and {run / 'pictures'}")
+
+
+def evaluate(
+    cfg: DictConfig, run: Path, trainer: L.Trainer, detector: DenseDetector, description: Any
+) -> None:
+    """Evaluate on a split of annotated data."""
     options = OmegaConf.create(description["config"]["data"]) if "data" not in cfg else cfg.data
     with open_dict(options):
         options.merge_with(cfg.data_override)
     nothing_erased = instantiate_file(CONFIG_FOLDER / "sparsity" / "full.yaml", {})
     data = instantiate(options, "data", sparsity=nothing_erased, seed=0)
-    data.setup("validate")
+    data.setup("validate" if cfg.split == "val" else "test")
     names = list(data.categories.names)
     if names != description["category_names"]:
         raise ConfigError(
             f"{cfg.checkpoint} detects {description['category_names']}, but the data have {names}"
         )
+    if cfg.split not in data.evaluated:
+        raise ConfigError("split=test: the data have no test split (data.test_annotations)")
     module = EvaluationModule(detector, data.evaluated)
-    trainer = instantiate(
-        cfg.trainer, "trainer", logger=False, enable_checkpointing=False,
-        use_distributed_sampler=False, default_root_dir=str(run),
-    )  # fmt: skip
-    trainer.validate(module, datamodule=data, verbose=False)
+    run_split = trainer.validate if cfg.split == "val" else trainer.test
+    run_split(module, datamodule=data, verbose=False)
     if not trainer.is_global_zero:
         return
-    facts = {
-        "checkpoint": str(cfg.checkpoint),
-        "metrics": module.metrics["val"],
-        "data": data.summary(),
-        "versions": versions(),
-    }
-    write_json(run / "evaluation.json", facts)
-    print(metrics_table(module.metrics["val"]))
+    facts = {"checkpoint": str(cfg.checkpoint), "split": cfg.split}
+    facts |= {"metrics": module.metrics[cfg.split], "class_ap": module.class_ap[cfg.split]}
+    write_json(run / "evaluation.json", {**facts, "data": data.summary(), "versions": versions()})
+    print(metrics_table(module.metrics[cfg.split]))
     print(f"written: {run / 'evaluation.json'}")
     if cfg.coco_results:
-        write_json(run / "coco_results.json", module.evaluators["val"].results())
+        write_json(run / "coco_results.json", module.evaluators[cfg.split].results())
         print(f"written: {run / 'coco_results.json'}")
 
 

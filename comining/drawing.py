@@ -34,7 +34,7 @@ MINED_BY = {
     "original": Style("mined by original", (255, 255, 255), (2, 3)),
     "augmented": Style("mined by augmented", (240, 228, 66), (14, 3)),
 }
-DETECTED = Style("detected", (240, 228, 66), (14, 3))
+DETECTED = Style("detected", (240, 228, 66), (7, 3))
 
 
 @dataclass
@@ -60,6 +60,7 @@ def panel(image: Tensor, layers: Sequence[Layer], scale: float = 1.0) -> Image.I
     picture = picture.resize(size, Image.Resampling.NEAREST if scale > 1 else None)
     pen = ImageDraw.Draw(picture)
     font = ImageFont.load_default(12)
+    taken: list[tuple[int, int, int]] = []  # left, right, top of the captions so far
     for depth, layer in enumerate(layers):
         for number, box in enumerate((layer.boxes.cpu() * scale).tolist()):
             left, top = (max(1, round(side) - 2 * depth) for side in box[:2])
@@ -69,7 +70,14 @@ def panel(image: Tensor, layers: Sequence[Layer], scale: float = 1.0) -> Image.I
             if layer.captions:
                 words = layer.captions[number]
                 x = min(left, size[0] - int(pen.textlength(words, font=font)) - 2)
+                end = x + int(pen.textlength(words, font=font))
                 y = top - 15 if top >= 15 else min(bottom + 1, size[1] - 15)
+                # Captions of boxes in the same place stand below each other.
+                while any(x < r and end > left_ and abs(y - t) < 13 for left_, r, t in taken):
+                    y += 13
+                if y > size[1] - 13:
+                    continue
+                taken.append((x, end, y))
                 pen.text((x, y), words, layer.style.colour, font, stroke_width=2, stroke_fill=RIM)
     return picture
 

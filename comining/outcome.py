@@ -8,6 +8,7 @@ import logging
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ def recorded(main: Main) -> Callable[[DictConfig], None]:
     @functools.wraps(main)
     def run_and_record(cfg: DictConfig) -> None:
         started = time.monotonic()
+        quiet_lightning()
         run = Path(HydraConfig.get().runtime.output_dir)
         alone = HydraConfig.get().mode is RunMode.RUN
         facts: Mapping[str, Any]
@@ -127,6 +129,17 @@ def _record(
         "wall_time_s": round(seconds, 1),
     }
     write_json(run / "result.json", result)
+
+
+def quiet_lightning() -> None:
+    """Leave out what Lightning says to itself; its warnings to the user stay."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    # lightning 2.6.6 calls what torch 2.15 deprecates; and it does not know that we log ourselves.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+    warnings.filterwarnings("ignore", message="The number of training batches")
+    # Our sampler is in the loader; how many workers are right is the user's to say (README).
+    warnings.filterwarnings("ignore", message=".*does not have many workers")
 
 
 def print_start(run: Path, data: Mapping[str, Any], device: str) -> None:

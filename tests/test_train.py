@@ -323,3 +323,55 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out" / "result.json").exists()
+
+
+# -- pictures without annotations --------------------------------------------------------
+
+
+def test_a_folder_of_pictures_is_detected_in(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    (folder / "deeper").mkdir(parents=True)
+    source = sorted(Path(OmegaConf.load(finished / "config.yaml").data.root).glob("val/*.jpg"))
+    (folder / "a.jpg").write_bytes(source[0].read_bytes())
+    (folder / "deeper" / "a.jpg").write_bytes(source[1].read_bytes())
+    (folder / "broken.jpg").write_bytes(source[2].read_bytes()[:300])
+    (folder / "page.png").write_text("<html>not found</html>")
+    (folder / "notes.txt").write_text("no picture, and not asked for")
+    done = call(
+        "evaluate.py", f"checkpoint={finished / 'checkpoints' / 'last.ckpt'}", "images=mine",
+        "score_threshold=0.1", "hydra.run.dir=ev", "trainer.accelerator=cpu", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "2 images" in done.stdout
+    assert "skipped: 2 broken.jpg, page.png" in done.stdout
+    drawn = tmp_path / "ev" / "pictures"
+    assert {str(file.relative_to(drawn)) for file in drawn.rglob("*.png")} == {
+        "a.jpg.png", "deeper/a.jpg.png",
+    }  # fmt: skip
+    rows = json.loads((tmp_path / "ev" / "coco_results.json").read_text())
+    detector, _ = load_detector(finished / "checkpoints" / "last.ckpt")
+    expected = detector.eval().detect([load_image(folder / "a.jpg")])[0]
+    mine = [row for row in rows if row["file_name"] == "a.jpg"]
+    assert {row["image_id"] for row in mine} == {1}
+    assert [row["score"] for row in mine] == pytest.approx(expected.scores.tolist())
+    x, y, w, h = mine[0]["bbox"]
+    assert [x, y, x + w, y + h] == pytest.approx(expected.boxes[0].tolist(), abs=1e-4)
+    assert {row["category_id"] for row in rows} <= set(range(1, 7))
+
+
+@pytest.mark.parametrize("kind", ["absent", "empty", "unreadable"])
+def test_a_folder_without_pictures_is_named(
+    finished: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "none"
+    if kind != "absent":
+        folder.mkdir()
+    if kind == "unreadable":
+        (folder / "a.jpg").write_bytes(b"")
+    with pytest.raises(SystemExit) as stop:
+        evaluate(
+            tmp_path, f"checkpoint={finished / 'checkpoints' / 'last.ckpt'}", f"images={folder}"
+        )
+    assert stop.value.code == 2
+    assert f"images={folder}" in capsys.readouterr().err
+    assert not (tmp_path / "coco_results.json").exists()

@@ -33,7 +33,8 @@ from comining.module import DetectionModule
 from comining.run_directory import write_json
 from comining.structures import Batch, Detections, Targets
 
-PANEL = 260  # px: the longer side of a picture in a sheet
+# The longer side of a picture in a sheet, px: of small pictures and of larger ones.
+PANEL = (260, 400)
 
 
 class Pictures(L.Callback):
@@ -354,4 +355,5 @@ def _layers(style: Style, kept: Targets, erased: Targets, mined: Detections) -> 
 
 
 def _scale(image: Tensor) -> float:
-    return PANEL / max(image.shape[-2:])
+    longest = max(image.shape[-2:])
+    return PANEL[longest > PANEL[0] / 2] / longest

@@ -1,0 +1,151 @@
+"""The sheets of a run, and the counts of wrong boxes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from comining.callbacks.pictures import WrongOnes
+from comining.drawing import ANNOTATED, DETECTED, ERASED, MINED, Layer, captioned, crop, panel
+from comining.evaluation.mining import KINDS
+from comining.structures import Detections, Targets
+from tests.helpers import batch_of, targets
+from tests.test_train import train
+
+GREY = torch.full((3, 100, 120), 128, dtype=torch.uint8)
+
+
+def mined(*rows: tuple[float, ...]) -> Detections:
+    table = torch.tensor(rows, dtype=torch.float32).reshape(-1, 6)
+    return Detections(table[:, :4], table[:, 4].long(), table[:, 5])
+
+
+def test_wrong_boxes_of_every_kind_are_counted_and_the_counts_add_up() -> None:
+    erased = targets((0, 0, 20, 20, 0), (60, 60, 80, 80, 1))
+    kept = targets((30, 30, 50, 50, 0))
+    found = mined(
+        (0, 0, 20, 20, 0, 0.9),  # right
+        (0, 0, 20, 21, 0, 0.8),  # duplicate of an erased one that is found already
+        (30, 30, 50, 50, 0, 0.7),  # duplicate of a kept one
+        (60, 60, 80, 80, 0, 0.9),  # wrong class
+        (60, 72, 80, 92, 1, 0.6),  # poor localisation
+        (90, 0, 110, 20, 2, 0.5),  # background
+        (95, 70, 119, 99, 2, 0.5),  # background
+    )
+    batch = batch_of([kept, targets()])
+    batch.erased, batch.image_ids = [erased, targets()], [7, 8]
+    wrong = WrongOnes(["a", "b", "c"])
+    wrong.add("original", [GREY, GREY], batch, [found, mined()])
+    assert wrong.counts == {
+        "right": 1, "duplicate": 2, "wrong_class": 1, "poor_localisation": 1, "background": 2,
+    }  # fmt: skip
+    assert wrong.total == len(found)
+    assert {kind: len(drawn) for kind, drawn in wrong.panels.items()} == {
+        "duplicate": 2, "wrong_class": 1, "poor_localisation": 1, "background": 2,
+    }  # fmt: skip
+    wrong.add("augmented", [GREY, GREY], batch, [mined(), found])  # in the other image all is wrong
+    assert wrong.total == 14
+    assert wrong.counts["right"] == 1
+    page = wrong.sheet("here")
+    assert page.width > 7 * 180
+
+
+def test_more_wrong_boxes_than_fit_are_still_counted() -> None:
+    rows = [(5.0 * k, 0, 5.0 * k + 4, 4, 0, 0.9) for k in range(20)]
+    batch = batch_of([targets()])
+    batch.erased, batch.image_ids = [targets()], [1]
+    wrong = WrongOnes(["a"], examples=3)
+    wrong.add("original", [GREY], batch, [mined(*rows)])
+    assert wrong.counts["background"] == 20
+    assert len(wrong.panels["background"]) == 3
+
+
+@pytest.mark.parametrize("box", [(2, 2, 12, 22), (110, 90, 120, 100), (-20, -20, 300, 300)])
+def test_a_crop_holds_its_box_and_moves_the_layers_along(box: tuple[float, ...]) -> None:
+    marked = GREY.clone()
+    one = torch.tensor([box], dtype=torch.float32)
+    part, (layer, other) = crop(
+        marked, one[0], [Layer(MINED, one, ["x"]), Layer(ERASED, torch.zeros(0, 4))]
+    )
+    assert min(part.shape[1:]) >= 1
+    assert len(layer.boxes) == 1
+    assert list(layer.captions) == ["x"]
+    assert not len(other.boxes)
+    sides = layer.boxes[0, 2:] - layer.boxes[0, :2]
+    assert torch.equal(sides, one[0, 2:] - one[0, :2])
+    visible = layer.boxes[0].clamp(min=0)
+    assert visible[0] <= part.shape[2]
+    assert visible[1] <= part.shape[1]
+
+
+def test_a_caption_that_is_too_long_is_cut_and_says_so() -> None:
+    picture = Image.new("RGB", (60, 40))
+    page = np.asarray(captioned(picture, "a very long caption that cannot fit"))
+    assert page.shape == (58, 60, 3)
+    assert (page[:18] < 128).any()  # words
+    assert (page[18:] == 0).all()  # the picture itself is whole
+
+
+def test_captions_of_boxes_in_one_place_do_not_cover_each_other() -> None:
+    box = torch.tensor([[20.0, 30.0, 90.0, 80.0]])
+    style, inside = DETECTED, (slice(33, 41), slice(24, 80))
+    one = np.asarray(panel(GREY, [Layer(style, box, ["circle 0.50"])]))
+    two = np.asarray(panel(GREY, [Layer(style, box.repeat(2, 1), ["circle 0.50", "circle 0.50"])]))
+    assert not (one[inside] == style.colour).all(-1).any()
+    assert (two[inside] == style.colour).all(-1).sum() > 20  # the second stands below the first
+
+
+SHEETS = [
+    "data.prepare.train_images=12", "data.prepare.val_images=5", "data.prepare.test_images=2",
+    "data.batch_size=4", "trainer.enable_progress_bar=false", "trainer.accelerator=cpu",
+    "trainer.max_steps=4", "pictures.every_n_steps=2", "pictures.images=3",
+    "pictures.judged_images=6", "tau=0.008",
+]  # fmt: skip
+
+
+def test_a_run_leaves_its_sheets(tmp_path: Path) -> None:
+    options = [*SHEETS, f"data.root={tmp_path / 'shapes'}"]
+    train(tmp_path / "a", *options)
+    folder = tmp_path / "a" / "pictures"
+    assert {file.name for file in folder.glob("*.*")} == {
+        "mined_000002.png", "mined_000004.png", "mined_over_time.png", "wrong.png", "wrong.json",
+        "detections_000002.png", "detections_000004.png",
+    }  # fmt: skip
+    wrong = json.loads((folder / "wrong.json").read_text())
+    assert wrong["images"] == 6
+    assert wrong["mined"] == sum(wrong[kind] for kind in KINDS) > 0
+    with Image.open(folder / "mined_over_time.png") as page:
+        assert page.width > 2 * 260  # two steps side by side
+        assert page.height > 3 * 260
+    sheet = np.asarray(Image.open(folder / "mined_000004.png"))
+    for style in (ANNOTATED, ERASED, MINED):
+        assert (sheet == style.colour).all(-1).sum() > 100
+
+
+def test_drawing_does_not_disturb_training(tmp_path: Path) -> None:
+    weights = []
+    for every in (0, 1):
+        run = tmp_path / str(every)
+        options = [*SHEETS, f"data.root={tmp_path / 'shapes'}", f"pictures.every_n_steps={every}"]
+        train(run, *options)
+        state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        weights.append(torch.cat([value.flatten() for value in state.values()]))
+    assert torch.equal(*weights)
+    assert not (tmp_path / "0" / "pictures").exists()
+
+
+def test_a_method_that_does_not_mine_shows_detections_only(tmp_path: Path) -> None:
+    train(tmp_path / "a", *SHEETS, f"data.root={tmp_path / 'shapes'}", "method=original")
+    names = {file.name for file in (tmp_path / "a" / "pictures").glob("*.*")}
+    assert names == {"detections_000002.png", "detections_000004.png"}
+
+
+def test_targets_are_not_touched_by_drawing() -> None:
+    boxes = torch.tensor([[1.0, 2.0, 30.0, 40.0]])
+    one = Targets(boxes.clone(), torch.zeros(1, dtype=torch.int64))
+    panel(GREY, [Layer(ANNOTATED, one.boxes)], 3.0)
+    crop(GREY, one.boxes[0], [Layer(ANNOTATED, one.boxes)])
+    assert torch.equal(one.boxes, boxes)
