@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 import sys
 import time
 import traceback
@@ -16,7 +17,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from comining.config import resolve
 from comining.errors import ConfigError, DivergedError, UserError
@@ -56,6 +57,8 @@ def recorded(main: Main) -> Callable[[DictConfig], None]:
             config = resolve(cfg)
             if not isinstance(cfg.seed, int):
                 raise ConfigError(f"seed={cfg.seed!r} must be int")
+            if not alone:
+                _refuse_several_devices(cfg)
             if cfg.skip_finished and (before := _settled(run, config)) is not None:
                 print(f"skipped, has a result: {before}")
                 return
@@ -86,6 +89,22 @@ def recorded(main: Main) -> Callable[[DictConfig], None]:
                 sys.exit(EXIT_DIVERGED)
 
     return run_and_record
+
+
+def _refuse_several_devices(cfg: DictConfig) -> None:
+    """Lightning starts further processes by the command line, which is that of the whole sweep."""
+    devices = cfg.trainer.devices
+    several = devices not in (1, "1", "auto") and not (
+        isinstance(devices, ListConfig) and len(devices) == 1
+    )
+    by_slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1  # a process for each is there already
+    if (several or cfg.trainer.num_nodes != 1) and not by_slurm:
+        raise ConfigError(
+            f"a sweep runs each of its runs on one device; trainer.devices={devices} "
+            f"trainer.num_nodes={cfg.trainer.num_nodes} needs a process for each. Start the runs "
+            "one by one (without -m), share the devices out with launcher=joblib, or let SLURM "
+            "start the processes: launcher=slurm hydra.launcher.tasks_per_node=DEVICES"
+        )
 
 
 def _settled(run: Path, config: Mapping[str, Any]) -> Path | None:

@@ -43,7 +43,9 @@ class EvaluationModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         self._evaluate("val")
         self.metrics_step = self.global_step
-        log.info("step %d, validation\n%s", self.global_step, metrics_table(self.metrics["val"]))
+        if self.trainer.is_global_zero and self.trainer.fit_loop.max_steps:
+            table = metrics_table(self.metrics["val"])
+            log.info("step %d, validation\n%s", self.global_step, table)
 
     def on_test_epoch_start(self) -> None:
         self.evaluators["test"].reset()
@@ -57,6 +59,5 @@ class EvaluationModule(L.LightningModule):
 
     def _evaluate(self, split: str) -> None:
         evaluator = self.evaluators[split]
-        evaluator.gather()
-        self.metrics[split] = evaluator.compute()
+        self.metrics[split] = evaluator.gather()
         self.class_ap[split] = evaluator.class_ap

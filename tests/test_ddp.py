@@ -1,0 +1,105 @@
+"""Two processes compute what one computes on the same batches."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.ddp import TWO, free_port, train
+
+# Sums of gradients in another order; Adam divides by their size, which magnifies the difference.
+LOSSES = {"rel": 1e-5}
+WEIGHTS = {"rtol": 0, "atol": 2e-4}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process on everything, to compare with."""
+    folder = tmp_path_factory.mktemp("ddp")
+    done = train(folder, "hydra.run.dir=one", "tau=0.008")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def compare(one: Path, other: Path) -> None:
+    results = [json.loads((run / "result.json").read_text()) for run in (one, other)]
+    assert results[0]["status"] == results[1]["status"] == "finished"
+    assert results[1]["metrics"] == results[0]["metrics"]  # 5 images: shares of 3 and 2
+    assert results[1]["test"] == results[0]["test"]
+    assert results[1]["class_ap"] == results[0]["class_ap"]
+    assert results[1]["mining"] == pytest.approx(results[0]["mining"], nan_ok=True)
+    tables = [list(csv.DictReader((run / "metrics.csv").open())) for run in (one, other)]
+    assert len(tables[0]) == len(tables[1])
+    compared = 0
+    for first, second in zip(*tables, strict=True):
+        assert list(first) == list(second)
+        for name in first:
+            if name != "train/images_per_s" and first[name]:
+                assert float(second[name]) == pytest.approx(float(first[name]), **LOSSES), name
+                compared += name.startswith("mining/")
+    assert compared > 60
+    states = [
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for run in (one, other)
+    ]
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, **WEIGHTS)
+
+
+def test_two_processes_train_the_same_network(folder: Path) -> None:
+    done = train(folder, "hydra.run.dir=two", "tau=0.008", *TWO)
+    assert done.returncode == 0, done.stderr
+    compare(folder / "one", folder / "two")
+    assert done.stdout.count("written:") == 1  # the second process is silent
+    assert done.stdout.count("run directory:") == 1
+    assert done.stdout.count("validation\n") + done.stderr.count("validation\n") == 2
+
+
+def test_two_machines_by_torchrun(folder: Path) -> None:
+    """``torchrun --nnodes=2``, both nodes here."""
+    rendezvous = ("--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1")
+    port = f"--master_port={free_port()}"
+    from concurrent.futures import ThreadPoolExecutor
+
+    def node(rank: int) -> str:
+        launcher = (
+            sys.executable, "-m", "torch.distributed.run", *rendezvous, port, f"--node_rank={rank}",
+        )  # fmt: skip
+        options = ("trainer.num_nodes=2", "trainer.devices=1", "trainer.strategy=ddp")
+        done = train(folder, "hydra.run.dir=nodes", "tau=0.008", *options, launcher=launcher)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    with ThreadPoolExecutor(2) as pool:
+        outputs = list(pool.map(node, range(2)))
+    assert [text.count("written:") for text in outputs] == [1, 0]
+    compare(folder / "one", folder / "nodes")
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(folder: Path) -> None:
+    done = train(folder, "hydra.run.dir=uneven", "data.batch_size=3", *TWO)
+    assert done.returncode == 2
+    assert "data.batch_size=3" in done.stderr
+    assert not (folder / "uneven" / "result.json").exists()
+
+
+def test_a_sweep_over_several_processes_is_refused(folder: Path) -> None:
+    done = train(folder, "-m", "seed=0,1", "hydra.sweep.dir=sweep", *TWO)
+    assert done.returncode != 0
+    assert "a sweep runs each of its runs on one device" in done.stdout + done.stderr
+    assert "launcher=joblib" in done.stdout + done.stderr
+    assert not list((folder / "sweep").glob("*/checkpoints"))
+
+
+def test_all_processes_stop_when_one_diverges(folder: Path) -> None:
+    options = ("optimizer=sgd", "optimizer.lr=1e12", "checkpoint.every_n_steps=1")
+    done = train(folder, "hydra.run.dir=diverged", *options, *TWO)
+    assert done.returncode == 3, done.stderr
+    result = json.loads((folder / "diverged" / "result.json").read_text())
+    assert result["status"] == "diverged"
+    state = torch.load(folder / "diverged" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["global_step"] == result["step"]  # that of the step before
+    assert all(torch.isfinite(value).all() for value in state["state_dict"].values())
