@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from comining.config import instantiate
 from comining.data.annotations import Categories
 from comining.detectors.base import DenseDetector
-from comining.errors import CheckpointError
+from comining.errors import CheckpointError, UserError
 
 
 def describe(config: dict[str, Any], categories: Categories) -> dict[str, Any]:
@@ -34,11 +36,41 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except Exception as error:  # whatever the bytes lead the reader to
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = "it is damaged, or holds more than tensors and plain containers"
+        if isinstance(error, OSError | RuntimeError | EOFError):
+            reason = next(iter(str(error).splitlines()), reason)
+        # Else torch advises to load it all the same, which would run what is inside.
         raise CheckpointError(f"{path}: cannot be loaded as a checkpoint ({reason})") from error
     if not isinstance(content, dict) or not {"comining", "state_dict"} <= content.keys():
         raise CheckpointError(f"{path}: not a checkpoint of comining")
+    problem = _problem(content["comining"], content["state_dict"])
+    if problem:
+        raise CheckpointError(f"{path}: not a whole checkpoint of comining: {problem}")
     return content
+
+
+def _problem(description: Any, weights: Any) -> str:
+    """What is wrong with the parts of a checkpoint; "" if nothing."""
+    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
+        return "'state_dict' does not hold tensors"
+    if not isinstance(description, dict) or not isinstance(description.get("config"), dict):
+        return "it has no configuration"
+    for group in ("backbone", "detector", "data"):
+        if not isinstance(description["config"].get(group), dict):
+            return f"its configuration has no '{group}'"
+    ids, names = description.get("category_ids"), description.get("category_names")
+    if not isinstance(ids, list) or not isinstance(names, list) or not 0 < len(ids) == len(names):
+        return "it does not name its classes"
+    if any(type(i) is not int for i in ids) or any(type(name) is not str for name in names):
+        return "it does not name its classes"
+    try:
+        # The configuration was resolved when it was stored. A reference in it could only be there
+        # to read the environment of the machine that evaluates it.
+        if "${" in json.dumps(description["config"]):
+            return "its configuration holds a reference, ${...}"
+    except (TypeError, ValueError, RecursionError):
+        return "its configuration is not made of plain containers"
+    return ""
 
 
 def build_detector(config: dict[str, Any], num_classes: int, pretrained: bool) -> DenseDetector:
@@ -63,11 +95,15 @@ def load_detector(path: str | Path) -> tuple[DenseDetector, dict[str, Any]]:
 
     Raises:
         CheckpointError: naming the file.
+        ConfigError: naming the file and an option of its configuration that cannot be built.
     """
     content = read_checkpoint(path)
     description: dict[str, Any] = content["comining"]
     num_classes = len(description["category_ids"])
-    detector = build_detector(description["config"], num_classes, pretrained=False)
+    try:
+        detector = build_detector(description["config"], num_classes, pretrained=False)
+    except UserError as error:
+        raise type(error)(f"{path}: {error}") from error
     prefix = "detector."
     weights = {
         name.removeprefix(prefix): value
@@ -77,5 +113,13 @@ def load_detector(path: str | Path) -> tuple[DenseDetector, dict[str, Any]]:
     try:
         detector.load_state_dict(weights)
     except RuntimeError as error:
-        raise CheckpointError(f"{path}: weights do not fit the detector ({error})") from error
+        lines = [line.strip() for line in str(error).splitlines()[1:]]  # one a parameter
+        rest = f" and {len(lines) - 1} more like this" if len(lines) > 1 else ""
+        raise CheckpointError(
+            f"{path}: weights do not fit the detector of its configuration with {num_classes} "
+            f"classes: {next(iter(lines), str(error))}{rest}"
+        ) from error
+    for name, value in detector.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise CheckpointError(f"{path}: the weights {name} are not finite")
     return detector.eval(), description

@@ -37,6 +37,12 @@ class WarmupMultiStep:
             )
         if warmup_steps < 0:
             raise ValueError(f"schedule.warmup_steps must not be negative, got {warmup_steps}")
+        if warmup_steps >= max_steps:
+            raise ValueError(
+                f"schedule.warmup_steps={warmup_steps} reach beyond trainer.max_steps={max_steps}: "
+                "set them together"
+            )
+        _check_factors(warmup_start=warmup_start, gamma=gamma)
         self.warmup_steps = warmup_steps
         self.warmup_start = warmup_start
         self.milestones = milestones
@@ -62,6 +68,7 @@ class OneCycle:
         _check_length(max_steps)
         if not 0 < rise < 1:
             raise ValueError(f"schedule.rise must lie between 0 and 1, got {rise}")
+        _check_factors(start=start, end=end)
         self.rise, self.start, self.end = rise, start, end
         self.max_steps = max_steps
 
@@ -75,6 +82,12 @@ class OneCycle:
 def _check_length(max_steps: int) -> None:
     if max_steps < 1:
         raise ValueError(f"trainer.max_steps must be positive, got {max_steps}")
+
+
+def _check_factors(**factors: float) -> None:
+    for name, factor in factors.items():
+        if not 0 <= factor <= 1:
+            raise ValueError(f"schedule.{name} must lie in 0 ... 1, got {factor}")
 
 
 def _cosine(first: float, last: float, progress: float) -> float:

@@ -1,6 +1,7 @@
 """The stream of training images: order, resumption, sharding, geometry."""
 
 import json
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from comining.data.annotations import read_annotations
@@ -170,6 +172,57 @@ def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
     exif[0x0112] = 6
     Image.new("RGB", (7, 5)).save(file, exif=exif)
     assert load_image(file).shape == (3, 5, 7)
+    with pytest.raises(DataError, match="says 5x7: its EXIF orientation is not applied"):
+        load_image(file, (7, 5))
+
+
+GREYS = np.array([[0, 255, 256, 32768, 65535]], dtype=np.uint16)
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff", "big-endian tiff", "pgm"])
+def test_of_16_bits_the_upper_8_are_kept(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / f"x.{kind.split()[-1]}"
+    if kind == "pgm":
+        file.write_bytes(b"P5 5 1 65535\n" + GREYS.astype(">u2").tobytes())
+    elif kind == "big-endian tiff":
+        Image.frombytes("I;16B", (5, 1), GREYS.astype(">u2").tobytes()).save(file)
+        with Image.open(file) as image:
+            assert image.mode == "I;16B"
+    else:
+        Image.fromarray(GREYS).save(file)
+    assert load_image(file).tolist() == [[[0, 0, 1, 128, 255]]] * 3
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_pixels_without_a_known_range_are_refused(tmp_path: Path, dtype: type) -> None:
+    file = tmp_path / "x.tiff"
+    Image.fromarray(GREYS.astype(dtype)).save(file)
+    with pytest.raises(DataError, match="no known range"):
+        load_image(file)
+
+
+def test_only_formats_of_image_sets_are_opened(tmp_path: Path) -> None:
+    """Pillow would run Ghostscript on a PostScript file, whatever its name."""
+    file = tmp_path / "x.jpg"
+    Image.new("RGB", (7, 5)).save(file, "EPS")
+    with pytest.raises(DataError, match=r"x\.jpg: not a readable image"):
+        load_image(file)
+
+
+def test_the_colours_of_cmyk_and_palette_images_are_right(tmp_path: Path) -> None:
+    red = Image.new("RGB", (8, 8), (255, 0, 0))
+    red.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100)
+    red.convert("P").save(tmp_path / "palette.png")
+    transparent = red.convert("RGBA")
+    transparent.putalpha(0)
+    transparent.save(tmp_path / "alpha.png")
+    red.quantize(4).save(tmp_path / "transparent.png", transparency=bytes([0, 128]))
+    for name in ("cmyk.jpg", "palette.png", "alpha.png", "transparent.png"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            image = load_image(tmp_path / name)
+        assert image[0].min() >= 250, name
+        assert image[1:].max() <= 5, name
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"half"])
@@ -184,16 +237,24 @@ def test_unreadable_images_are_named(tmp_path: Path, content: bytes) -> None:
 
 def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "bomb.png"
-    Image.new("1", (200, 200)).save(file)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30_000)
-    with pytest.raises(DataError, match=r"bomb\.png"):
+    Image.new("1", (9460, 9460)).save(file)  # 11 kB, 268 MB as RGB
+    assert file.stat().st_size < 20_000
+
+    def decode(image: Image.Image) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(PngImageFile, "load", decode)
+    with pytest.raises(DataError, match=r"bomb\.png: not a readable image .*9460x9460 px exceed"):
         load_image(file)
+    Image.new("1", (9000, 9000)).save(file)
+    with pytest.raises(DataError, match=r"bomb\.png: is 9000x9000 px, .* says 7x5"):
+        load_image(file, (5, 7))
 
 
 def test_a_wrong_size_is_found_on_decoding(tmp_path: Path) -> None:
     file = tmp_path / "x.png"
     Image.new("RGB", (7, 5)).save(file)
-    with pytest.raises(DataError, match=r"x\.png: decodes to 7x5 px, .* says 5x7"):
+    with pytest.raises(DataError, match=r"x\.png: is 7x5 px, .* says 5x7"):
         load_image(file, (7, 5))
 
 
@@ -236,7 +297,7 @@ def test_the_same_recipe_draws_the_same_set_and_draws_it_once(tmp_path: Path) ->
     shapes()(str(first))
     shapes()(str(second))
     files = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
-    assert len(files) == 12 + 3 + 3
+    assert len(files) == 12 + 3 + 2 + 4
     for file in files:
         assert (first / file).read_bytes() == (second / file).read_bytes()
     stamp = (first / "train" / "000000.jpg").stat().st_mtime_ns

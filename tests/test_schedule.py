@@ -1,5 +1,7 @@
 """Learning-rate factors at the steps that matter."""
 
+from typing import Any
+
 import pytest
 
 from comining.schedule import OneCycle, WarmupMultiStep
@@ -39,6 +41,29 @@ def test_bad_milestones_are_refused(milestones: list[int]) -> None:
         WarmupMultiStep(
             warmup_steps=0, warmup_start=0.1, milestones=milestones, gamma=0.1, max_steps=10
         )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"warmup_steps": 10}, r"schedule\.warmup_steps=10 reach beyond trainer\.max_steps=10"),
+        ({"warmup_steps": -1}, r"schedule\.warmup_steps must not be negative, got -1"),
+        ({"warmup_start": -0.1}, r"schedule\.warmup_start must lie in 0 \.\.\. 1, got -0\.1"),
+        ({"gamma": float("nan")}, r"schedule\.gamma must lie in 0 \.\.\. 1, got nan"),
+        ({"gamma": 10.0}, r"schedule\.gamma must lie in 0 \.\.\. 1, got 10"),
+    ],
+)
+def test_other_bad_options_are_named(options: dict[str, float], words: str) -> None:
+    given: Any = {"warmup_steps": 0, "warmup_start": 0.1, "milestones": [5], "gamma": 0.1}
+    with pytest.raises(ValueError, match=words):
+        WarmupMultiStep(**{**given, **options}, max_steps=10)
+
+
+@pytest.mark.parametrize(("name", "value"), [("rise", 1.0), ("start", -1.0), ("end", 1.5)])
+def test_bad_shares_of_one_cycle_are_named(name: str, value: float) -> None:
+    given = {"rise": 0.3, "start": 0.04, "end": 0.0, name: value}
+    with pytest.raises(ValueError, match=rf"schedule\.{name} must lie"):
+        OneCycle(**given, max_steps=10)
 
 
 def test_one_cycle_rises_to_one_and_falls_to_its_end() -> None:

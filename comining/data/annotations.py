@@ -9,20 +9,40 @@ import hashlib
 import json
 import logging
 import math
+import os
+import reprlib
+import stat
+import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from comining.errors import DataError
 
 log = logging.getLogger(__name__)
 
 OnInvalidBox = Literal["error", "drop"]
+
+# 268 MB as RGB; from here on Pillow, too, warns of files that decode to gigabytes.
+MAX_PIXELS = 89_478_485
+# What image sets come in. Pillow knows 40 more, among them ones that run Ghostscript.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# Formats whose 16 bits may come as the mode "I", which is one of 32 bits elsewhere.
+WIDENED = ("PNG", "PPM")
+# A side below this share of the image's longer one may vanish in float32, where its logarithm is
+# infinite.
+MIN_SIDE = 1e-6
+EXIF_ORIENTATION, TILE_WIDTH, TILE_LENGTH = 0x0112, 0x0142, 0x0143
+# px: smaller tiles may exceed a small image, as the last ones of every image do.
+LARGEST_TILE = 2**20
 
 
 @dataclass(frozen=True)
@@ -89,16 +109,26 @@ def read_annotations(path: str | Path, on_invalid_box: OnInvalidBox = "error") -
     file_names: list[str] = []
     sizes: list[tuple[int, int]] = []
     position: dict[int, int] = {}
+    image_of: dict[PurePosixPath, int] = {}
     for where, record in images:
         image_id = _integer(where, record, "id")
         if image_id in position:
             raise DataError(f"{where}: image id {image_id} occurs twice")
         position[image_id] = len(image_ids)
         image_ids.append(image_id)
-        file_names.append(_file_name(where, record))
+        where = f"{path}: image {image_id}"
+        name = _file_name(where, record)
+        if (other := image_of.setdefault(PurePosixPath(name), image_id)) != image_id:
+            raise DataError(f"{where}: file_name {name!r} is that of image {other}, too")
+        file_names.append(name)
         size = (_integer(where, record, "height"), _integer(where, record, "width"))
         if min(size) < 1:
             raise DataError(f"{where}: height and width must be positive, got {size}")
+        if size[0] * size[1] > MAX_PIXELS:
+            raise DataError(
+                f"{where}: height and width {size} make more than {MAX_PIXELS:,} px, the largest "
+                "image that is decoded"
+            )
         sizes.append(size)
     if not images:
         raise DataError(f"{path}: no images")
@@ -123,7 +153,7 @@ def read_annotations(path: str | Path, on_invalid_box: OnInvalidBox = "error") -
             raise DataError(f"{where}: category_id {category_id} is not among the categories")
         crowd = record.get("iscrowd", 0)
         if crowd not in (0, 1):
-            raise DataError(f"{where}: iscrowd must be 0 or 1, got {crowd!r}")
+            raise DataError(f"{where}: iscrowd must be 0 or 1, got {_short(crowd)}")
         bbox = _bbox(where, record)
         image = position[image_id]
         height, width = sizes[image]
@@ -143,7 +173,12 @@ def read_annotations(path: str | Path, on_invalid_box: OnInvalidBox = "error") -
             repairs["areas computed from the box because the file has none"] += 1
         area = record.get("area", bbox[2] * bbox[3])
         if not _is_number(area) or area < 0:
-            raise DataError(f"{where}: area must be a number, got {area!r}")
+            raise DataError(f"{where}: area must be a number, got {_short(area)}")
+        if area > 2 * width * height:  # a box that overhangs may be larger than the image, too
+            raise DataError(
+                f"{where}: area {area} does not fit an image of {width}x{height} px; without "
+                "'area' it is computed from the box"
+            )
         rows.append((annotation_id, image, label_of[category_id], bool(crowd), float(area)))
         bboxes.append(bbox)
         boxes.append(box)
@@ -171,7 +206,8 @@ def read_annotations(path: str | Path, on_invalid_box: OnInvalidBox = "error") -
 def check_images(annotations: AnnotationSet, folder: str | Path, sizes: bool) -> None:
     """Check that every image of the file exists and, if ``sizes``, has the size the file says.
 
-    Only the header of an image is read.
+    Only the header of an image is read. ``folder`` may be a link; a link below it may not lead out
+    of it, so that an annotation file cannot name what else the machine holds.
 
     Raises:
         DataError: naming the annotation file, the image id and the image file.
@@ -179,23 +215,89 @@ def check_images(annotations: AnnotationSet, folder: str | Path, sizes: bool) ->
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such image folder (images of {annotations.path})")
+    inside: dict[Path, bool] = {}  # folders that have been looked at
     columns = zip(annotations.image_ids, annotations.file_names, annotations.sizes, strict=True)
     for image_id, name, (height, width) in columns:
         file = folder / name
         where = f"{annotations.path}: image {image_id}: {file}"
-        if not file.is_file():
-            raise DataError(f"{where}: no such file")
-        if not sizes:
-            continue
         try:
-            with Image.open(file) as image:
-                found = image.size
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-            raise DataError(f"{where}: not a readable image ({error})") from error
-        if found != (width, height):
-            raise DataError(
-                f"{where}: is {found[0]}x{found[1]} px, the annotation file says {width}x{height}"
-            )
+            mode = file.lstat().st_mode
+            if file.parent not in inside:
+                inside[file.parent] = _lies_in(file.parent, folder)
+            leaves = not inside[file.parent] or (stat.S_ISLNK(mode) and not _lies_in(file, folder))
+            if leaves:
+                raise DataError(f"{where}: a link that leaves the image folder")
+            if not stat.S_ISREG(file.stat().st_mode):
+                raise DataError(f"{where}: not a file")
+        except (FileNotFoundError, NotADirectoryError):
+            raise DataError(f"{where}: no such file") from None
+        except OSError as error:  # a name that is too long, links in a circle
+            raise DataError(f"{where}: cannot be read ({error.strerror})") from None
+        if sizes:
+            with open_image(file, where) as image:
+                check_size(image, (int(height), int(width)), where)
+
+
+@contextmanager
+def open_image(file: Path, where: str) -> Iterator[Image.Image]:
+    """Open an image file without decoding it; whatever fails inside names the file.
+
+    Args:
+        where: the words that name the file in an error.
+
+    Raises:
+        DataError: the file is no image of a common format, damaged, or too large to decode.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Refused below, and with an exact limit.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # A palette with several transparent colours; transparency is left out.
+            warnings.filterwarnings("ignore", "Palette images with Transparency")
+            with Image.open(file, formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise ValueError(
+                        f"its {image.width}x{image.height} px exceed the limit of {MAX_PIXELS:,}"
+                    )
+                tile = _tile_pixels(image)
+                if tile > max(image.width * image.height, LARGEST_TILE):
+                    raise ValueError(f"its tiles of {tile:,} px are larger than the image")
+                if image.mode == "F" or (image.mode == "I" and image.format not in WIDENED):
+                    raise ValueError("pixels of 32 bits have no known range; store 8 or 16")
+                yield image
+    except DataError:
+        raise
+    except Exception as error:  # whatever the bytes lead the decoder to
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{where}: not a readable image ({reason})") from error
+
+
+def _tile_pixels(image: Image.Image) -> int:
+    """Of a TIFF file, which is decoded tile by tile, whatever the size of the image; else 0."""
+    if not isinstance(image, TiffImageFile):
+        return 0
+    return int(image.tag_v2.get(TILE_WIDTH, 0)) * int(image.tag_v2.get(TILE_LENGTH, 0))
+
+
+def check_size(image: Image.Image, size: tuple[int, int], where: str) -> None:
+    """Compare an image that is not yet decoded with its (height, width) in the annotation file.
+
+    Raises:
+        DataError: they differ.
+    """
+    if image.size == (size[1], size[0]):
+        return
+    turned = ""
+    if image.size == size and image.getexif().get(EXIF_ORIENTATION) in (5, 6, 7, 8):
+        turned = ": its EXIF orientation is not applied, boxes refer to the pixels as stored"
+    raise DataError(
+        f"{where}: is {image.width}x{image.height} px, the annotation file says "
+        f"{size[1]}x{size[0]}{turned}"
+    )
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 # -- one record at a time ----------------------------------------------------------------
@@ -203,13 +305,15 @@ def check_images(annotations: AnnotationSet, folder: str | Path, sizes: bool) ->
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        # utf-8-sig: some editors begin a file with a mark.
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise DataError(f"{path}: no such annotation file") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not a JSON file ({error})") from error
+        reason = str(error).partition(";")[0]  # Python goes on about its own settings
+        raise DataError(f"{path}: not a JSON file ({reason})") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: not a COCO annotation file: its top level is not an object")
     return content
@@ -237,15 +341,17 @@ def _records(
 
 def _read_categories(path: Path, content: dict[str, Any]) -> Categories:
     names: dict[int, str] = {}
+    used: set[str] = set()
     for where, record in _records(path, content, "categories", ("id", "name")):
         category_id = _integer(where, record, "id")
         if category_id in names:
             raise DataError(f"{where}: category id {category_id} occurs twice")
         name = record["name"]
-        if not isinstance(name, str) or not name:
-            raise DataError(f"{where}: name must be a word, got {name!r}")
-        if name in names.values():
+        if not _is_text(name):
+            raise DataError(f"{where}: name must be a word, got {_short(name)}")
+        if name in used:
             raise DataError(f"{where}: category name {name!r} occurs twice")
+        used.add(name)
         names[category_id] = name
     if not names:
         raise DataError(f"{path}: no categories")
@@ -262,34 +368,51 @@ def _is_number(value: object) -> bool:
         return False
 
 
+def _is_text(value: object) -> bool:
+    """Whether a value is a text that can be printed on one line and used as a file name."""
+    if not isinstance(value, str) or not value.strip():
+        return False
+    # JSON can spell halves of characters (surrogates), which no file and no terminal can hold.
+    return not any(c < " " or c == "\x7f" or "\ud800" <= c <= "\udfff" for c in value)
+
+
+def _short(value: object) -> str:
+    """A value as Python writes it, but never the megabytes that a broken file may hold."""
+    return _repr.repr(value)
+
+
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = _repr.maxlong = 80
+
+
 def _integer(where: str, record: dict[str, Any], key: str) -> int:
     value = record[key]
     if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 2**63:
-        raise DataError(f"{where}: {key} must be a whole number of 64 bits, got {value!r}")
+        raise DataError(f"{where}: {key} must be a whole number of 64 bits, got {_short(value)}")
     return value
 
 
 def _file_name(where: str, record: dict[str, Any]) -> str:
     name = record["file_name"]
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise DataError(f"{where}: file_name must be a path, got {name!r}")
+    if not _is_text(name):
+        raise DataError(f"{where}: file_name must be a path, got {_short(name)}")
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
-        raise DataError(f"{where}: file_name {name!r} leaves the image folder")
-    return name
+        raise DataError(f"{where}: file_name {_short(name)} leaves the image folder")
+    return str(name)
 
 
 def _bbox(where: str, record: dict[str, Any]) -> tuple[float, float, float, float]:
     bbox = record["bbox"]
-    if not isinstance(bbox, list) or len(bbox) != 4:
-        raise DataError(f"{where}: bbox must be four numbers [x, y, width, height], got {bbox!r}")
-    for side in bbox:
-        if isinstance(side, bool) or not isinstance(side, int | float):
-            raise DataError(f"{where}: bbox must be four numbers, got {bbox!r}")
+    wrong = not isinstance(bbox, list) or len(bbox) != 4
+    if wrong or any(isinstance(s, bool) or not isinstance(s, int | float) for s in bbox):
+        raise DataError(
+            f"{where}: bbox must be four numbers [x, y, width, height], got {_short(bbox)}"
+        )
     try:
         x, y, width, height = map(float, bbox)
     except OverflowError:
-        raise DataError(f"{where}: bbox {bbox!r} is too large") from None
+        raise DataError(f"{where}: bbox {_short(bbox)} is too large") from None
     return x, y, width, height
 
 
@@ -302,10 +425,12 @@ def _fit_box(
         return "is not finite", (0, 0, 0, 0)
     if w < 0 or h < 0:
         return "has a negative side", (0, 0, 0, 0)
-    if w == 0 or h == 0:
+    if min(w, h) <= MIN_SIDE * max(width, height):
         return "is empty", (0, 0, 0, 0)
     box = (max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height)))
-    inside = max(box[2] - box[0], 0) * max(box[3] - box[1], 0)
-    if not inside > 0.5 * w * h:
+    sides = (max(box[2] - box[0], 0), max(box[3] - box[1], 0))
+    if not sides[0] * sides[1] > 0.5 * w * h:
         return "lies outside of it by more than half", box
+    if min(sides) <= MIN_SIDE * max(width, height):
+        return "is empty inside the image", box
     return "", box

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import math
 import random
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
-from comining.data.annotations import AnnotationSet
+from comining.data.annotations import AnnotationSet, check_size, open_image
 from comining.data.sampler import SampleKey
-from comining.errors import DataError
 from comining.seeding import derive_seed
 from comining.structures import Batch, Detections, Targets
 
@@ -28,28 +25,24 @@ NOTHING = Detections(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch
 def load_image(file: Path, size: tuple[int, int] | None = None) -> Tensor:
     """Decode an image file to RGB [3, H, W] uint8.
 
-    Grey, palette, CMYK and alpha images are converted; an EXIF orientation is not applied, since
-    COCO's boxes refer to the pixels as they are stored.
+    Grey, palette and CMYK images are converted, alpha is left out, of 16 bits the upper 8 are
+    kept. An EXIF orientation is not applied, since COCO's boxes refer to the pixels as they are
+    stored.
 
     Args:
-        size: (height, width) that the image must have.
+        size: (height, width) that the image must have; compared before anything is decoded.
 
     Raises:
         DataError: naming the file.
     """
-    try:
-        with warnings.catch_warnings():
-            # Beyond Pillow's limit a small file may decode to gigabytes.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as image:
-                array = np.array(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Warning) as error:
-        raise DataError(f"{file}: not a readable image ({error})") from error
-    if size is not None and array.shape[:2] != size:
-        raise DataError(
-            f"{file}: decodes to {array.shape[1]}x{array.shape[0]} px, the annotation file says "
-            f"{size[1]}x{size[0]}"
-        )
+    with open_image(file, str(file)) as image:
+        if size is not None:
+            check_size(image, size, str(file))
+        if image.mode.startswith("I"):  # 16 bits, which Pillow would cut at 255: a white image
+            grey = (np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)
+            array = np.repeat(grey[:, :, None], 3, axis=2)
+        else:
+            array = np.array(image.convert("RGB"))
     return torch.from_numpy(array).permute(2, 0, 1)
 
 

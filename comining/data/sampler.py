@@ -63,7 +63,8 @@ class StepSampler(Sampler[list[SampleKey]]):
         self.steps_per_round = self.passes * len(self.landscape) // batch_size
 
     def __len__(self) -> int:
-        return max(0, self.stop - self.start)
+        """Steps of the whole stream: what Lightning counts in, also where it is resumed."""
+        return self.stop
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         current = -1

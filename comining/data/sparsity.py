@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
@@ -62,6 +63,8 @@ class RandomErasure(Sparsity):
             raise ValueError(f"sparsity.fraction must lie in 0 ... 1, got {fraction}")
         if min(count or 0, keep_at_least) < 0:
             raise ValueError("sparsity.count and sparsity.keep_at_least must not be negative")
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"sparsity.seed must lie in 0 ... 2^63 - 1, got {seed}")
         self.per = tuple(per)
         self.fraction = fraction
         self.count = count
@@ -82,12 +85,13 @@ class RandomErasure(Sparsity):
         size = np.bincount(group)
         rank = np.arange(len(order)) - np.flatnonzero(starts)[group]
         wanted = (
-            np.full_like(size, self.count)
+            np.full_like(size, min(self.count or 0, len(order)))
             if self.fraction is None
             # rounding first: 0.29 * 100 is 28.999999999999996 and must not become 28
             else np.floor(np.round(size * self.fraction, 6)).astype(np.int64)
         )
-        erased_of = np.minimum(wanted, np.maximum(size - self.keep_at_least, 0))
+        kept_of = min(self.keep_at_least, len(order))
+        erased_of = np.minimum(wanted, np.maximum(size - kept_of, 0))
         erased = np.zeros(len(annotations.ids), dtype=np.bool_)
         erased[candidates[order[rank < erased_of[group]]]] = True
         return erased
@@ -154,16 +158,22 @@ def write_split(
     """Write what is kept, and on request what is erased, as COCO files.
 
     Every image stays, also those that lost all annotations. Records keep all their fields; crowds
-    stay in the kept file, where other frameworks use them as regions to ignore.
+    stay in the kept file, where other frameworks use them as regions to ignore. Each file appears
+    whole or not at all.
     """
-    content: dict[str, Any] = json.loads(annotations.path.read_text(encoding="utf-8"))
+    content: dict[str, Any] = json.loads(annotations.path.read_text(encoding="utf-8-sig"))
     erased_ids = set(annotations.ids[erased].tolist())
     known = set(annotations.ids.tolist())
     for path, chosen in ((output, known - erased_ids), (erased_output, erased_ids)):
         if path is not None:
             records = [record for record in content["annotations"] if record["id"] in chosen]
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({**content, "annotations": records}))
+            draft = path.with_name(f".{path.name}.{os.getpid()}")
+            try:
+                draft.write_text(json.dumps({**content, "annotations": records}), encoding="utf-8")
+                os.replace(draft, path)
+            finally:
+                draft.unlink(missing_ok=True)
 
 
 def summary(annotations: AnnotationSet, erased: Mask) -> str:
@@ -215,6 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for path in (given.output, given.erased):
         if path is not None and path.resolve() == given.annotations.resolve():
             parser.error(f"{path} is the full annotation file; it will not be overwritten")
+    if given.erased is not None and given.erased.resolve() == given.output.resolve():
+        parser.error(f"{given.output} cannot hold both what is kept and what is erased")
     on_invalid_box: OnInvalidBox = given.on_invalid_box
     try:
         sparsity = instantiate_file(
@@ -222,9 +234,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         annotations = read_annotations(given.annotations, on_invalid_box)
         erased = sparsity.erase(annotations)
-    except ValueError as error:
+        write_split(annotations, erased, given.output, given.erased)
+    except (ValueError, OSError) as error:
         parser.error(str(error))
-    write_split(annotations, erased, given.output, given.erased)
     print(summary(annotations, erased))
     print(f"written: {given.output}" + (f", {given.erased}" if given.erased else ""))
 

@@ -52,6 +52,9 @@ class PartAware(Method):
                 raise ValueError(f"method.{name} must lie in 0 ... 1, got {value}")
         if min_count < 1:
             raise ValueError(f"method.min_count must be positive, got {min_count}")
+        for subject, parts in (hierarchy or {}).items():
+            if subject in parts:
+                raise ValueError(f"method.hierarchy: {subject!r} cannot be a part of itself")
         self.hierarchy = hierarchy
         self.inside = inside
         self.min_share = min_share

@@ -1,0 +1,1508 @@
+"""Bad input, row by row, as a user meets it: what is said, and that nothing is left behind.
+
+``python -m tests.test_bad_input`` prints the rows as the table of ``docs/bad-input.md``.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib
+import logging
+import os
+import re
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from PIL import Image, PngImagePlugin
+
+from comining.checkpoint import build_detector, describe
+from comining.config import CONFIG_FOLDER
+from comining.data.annotations import Categories, check_images, read_annotations
+from comining.data.dataset import load_image
+from comining.data.sparsity import main as write_sparse_file
+from comining.evaluation.coco import CocoEvaluator
+from comining.structures import Detections
+from tests.helpers import composed, edit_json, write_coco
+
+ROOT = CONFIG_FOLDER.parent
+DOCUMENT = ROOT / "docs" / "bad-input.md"
+
+Content = dict[str, Any]
+Options = list[str]
+# Prepares the folder of a data set, and returns what is given on the command line.
+Make = Callable[[Path], Options | None]
+# When a row is found. All but the last come before the first step of training.
+Found = Literal["options", "data", "network", "decoding"]
+
+
+class Row(NamedTuple):
+    """One kind of bad input.
+
+    ``says`` is the whole message: DIR stands for the folder of the data, and ``...`` for anything.
+    """
+
+    kind: str
+    how: str
+    says: str
+    make: Make
+    found: Found = "data"
+    command: Literal["train", "evaluate"] = "train"
+    code: int = 2
+
+
+class Accepted(NamedTuple):
+    """Something odd that is no mistake: what becomes of it, and a test of that."""
+
+    kind: str
+    how: str
+    becomes: str
+    check: Callable[[Path], None]
+
+
+# -- annotation files --------------------------------------------------------------------
+
+
+def text(content: str | bytes) -> Make:
+    """The training annotations replaced by something else."""
+
+    def make(root: Path) -> None:
+        file = root / "train.json"
+        data = file.read_bytes() if isinstance(content, bytes) and not content else content
+        if isinstance(data, str):
+            data = data.encode()
+        file.write_bytes(data)
+
+    return make
+
+
+def edited(change: Callable[[Content], Any], *options: str) -> Make:
+    def make(root: Path) -> Options:
+        edit_json(root / "train.json", change)
+        return list(options)
+
+    return make
+
+
+def annotation(**changes: Any) -> Make:
+    return edited(lambda content: content["annotations"][1].update(changes))
+
+
+def image(**changes: Any) -> Make:
+    return edited(lambda content: content["images"][1].update(changes))
+
+
+def category(**changes: Any) -> Make:
+    return edited(lambda content: content["categories"][1].update(changes))
+
+
+def truncated_json(root: Path) -> None:
+    file = root / "train.json"
+    file.write_text(file.read_text()[:300])
+
+
+def utf16(root: Path) -> None:
+    file = root / "train.json"
+    file.write_text(file.read_text(), encoding="utf-16")
+
+
+def linked_image(root: Path) -> None:
+    target = root.parent / "private.png"
+    (root / "train" / "002.png").rename(target)
+    (root / "train" / "002.png").symlink_to(target)
+
+
+def linked_folder(root: Path) -> None:
+    (root.parent / "private").mkdir()
+    (root / "train" / "002.png").rename(root.parent / "private" / "002.png")
+    (root / "train" / "sub").symlink_to(root.parent / "private")
+    edit_json(root / "train.json", lambda c: c["images"][1].update(file_name="sub/002.png"))
+
+
+def circle(root: Path) -> None:
+    (root / "train" / "002.png").unlink()
+    (root / "train" / "002.png").symlink_to("002.png")
+
+
+def other_classes(root: Path) -> None:
+    edit_json(root / "train.json", lambda c: c["categories"][1].update(name="cat"))
+
+
+def sparse_of_another(root: Path) -> Options:
+    (root / "sparse.json").write_text((root / "train.json").read_text())
+    edit_json(root / "sparse.json", lambda c: c["annotations"][1].update(bbox=[1, 1, 9, 9]))
+    return ["sparsity=file", f"sparsity.path={root}/sparse.json"]
+
+
+BOX = "DIR/train.json: annotation 2: bbox "
+DROP = "(on_invalid_box=drop leaves such annotations out)"
+NOT_COCO = "DIR/train.json: not a COCO annotation file: "
+WHOLE = " must be a whole number of 64 bits, got "
+NOTHING_TO_LEARN = "DIR/train.json: no image has an annotation to train on"
+
+ANNOTATION_FILES = [
+    Row(
+        "no JSON",
+        "a web page",
+        "DIR/train.json: not a JSON file (Expecting value: line 1 column 1 (char 0))",
+        text("<html>404</html>"),
+    ),
+    Row("empty file", "0 bytes", "DIR/train.json: not a JSON file (...)", text("")),
+    Row(
+        "truncated file",
+        "its first 300 bytes",
+        "DIR/train.json: not a JSON file (...)",
+        truncated_json,
+    ),
+    Row("another encoding", "UTF-16", "DIR/train.json: not a JSON file (...)", utf16),
+    Row(
+        "deep nesting",
+        "100,000 times `[`",
+        "DIR/train.json: not a JSON file (...recursion...)",
+        text("[" * 100_000),
+    ),
+    Row(
+        "an endless number",
+        "an id of 5,000 digits",
+        "DIR/train.json: not a JSON file (Exceeds the limit (4300 digits) ...",
+        text('{"images": [{"id": ' + "9" * 5000 + "}]}"),
+    ),
+    Row("top level a list", "`[]`", NOT_COCO + "its top level is not an object", text("[]")),
+    Row(
+        "section missing",
+        "no `annotations`",
+        NOT_COCO + "'annotations' is missing",
+        edited(lambda c: c.pop("annotations")),
+    ),
+    Row(
+        "section of another type",
+        '`"images": {}`',
+        NOT_COCO + "'images' is a dict, not a list",
+        edited(lambda c: c.update(images={})),
+    ),
+    Row(
+        "record of another type",
+        "`5` among the images",
+        "DIR/train.json: images[6] is not an object",
+        edited(lambda c: c["images"].append(5)),
+    ),
+    Row(
+        "key missing",
+        "no `bbox`",
+        "DIR/train.json: annotations[1]: 'bbox' is missing",
+        edited(lambda c: c["annotations"][1].pop("bbox")),
+    ),
+    Row(
+        "id a word",
+        '`"id": "x"`',
+        f"DIR/train.json: annotations[1]: id{WHOLE}'x'",
+        annotation(id="x"),
+    ),
+    Row(
+        "id a truth value",
+        '`"image_id": true`',
+        f"DIR/train.json: annotation 2: image_id{WHOLE}True",
+        annotation(image_id=True),
+    ),
+    Row(
+        "id beyond 64 bits",
+        "`2**63`",
+        f"DIR/train.json: annotations[1]: id{WHOLE}9223372036854775808",
+        annotation(id=2**63),
+    ),
+    Row(
+        "image_id of no image",
+        '`"image_id": 99`',
+        "DIR/train.json: annotation 2: image_id 99 is not among the images",
+        annotation(image_id=99),
+    ),
+    Row(
+        "category_id of no category",
+        '`"category_id": 9`',
+        "DIR/train.json: annotation 2: category_id 9 is not among the categories",
+        annotation(category_id=9),
+    ),
+    Row(
+        "image id twice",
+        "",
+        "DIR/train.json: images[1]: image id 1 occurs twice",
+        image(id=1),
+    ),
+    Row(
+        "annotation id twice",
+        "",
+        "DIR/train.json: annotations[1]: annotation id 1 occurs twice",
+        annotation(id=1),
+    ),
+    Row(
+        "category id twice",
+        "",
+        "DIR/train.json: categories[1]: category id 1 occurs twice",
+        category(id=1),
+    ),
+    Row(
+        "category name twice",
+        "",
+        "DIR/train.json: categories[1]: category name 'class 1' occurs twice",
+        category(name="class 1"),
+    ),
+    Row(
+        "file name twice",
+        "`001.png` and `./001.png`",
+        "DIR/train.json: image 2: file_name './001.png' is that of image 1, too",
+        image(file_name="./001.png"),
+    ),
+    Row(
+        "category without a name",
+        '`"name": null`',
+        "DIR/train.json: categories[1]: name must be a word, got None",
+        category(name=None),
+    ),
+    Row(
+        "box with NaN",
+        "",
+        BOX + "(1.0, 2.0, nan, 4.0) in image 1 of 64x48 px is not finite " + DROP,
+        annotation(bbox=[1, 2, float("nan"), 4]),
+    ),
+    Row(
+        "box with Infinity",
+        "",
+        BOX + "(1.0, 2.0, inf, 4.0) in image 1 of 64x48 px is not finite " + DROP,
+        annotation(bbox=[1, 2, float("inf"), 4]),
+    ),
+    Row(
+        "box beyond any float",
+        "a side of 401 digits",
+        BOX + "[1, 2, 1000...0000, 4] is too large",
+        annotation(bbox=[1, 2, 10**400, 4]),
+    ),
+    Row(
+        "box of three numbers",
+        "",
+        BOX + "must be four numbers [x, y, width, height], got [1, 2, 3]",
+        annotation(bbox=[1, 2, 3]),
+    ),
+    Row(
+        "box of words",
+        "",
+        BOX + "must be four numbers [x, y, width, height], got ['1', 2, 3, 4]",
+        annotation(bbox=["1", 2, 3, 4]),
+    ),
+    Row(
+        "inverted box",
+        "a negative side",
+        BOX + "(30.0, 30.0, -10.0, 5.0) in image 1 of 64x48 px has a negative side " + DROP,
+        annotation(bbox=[30, 30, -10, 5]),
+    ),
+    Row(
+        "box of no area",
+        "width 0",
+        BOX + "(3.0, 3.0, 0.0, 5.0) in image 1 of 64x48 px is empty " + DROP,
+        annotation(bbox=[3, 3, 0, 5]),
+    ),
+    Row(
+        "box that vanishes in float32",
+        "width 1e-9",
+        BOX + "(30.0, 3.0, 1e-09, 5.0) in image 1 of 64x48 px is empty " + DROP,
+        annotation(bbox=[30, 3, 1e-9, 5]),
+    ),
+    Row(
+        "huge box",
+        "1e308 px wide",
+        BOX + "(0.0, 0.0, 1e+308, 1e+308) in image 1 of 64x48 px lies outside of it by more than "
+        "half " + DROP,
+        annotation(bbox=[0, 0, 1e308, 1e308]),
+    ),
+    Row(
+        "box outside of its image",
+        "",
+        BOX
+        + "(64.0, 3.0, 10.0, 5.0) in image 1 of 64x48 px lies outside of it by more than half "
+        + DROP,
+        annotation(bbox=[64, 3, 10, 5]),
+    ),
+    Row(
+        "corners instead of sizes",
+        "x1, y1, x2, y2",
+        BOX + "(40.0, 30.0, 60.0, 44.0) in image 1 of 64x48 px lies outside of it by more than "
+        "half " + DROP,
+        annotation(bbox=[40, 30, 60, 44]),
+    ),
+    Row(
+        "iscrowd neither 0 nor 1",
+        "2",
+        "DIR/train.json: annotation 2: iscrowd must be 0 or 1, got 2",
+        annotation(iscrowd=2),
+    ),
+    Row(
+        "area a word",
+        "",
+        "DIR/train.json: annotation 2: area must be a number, got 'big'",
+        annotation(area="big"),
+    ),
+    Row(
+        "area of another size of the image",
+        "after resizing a set",
+        "DIR/train.json: annotation 2: area 1000000.0 does not fit an image of 64x48 px; without "
+        "'area' it is computed from the box",
+        annotation(area=1e6),
+    ),
+    Row(
+        "no images",
+        "`[]`",
+        "DIR/train.json: no images",
+        edited(lambda c: c.update(images=[], annotations=[])),
+    ),
+    Row(
+        "no category",
+        "`[]`",
+        "DIR/train.json: no categories",
+        edited(lambda c: c.update(categories=[], annotations=[])),
+    ),
+    Row(
+        "no annotations at all",
+        "`[]`",
+        NOTHING_TO_LEARN,
+        edited(lambda c: c.update(annotations=[])),
+    ),
+    Row(
+        "nothing but crowds",
+        '`"iscrowd": 1` everywhere',
+        NOTHING_TO_LEARN,
+        edited(lambda c: [one.update(iscrowd=1) for one in c["annotations"]]),
+    ),
+    Row(
+        "path that leaves the folder",
+        "`a/../../x.png`",
+        "DIR/train.json: image 2: file_name 'a/../../x.png' leaves the image folder",
+        image(file_name="a/../../x.png"),
+    ),
+    Row(
+        "absolute path",
+        "`/etc/passwd`",
+        "DIR/train.json: image 2: file_name '/etc/passwd' leaves the image folder",
+        image(file_name="/etc/passwd"),
+    ),
+    Row(
+        "path that leaves it on Windows",
+        "`..\\x.png`",
+        "DIR/train.json: image 2: file_name '..\\\\x.png' leaves the image folder",
+        image(file_name="..\\x.png"),
+    ),
+    Row(
+        "link that leaves the folder",
+        "`002.png` links to a file outside",
+        "DIR/train.json: image 2: DIR/train/002.png: a link that leaves the image folder",
+        linked_image,
+    ),
+    Row(
+        "linked folder below it",
+        "`sub` links to a folder outside",
+        "DIR/train.json: image 2: DIR/train/sub/002.png: a link that leaves the image folder",
+        linked_folder,
+    ),
+    Row(
+        "no file name",
+        '`""`',
+        "DIR/train.json: image 2: file_name must be a path, got ''",
+        image(file_name=""),
+    ),
+    Row(
+        "file name that no system can hold",
+        "half a character, `\\ud800`",
+        r"DIR/train.json: image 2: file_name must be a path, got '\ud800'",
+        image(file_name="\ud800"),
+    ),
+    Row(
+        "endless file name",
+        "5,000 letters",
+        "DIR/train.json: image 2: DIR/train/aaaa...: cannot be read (File name too long)",
+        image(file_name="a" * 5000),
+    ),
+    Row(
+        "image without extent",
+        '`"width": 0`',
+        "DIR/train.json: image 2: height and width must be positive, got (48, 0)",
+        image(width=0),
+    ),
+    Row(
+        "negative height",
+        "",
+        "DIR/train.json: image 2: height and width must be positive, got (-48, 64)",
+        image(height=-48),
+    ),
+    Row(
+        "width a word",
+        "",
+        f"DIR/train.json: image 2: width{WHOLE}'64'",
+        image(width="64"),
+    ),
+    Row(
+        "huge image",
+        "100,000 px square",
+        "DIR/train.json: image 2: height and width (100000, 100000) make more than 89,478,485 px, "
+        "the largest image that is decoded",
+        image(width=100_000, height=100_000),
+    ),
+    Row(
+        "file absent",
+        "",
+        "missing for train: DIR/train.json",
+        lambda root: (root / "train.json").unlink(),
+    ),
+    Row(
+        "training and validation of other classes",
+        "",
+        "the categories of DIR/train.json and DIR/val.json differ",
+        other_classes,
+    ),
+    Row(
+        "ready-made sparse file absent",
+        "`sparsity=file`",
+        "DIR/none.json: no such annotation file",
+        lambda root: ["sparsity=file", f"sparsity.path={root}/none.json"],
+    ),
+    Row(
+        "sparse file of another set",
+        "`sparsity=file`",
+        "DIR/sparse.json: image 1, category 2, bbox [1.0, 1.0, 9.0, 9.0] is not an annotation of "
+        "DIR/train.json; sparsity=file needs the full file as data.train_annotations",
+        sparse_of_another,
+    ),
+]
+
+
+# -- images ------------------------------------------------------------------------------
+
+
+def picture(content: bytes) -> Make:
+    return lambda root: (root / "train" / "002.png").write_bytes(content) and None
+
+
+def no_picture(root: Path) -> None:
+    (root / "train" / "002.png").unlink()
+
+
+def empty_picture(root: Path) -> None:
+    (root / "train" / "002.png").write_bytes(b"")
+
+
+def folder_for_a_picture(root: Path) -> None:
+    no_picture(root)
+    (root / "train" / "002.png").mkdir()
+
+
+def half_of_every_picture(root: Path) -> None:
+    """The header stays whole."""
+    for file in (root / "train").iterdir():
+        file.write_bytes(file.read_bytes()[:2000])
+
+
+def half_for_a_worker(root: Path) -> Options:
+    half_of_every_picture(root)
+    return ["data.num_workers=1"]
+
+
+def other_size(root: Path) -> None:
+    Image.new("RGB", (65, 48)).save(root / "train" / "002.png")
+
+
+def turned(root: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = root / "train" / "002.png"
+    Image.new("RGB", (48, 64)).save(file, "JPEG", exif=exif)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG file that says its size, and holds hardly any pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(bytes(1000)))
+    return b"\x89PNG\r\n\x1a\n" + header + pixels + chunk(b"IEND", b"")
+
+
+def text_bomb(root: Path) -> None:
+    """A compressed comment of 50 MB."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text("comment", "a" * 50_000_000, zip=True)
+    Image.new("RGB", (64, 48)).save(root / "train" / "002.png", pnginfo=info)
+
+
+def huge_tile(root: Path) -> None:
+    """432 MB, to be decoded for 768 bytes."""
+    side, data = 12_000, zlib.compress(bytes(1000))
+    place = 8 + len(data)
+    tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 2, 277: 3, 322: side, 323: side, 324: 8}
+    tags[325] = len(data)
+    # Tag, type (a number of 32 bits), how many, value.
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    count = struct.pack("<H", len(tags))
+    header = b"II*\0" + struct.pack("<I", place)
+    file = root / "train" / "002.png"
+    file.write_bytes(header + data + count + entries + bytes(4))
+
+
+def postscript(root: Path) -> None:
+    Image.new("RGB", (64, 48)).save(root / "train" / "002.png", "EPS")
+
+
+def floats(root: Path) -> None:
+    pixels = np.ones((48, 64), dtype=np.float32)
+    Image.fromarray(pixels).save(root / "train" / "002.png", "TIFF")
+
+
+PICTURE = "DIR/train.json: image 2: DIR/train/002.png: "
+IMAGES = [
+    Row("missing", "", PICTURE + "no such file", no_picture),
+    Row("a folder in its place", "", PICTURE + "not a file", folder_for_a_picture),
+    Row(
+        "a link to itself",
+        "",
+        PICTURE + "cannot be read (Too many levels of symbolic links)",
+        circle,
+    ),
+    Row(
+        "zero bytes",
+        "",
+        PICTURE + "not a readable image (cannot identify image file ...)",
+        empty_picture,
+    ),
+    Row(
+        "a web page",
+        "",
+        PICTURE + "not a readable image (cannot identify image file ...)",
+        picture(b"<html>404</html>"),
+    ),
+    Row(
+        "PostScript",
+        "which Pillow would give to Ghostscript",
+        PICTURE + "not a readable image (cannot identify image file ...)",
+        postscript,
+    ),
+    Row(
+        "another size",
+        "",
+        PICTURE + "is 65x48 px, the annotation file says 64x48",
+        other_size,
+    ),
+    Row(
+        "sizes of the turned picture",
+        "EXIF orientation 6",
+        PICTURE + "is 48x64 px, the annotation file says 64x48: its EXIF orientation is not "
+        "applied, boxes refer to the pixels as stored",
+        turned,
+    ),
+    Row(
+        "decompression bomb",
+        "a PNG file of 1 kB with 12,000 px square",
+        PICTURE + "not a readable image (its 12000x12000 px exceed the limit of 89,478,485)",
+        picture(png_header(12_000, 12_000)),
+    ),
+    Row(
+        "larger decompression bomb",
+        "50,000 px square",
+        PICTURE + "not a readable image (Image size (2500000000 pixels) exceeds limit ...)",
+        picture(png_header(50_000, 50_000)),
+    ),
+    Row(
+        "bomb in a comment",
+        "50 MB of compressed text",
+        PICTURE + "not a readable image (Decompressed data too large for ...)",
+        text_bomb,
+    ),
+    Row(
+        "bomb in a tile",
+        "a TIFF file of 16 px square, whose one tile has 12,000",
+        PICTURE + "not a readable image (its tiles of 144,000,000 px are larger than the image)",
+        huge_tile,
+    ),
+    Row(
+        "pixels without a range",
+        "32-bit floats",
+        PICTURE + "not a readable image (pixels of 32 bits have no known range; store 8 or 16)",
+        floats,
+    ),
+    Row(
+        "truncated pixels",
+        "the header is whole",
+        "DIR/train/...png: not a readable image (...)",
+        half_of_every_picture,
+        "decoding",
+    ),
+    Row(
+        "truncated pixels, decoded by a worker",
+        "`data.num_workers=1`",
+        "DIR/train/...png: not a readable image (...)",
+        half_for_a_worker,
+        "decoding",
+    ),
+]
+
+
+# -- options -----------------------------------------------------------------------------
+
+
+def given(*options: str) -> Make:
+    return lambda root: list(options)
+
+
+OPTIONS = [
+    Row(
+        "misspelt option",
+        "`method.score_treshold=0.5`",
+        "Could not override 'method.score_treshold'.",
+        given("method=comining", "method.score_treshold=0.5"),
+        "options",
+        code=1,
+    ),
+    Row(
+        "misspelt option that is added",
+        "`+method.score_treshold=0.5`",
+        "unknown option method.score_treshold; known here: ...score_threshold...",
+        given("method=comining", "+method.score_treshold=0.5"),
+        "options",
+    ),
+    Row(
+        "unknown choice",
+        "`detector=yolo`",
+        "In 'train': Could not find 'detector/yolo'",
+        given("detector=yolo"),
+        "options",
+        code=1,
+    ),
+    Row(
+        "broken command line",
+        "`data.root=[`",
+        "no viable alternative at input '['",
+        given("data.root=["),
+        "options",
+        code=1,
+    ),
+    Row(
+        "mandatory option not set",
+        "`data.root=???`, as `data=coco` has it",
+        "option data.root is missing",
+        given("data.root=???"),
+        "options",
+    ),
+    Row(
+        "reference to nowhere",
+        "`tau=${nowhere}`",
+        "...: Interpolation key 'nowhere' not found",
+        given("method=comining", "tau=${nowhere}"),
+        "options",
+    ),
+    Row(
+        "wrong type",
+        "`trainer.max_steps=abc`",
+        "trainer.max_steps='abc' must be int",
+        given("trainer.max_steps=abc"),
+        "options",
+    ),
+    Row(
+        "truth value for a number",
+        "`data.batch_size=true`",
+        "data.batch_size=True must be int",
+        given("data.batch_size=true"),
+        "options",
+    ),
+    Row(
+        "null for a number",
+        "`optimizer.lr=null`",
+        "optimizer.lr=None must be ...",
+        given("optimizer.lr=null"),
+        "options",
+    ),
+    Row(
+        "word of no choice",
+        "`data.check=never`",
+        "data.check='never' must be Literal['exist', 'size']",
+        given("data.check=never"),
+        "options",
+    ),
+    Row(
+        "τ above 1",
+        "`tau=1.5`",
+        "method.score_threshold must lie in 0 ... 1, got 1.5",
+        given("method=comining", "tau=1.5"),
+        "options",
+    ),
+    Row(
+        "τ below 0",
+        "`tau=-0.1`",
+        "method.score_threshold must lie in 0 ... 1, got -0.1",
+        given("method=comining", "tau=-0.1"),
+        "options",
+    ),
+    Row(
+        "τ not a number",
+        "`tau=nan`",
+        "method.score_threshold must lie in 0 ... 1, got nan",
+        given("method=comining", "tau=nan"),
+        "options",
+    ),
+    Row(
+        "milestones beyond the end of training",
+        "`schedule=multistep trainer.max_steps=70000`",
+        "schedule.milestones=[60000, 80000] reach beyond trainer.max_steps=70000: set them "
+        "together",
+        given("schedule=multistep", "trainer.max_steps=70000"),
+        "options",
+    ),
+    Row(
+        "warm-up beyond the end of training",
+        "`schedule=multistep schedule.milestones=[] trainer.max_steps=500`",
+        "schedule.warmup_steps=1000 reach beyond trainer.max_steps=500: set them together",
+        given("schedule=multistep", "schedule.milestones=[]", "trainer.max_steps=500"),
+        "options",
+    ),
+    Row(
+        "unknown class in the part hierarchy",
+        "`method=part_aware method.hierarchy={person: [tie]}`",
+        "method.hierarchy: 'person' is not a class of the data: ['class 1', 'class 2', 'class 3']",
+        given("method=part_aware", "method.hierarchy={person: [tie]}"),
+        "network",
+    ),
+    Row(
+        "part hierarchy without lists",
+        "`method.hierarchy={person: tie}`",
+        "method.hierarchy={'person': 'tie'} must be ...",
+        given("method=part_aware", "method.hierarchy={person: tie}"),
+        "options",
+    ),
+    Row(
+        "class that is a part of itself",
+        "`method.hierarchy={person: [person]}`",
+        "method.hierarchy: 'person' cannot be a part of itself",
+        given("method=part_aware", "method.hierarchy={person: [person]}"),
+        "options",
+    ),
+    Row(
+        "GPU asked for and absent",
+        "`trainer.accelerator=gpu`",
+        "trainer (...accelerator='gpu'...): No supported gpu backend found!",
+        given("trainer.accelerator=gpu"),
+        "options",
+    ),
+    Row(
+        "unknown precision",
+        "`trainer.precision=8`",
+        "trainer.precision=8 must be ...",
+        given("trainer.precision=8"),
+        "options",
+    ),
+    Row(
+        "negative learning rate",
+        "`optimizer.lr=-0.1`",
+        "optimizer (lr=-0.1, weight_decay=0.0001): Invalid learning rate: -0.1",
+        given("optimizer.lr=-0.1"),
+        "options",
+    ),
+    Row(
+        "negative batch size",
+        "`data.batch_size=-2`",
+        "data.batch_size must be positive, got -2",
+        given("data.batch_size=-2"),
+        "options",
+    ),
+    Row(
+        "sizes that contradict each other",
+        "`data.min_size=96 data.max_size=50`",
+        "data.max_size=50 is smaller than data.min_size=96",
+        given("data.min_size=96", "data.max_size=50"),
+        "options",
+    ),
+    Row(
+        "negative length of training",
+        "`trainer.max_steps=-1`",
+        "trainer.max_steps must be positive, got -1",
+        given("trainer.max_steps=-1"),
+        "options",
+    ),
+    Row(
+        "share above 1",
+        "`sparsity=hard sparsity.fraction=2`",
+        "sparsity.fraction must lie in 0 ... 1, got 2",
+        given("sparsity=hard", "sparsity.fraction=2"),
+        "options",
+    ),
+    Row(
+        "negative seed of the split",
+        "`sparsity.seed=-1`",
+        "sparsity.seed must lie in 0 ... 2^63 - 1, got -1",
+        given("sparsity.seed=-1"),
+        "options",
+    ),
+    Row(
+        "seed a word",
+        "`seed=abc`",
+        "seed='abc' must be int...",
+        given("seed=abc"),
+        "options",
+    ),
+    Row(
+        "negative seed",
+        "`seed=-1`",
+        "seed=-1 must be int...",
+        given("seed=-1"),
+        "options",
+    ),
+    Row(
+        "one view for two",
+        "`method=comining method.views=[original]`",
+        "method.exchange=true needs two views in method.views",
+        given("method=comining", "method.views=[original]"),
+        "options",
+    ),
+    Row(
+        "backbone weights that do not exist",
+        "`backbone=resnet18 backbone.weights=V9`",
+        "backbone.weights=V9: resnet18 has IMAGENET1K_V1, DEFAULT, or null",
+        given("backbone=resnet18", "backbone.weights=V9"),
+        "network",
+    ),
+    Row(
+        "image folder absent",
+        "`data.train_images=none`",
+        "missing for train: DIR/none",
+        given("data.train_images=none"),
+    ),
+    Row(
+        "a program as a target",
+        "`method._target_=os.system`",
+        "method._target_='os.system' is not one of comining., torch.optim., "
+        "lightning.pytorch.Trainer",
+        given("method._target_=os.system"),
+        "options",
+    ),
+    Row(
+        "a target hidden in a list",
+        "`+data.prepare.x=[{_target_: os.system, command: ...}]`",
+        "data.prepare.x[0]._target_='os.system' is not one of ...",
+        lambda root: [
+            f"+data.prepare={{x: [{{_target_: os.system, command: 'touch {root}/pwned'}}]}}"
+        ],
+        "options",
+    ),
+]
+
+
+# -- checkpoints -------------------------------------------------------------------------
+
+
+@dataclass
+class Pwned:
+    """Touches a file when it is unpickled."""
+
+    file: Path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.file,)
+
+
+@functools.cache
+def untrained() -> Content:
+    """What a run on the good set would have left, before its first step."""
+    torch.manual_seed(0)
+    cfg = composed(*small_options(Path("unset")))
+    config: Any = {
+        name: OmegaConf.to_container(cfg[name], resolve=True)
+        for name in ("backbone", "detector", "data")
+    }
+    categories = Categories((1, 2, 3), ("class 1", "class 2", "class 3"))
+    weights = build_detector(config, len(categories), pretrained=False).state_dict()
+    return {
+        "comining": describe(config, categories),
+        "state_dict": {f"detector.{name}": value for name, value in weights.items()},
+    }
+
+
+def checkpoint(root: Path) -> Content:
+    content = copy.deepcopy(untrained())
+    content["comining"]["config"]["data"]["root"] = str(root)
+    return content
+
+
+def saved(change: Callable[[Content], Any], *options: str) -> Make:
+    """A checkpoint with something wrong in it."""
+
+    def make(root: Path) -> Options:
+        content = checkpoint(root)
+        change(content)
+        torch.save(content, root / "x.ckpt")
+        return [f"checkpoint={root}/x.ckpt", *options]
+
+    return make
+
+
+def file_of(content: Callable[[bytes], bytes]) -> Make:
+    def make(root: Path) -> Options:
+        torch.save(checkpoint(root), root / "x.ckpt")
+        (root / "x.ckpt").write_bytes(content((root / "x.ckpt").read_bytes()))
+        return [f"checkpoint={root}/x.ckpt"]
+
+    return make
+
+
+def pickled(root: Path) -> Options:
+    torch.save({"comining": Pwned(root / "pwned"), "state_dict": {}}, root / "x.ckpt")
+    return [f"checkpoint={root}/x.ckpt"]
+
+
+def pickled_without_torch(root: Path) -> Options:
+    # Protocol 0 by hand: posix.system("touch ...")
+    (root / "x.ckpt").write_bytes(f"cposix\nsystem\n(S'touch {root}/pwned'\ntR.".encode())
+    return [f"checkpoint={root}/x.ckpt"]
+
+
+def fewer_classes(content: Content) -> None:
+    content["comining"]["category_ids"].pop()
+    content["comining"]["category_names"].pop()
+
+
+def not_finite(content: Content) -> None:
+    next(iter(content["state_dict"].values())).view(-1)[0] = float("nan")
+
+
+def other_names(root: Path) -> Options:
+    """Trained on this data, evaluated on a set whose second class is another."""
+    torch.save(checkpoint(root), root / "x.ckpt")
+    for split in ("train", "val"):
+        edit_json(root / f"{split}.json", lambda c: c["categories"][1].update(name="cat"))
+    return [f"checkpoint={root}/x.ckpt"]
+
+
+def foreign(group: str, target: str) -> Callable[[Content], Any]:
+    return lambda content: content["comining"]["config"][group].update(_target_=target)
+
+
+CHECKPOINT = "DIR/x.ckpt: cannot be loaded as a checkpoint (...)"
+MORE = (
+    "DIR/x.ckpt: cannot be loaded as a checkpoint (it is damaged, or holds more than tensors and "
+    "plain containers)"
+)
+PART = "DIR/x.ckpt: not a whole checkpoint of comining: "
+
+
+def _checkpoints() -> list[Row]:
+    rows: list[tuple[str, str, str, Make]] = [
+        (
+            "absent",
+            "",
+            "DIR/x.ckpt: no such checkpoint",
+            lambda root: [f"checkpoint={root}/x.ckpt"],
+        ),
+        ("not named", "`evaluate.py` alone", "checkpoint=PATH is missing", given()),
+        (
+            "a folder",
+            "",
+            "DIR: cannot be loaded as a checkpoint (...Is a directory...)",
+            lambda root: [f"checkpoint={root}"],
+        ),
+        ("zero bytes", "", CHECKPOINT, file_of(lambda whole: b"")),
+        (
+            "truncated",
+            "its first half",
+            CHECKPOINT,
+            file_of(lambda whole: whole[: len(whole) // 2]),
+        ),
+        ("text", "`hello`", MORE, file_of(lambda whole: b"hello")),
+        (
+            "of another program",
+            "tensors without our description",
+            "DIR/x.ckpt: not a checkpoint of comining",
+            saved(lambda content: content.pop("comining")),
+        ),
+        ("pickled code", "an object that touches a file", MORE, pickled),
+        ("pickled code, not torch's format", "`posix.system`", MORE, pickled_without_torch),
+        (
+            "without its configuration",
+            "",
+            PART + "it has no configuration",
+            saved(lambda content: content["comining"].pop("config")),
+        ),
+        (
+            "weights that are no tensors",
+            "",
+            PART + "'state_dict' does not hold tensors",
+            saved(lambda content: content.update(state_dict=[1, 2])),
+        ),
+        (
+            "a reference in its configuration",
+            "`${oc.env:HOME}`",
+            PART + "its configuration holds a reference, ${...}",
+            saved(lambda c: c["comining"]["config"]["data"].update(root="${oc.env:HOME}")),
+        ),
+        (
+            "a program as a target",
+            "`subprocess.call`",
+            "DIR/x.ckpt: backbone._target_='subprocess.call' is not one of comining., "
+            "torch.optim., lightning.pytorch.Trainer",
+            saved(foreign("backbone", "subprocess.call")),
+        ),
+        (
+            "a target that loads pickles",
+            "`comining.module.DetectionModule.load_from_checkpoint`",
+            "DIR/x.ckpt: detector._target_='comining.module.DetectionModule.load_from_checkpoint' "
+            "is defined outside of what may be built",
+            saved(foreign("detector", "comining.module.DetectionModule.load_from_checkpoint")),
+        ),
+        (
+            "other classes than the data",
+            "one has another name",
+            "DIR/x.ckpt detects ['class 1', 'class 2', 'class 3'], but the data have ['class 1', "
+            "'cat', 'class 3']",
+            other_names,
+        ),
+        (
+            "weights of another number of classes",
+            "",
+            "DIR/x.ckpt: weights do not fit the detector of its configuration with 2 classes: size "
+            "mismatch for net.head.classification_head.cls_logits.weight: ...",
+            saved(fewer_classes),
+        ),
+        (
+            "weights missing",
+            "",
+            "DIR/x.ckpt: weights do not fit the detector of its configuration with 3 classes: "
+            "Missing key(s) in state_dict: ...",
+            saved(lambda content: content["state_dict"].popitem()),
+        ),
+        (
+            "weights that are not finite",
+            "a NaN",
+            "DIR/x.ckpt: the weights net.backbone... are not finite",
+            saved(not_finite),
+        ),
+    ]
+    return [Row(kind, how, says, make, "network", "evaluate") for kind, how, says, make in rows]
+
+
+CHECKPOINTS = _checkpoints()
+
+
+# -- what is no mistake ------------------------------------------------------------------
+
+
+def ids_from_zero(root: Path) -> None:
+    def renumber(content: Content) -> None:
+        for section, key in (("images", "image_id"), ("categories", "category_id")):
+            for record in content[section]:
+                record["id"] -= 1
+            for record in content["annotations"]:
+                record[key] -= 1
+        for record in content["annotations"]:
+            record["id"] -= 1
+
+    before = read_annotations(root / "train.json")
+    after = read_annotations(edit_json(root / "train.json", renumber))
+    assert min(after.ids) == min(after.image_ids) == min(after.categories.ids) == 0
+    for truth in (before, after):
+        evaluator = CocoEvaluator(truth)
+        for position, image_id in enumerate(truth.image_ids.tolist()):
+            rows = truth.image == position
+            right = Detections(
+                torch.from_numpy(truth.boxes[rows]).float(),
+                torch.from_numpy(truth.labels[rows]),
+                torch.ones(int(rows.sum())),
+            )
+            evaluator.update([image_id], [right])
+        assert evaluator.compute()["AP"] == pytest.approx(100)
+
+
+def marked(root: Path) -> None:
+    before = read_annotations(root / "train.json").fingerprint()
+    (root / "train.json").write_bytes(b"\xef\xbb\xbf" + (root / "train.json").read_bytes())
+    assert read_annotations(root / "train.json").fingerprint() == before
+
+
+def overhanging(root: Path) -> None:
+    annotation(bbox=[-2, 40, 20, 10])(root)
+    found = read_annotations(root / "train.json")
+    assert found.boxes[1].tolist() == [0, 40, 18, 48]
+    assert found.repairs == {"boxes cut at the image border": 1}
+
+
+def dropped(root: Path) -> None:
+    annotation(bbox=[3, 3, 0, 5])(root)
+    found = read_annotations(root / "train.json", on_invalid_box="drop")
+    assert 2 not in found.ids
+    assert found.repairs == {"annotations dropped because their box is invalid": 1}
+
+
+def without_area(root: Path) -> None:
+    edited(lambda c: [c["annotations"][1].pop(key) for key in ("area", "iscrowd")])(root)
+    found = read_annotations(root / "train.json")
+    assert found.areas[1] == found.bboxes[1, 2] * found.bboxes[1, 3]
+    assert not found.crowd.any()
+
+
+def decoded(save: Callable[[Image.Image, Path], None], expected: Any) -> Callable[[Path], None]:
+    """A red picture, stored somehow, decodes to ``expected`` colours."""
+
+    def check(root: Path) -> None:
+        file = root / "train" / "002.png"
+        save(Image.new("RGB", (64, 48), (255, 0, 0)), file)
+        found = load_image(file, (48, 64)).float()
+        assert (found - torch.tensor(expected).view(3, 1, 1)).abs().max() <= 5
+
+    return check
+
+
+def save_grey(red: Image.Image, file: Path) -> None:
+    red.convert("L").save(file)
+
+
+def save_palette(red: Image.Image, file: Path) -> None:
+    red.convert("P").save(file)
+
+
+def save_cmyk(red: Image.Image, file: Path) -> None:
+    red.convert("CMYK").save(file, "JPEG", quality=100)
+
+
+def save_alpha(red: Image.Image, file: Path) -> None:
+    red.putalpha(0)
+    red.save(file)
+
+
+def save_sixteen(red: Image.Image, file: Path) -> None:
+    Image.fromarray(np.full((48, 64), 32768, dtype=np.uint16)).save(file)
+
+
+def save_turned(red: Image.Image, file: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    red.save(file, "JPEG", exif=exif)
+
+
+RED = [255.0, 0.0, 0.0]
+ACCEPTED = [
+    Accepted(
+        "ids that begin at 0",
+        "of images, annotations, categories",
+        "counted like all others",
+        ids_from_zero,
+    ),
+    Accepted("byte order mark", "UTF-8 as some editors write it", "read past", marked),
+    Accepted(
+        "boxes that overhang",
+        "by less than half",
+        "cut at the border, counted in one warning",
+        overhanging,
+    ),
+    Accepted(
+        "bad boxes",
+        "`data.on_invalid_box=drop`",
+        "left out, counted in one warning",
+        dropped,
+    ),
+    Accepted(
+        "no `area`, no `iscrowd`",
+        "",
+        "the box's area, counted in one warning; no crowd",
+        without_area,
+    ),
+    Accepted("grey picture", "mode L", "three equal channels", decoded(save_grey, [76.0] * 3)),
+    Accepted("palette picture", "mode P", "its colours", decoded(save_palette, RED)),
+    Accepted("CMYK picture", "JPEG", "its colours", decoded(save_cmyk, RED)),
+    Accepted(
+        "transparent picture",
+        "mode RGBA",
+        "its colours; alpha is left out",
+        decoded(save_alpha, RED),
+    ),
+    Accepted("16 bits a pixel", "PNG", "the upper 8", decoded(save_sixteen, [128.0] * 3)),
+    Accepted(
+        "EXIF orientation",
+        "sizes and boxes of the stored pixels",
+        "not applied",
+        decoded(save_turned, RED),
+    ),
+]
+
+
+# -- running them ------------------------------------------------------------------------
+
+SECTIONS = {
+    "Annotation files": ANNOTATION_FILES,
+    "Images": IMAGES,
+    "Options": OPTIONS,
+    "Checkpoints": CHECKPOINTS,
+}
+ROWS = [row for rows in SECTIONS.values() for row in rows]
+
+
+def small_options(root: Path) -> Options:
+    options = ["data=custom", f"data.root={root}"]
+    for split in ("train", "val"):
+        options += [f"data.{split}_annotations={split}.json", f"data.{split}_images={split}"]
+    return [
+        *options,
+        "data.num_workers=0",
+        "data.batch_size=2",
+        "data.min_size=48",
+        "data.max_size=64",
+    ]
+
+
+TRAINING = [
+    "method=original",
+    "sparsity=full",
+    "trainer.max_steps=1",
+    "trainer.log_every_n_steps=1",
+    "trainer.enable_progress_bar=false",
+    "trainer.accelerator=cpu",
+]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A good data set, to be copied and spoilt."""
+    root = tmp_path_factory.mktemp("whole")
+    boxes = [(1, 2, 10, 12, 1), (20, 20, 30, 20, 2), (40, 4, 12, 9, 3)]
+    for split, count in (("train", 6), ("val", 2)):
+        write_coco(root, [boxes] * count, split=split)
+    return root
+
+
+@pytest.fixture
+def root(whole: Path, tmp_path: Path) -> Path:
+    for file in whole.rglob("*"):
+        copy = tmp_path / "set" / file.relative_to(whole)
+        if file.is_file():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(file.read_bytes())
+    return tmp_path / "set"
+
+
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows whenever training begins."""
+    begun: list[int] = []
+    fit = L.Trainer.fit
+
+    def counted(trainer: L.Trainer, *arguments: Any, **named: Any) -> None:
+        begun.append(1)
+        fit(trainer, *arguments, **named)
+
+    monkeypatch.setattr(L.Trainer, "fit", counted)
+    return begun
+
+
+@pytest.fixture
+def logs() -> Iterator[None]:
+    """Hydra sets logging up for a whole process; give it back."""
+    logger = logging.getLogger()
+    handlers, level = logger.handlers[:], logger.level
+    yield
+    logger.handlers[:], logger.level = handlers, level
+
+
+def arguments(row: Row, root: Path) -> Options:
+    """The command line, with everything small."""
+    base = [*small_options(root), *TRAINING] if row.command == "train" else TRAINING[-2:]
+    return [*base, f"hydra.run.dir={root.parent}/run"]
+
+
+@functools.cache
+def composed_once(command: str, arguments: tuple[str, ...]) -> DictConfig:
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        return compose(command, overrides=list(arguments), return_hydra_config=True)
+
+
+def run_composed(row: Row, root: Path, overrides: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command from its composed configuration on: Hydra takes most of the time of a run."""
+    base = arguments(row, Path("unset"))[:-1]
+    cfg = copy.deepcopy(composed_once(row.command, tuple(base)))
+    run = root.parent / "run"
+    run.mkdir()
+    with open_dict(cfg):
+        if row.command == "train":
+            cfg.data.root = str(root)
+        for override in overrides:
+            key, _, value = override.partition("=")
+            OmegaConf.update(cfg, key, value)
+        cfg.hydra.runtime.output_dir = str(run)
+        cfg.hydra.mode = RunMode.RUN
+        HydraConfig.instance().set_config(cfg)
+        del cfg["hydra"]
+    importlib.import_module(row.command).main.__wrapped__(cfg)
+
+
+def run_command_line(
+    row: Row, root: Path, overrides: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command as Hydra starts it, in this process."""
+    config = ["--config-path", str(CONFIG_FOLDER)]
+    argv = [f"{row.command}.py", *config, *arguments(row, root), *overrides]
+    monkeypatch.setattr(sys, "argv", argv)
+    importlib.import_module(row.command).main()
+
+
+def assert_refused(row: Row, root: Path, code: int, err: str) -> None:
+    """One message, the exit code, and nothing that looks like a result."""
+    assert code == row.code, err
+    assert "Traceback" not in err
+    says = re.escape(row.says).replace("DIR", re.escape(str(root))).replace(r"\.\.\.", ".*")
+    prefix = "error: " if code == 2 else ""
+    if code == 2:
+        assert err.count("error: ") == 1, err
+    assert any(re.fullmatch(prefix + says, line) for line in err.splitlines()), err
+    run = root.parent / "run"
+    left = {file.name for file in run.rglob("*")}
+    assert not left & {"result.json", "evaluation.json"}, left
+    assert not [name for name in left if name.endswith(".ckpt")], left
+    assert not (root / "pwned").exists()
+
+
+@pytest.mark.usefixtures("logs")
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.command}-{row.kind}")
+def test_it_is_refused_in_one_line(
+    row: Row,
+    root: Path,
+    fits: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if "gpu" in row.how and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.chdir(root.parent)
+    overrides = row.make(root) or []
+    run = run_command_line if row.command == "train" and overrides else run_composed
+    with pytest.raises(SystemExit) as stop:
+        run(row, root, overrides, monkeypatch)
+    assert isinstance(stop.value.code, int)
+    assert_refused(row, root, stop.value.code, capsys.readouterr().err)
+    assert bool(fits) == (row.found == "decoding")
+
+
+@pytest.mark.parametrize("kind", ["box with NaN", "pickled code"])
+def test_a_process_of_its_own_says_the_same(kind: str, root: Path) -> None:
+    row = next(row for row in ROWS if row.kind == kind)
+    overrides = row.make(root) or []
+    done = subprocess.run(
+        [sys.executable, str(ROOT / f"{row.command}.py"), *arguments(row, root), *overrides],
+        cwd=root.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert_refused(row, root, done.returncode, done.stderr)
+
+
+@pytest.mark.parametrize("row", ACCEPTED, ids=lambda row: row.kind)
+def test_it_is_accepted(row: Accepted, root: Path) -> None:
+    row.check(root)
+
+
+def test_the_image_folder_itself_may_be_a_link(root: Path, tmp_path: Path) -> None:
+    """And files in it may link to one another."""
+    (root / "train").rename(tmp_path / "elsewhere")
+    (root / "train").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "002.png").unlink()
+    (tmp_path / "elsewhere" / "002.png").symlink_to("001.png")
+    check_images(read_annotations(root / "train.json"), root / "train", sizes=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["train.json", "sparse.json", "--protocol", "hard", "--seed", "-1"], "sparsity.seed must"),
+        (["none.json", "sparse.json", "--protocol", "hard"], "no such annotation file"),
+        (["train.json", "train.json", "--protocol", "hard"], "will not be overwritten"),
+        (["train.json", "train/001.png/x.json", "--protocol", "hard"], "001.png"),
+        (
+            ["train.json", "sparse.json", "--protocol", "hard", "--erased", "sparse.json"],
+            "cannot hold both",
+        ),
+    ],
+)
+def test_writing_a_sparse_file_is_refused(
+    root: Path,
+    options: Options,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(root)
+    before = {file: file.read_bytes() for file in root.rglob("*") if file.is_file()}
+    with pytest.raises(SystemExit) as stop:
+        write_sparse_file(options)
+    assert stop.value.code == 2
+    assert words in capsys.readouterr().err.splitlines()[-1]
+    assert {file: file.read_bytes() for file in root.rglob("*") if file.is_file()} == before
+
+
+# -- the document ------------------------------------------------------------------------
+
+WHEN = {
+    "options": "before the data are read",
+    "data": "before the network is built",
+    "network": "before training",
+    "decoding": "when the image is decoded",
+}
+
+
+def table() -> str:
+    """All rows as Markdown."""
+    lines = []
+    for title, rows in SECTIONS.items():
+        lines += [f"### {title}", "", "| what | how | what is said | found |", "|---|---|---|---|"]
+        lines += [
+            f"| {cell(row.kind)} | {cell(row.how)} | {code(row.says)} | {when(row)} |"
+            for row in rows
+        ]
+        lines.append("")
+    lines += ["### Accepted", "", "| what | how | what becomes of it |", "|---|---|---|"]
+    lines += [f"| {cell(row.kind)} | {cell(row.how)} | {cell(row.becomes)} |" for row in ACCEPTED]
+    return "\n".join(lines)
+
+
+def when(row: Row) -> str:
+    return "before anything else" if row.command == "evaluate" else WHEN[row.found]
+
+
+def cell(words: str) -> str:
+    return words.replace("|", "\\|")
+
+
+def code(words: str) -> str:
+    return f"`{cell(words)}`"
+
+
+def test_the_document_has_these_rows() -> None:
+    """If this fails: python -m tests.test_bad_input, between the two marks."""
+    marks = r"<!-- bad input: begin -->\n(.*?)\n<!-- bad input: end -->"
+    found = re.search(marks, DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    assert found[1] == table()
+    assert len(ROWS) >= 30
+    assert len({(row.command, row.kind) for row in ROWS}) == len(ROWS)
+
+
+if __name__ == "__main__":
+    print(table())
