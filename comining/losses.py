@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def focal_background(logits: Tensor, alpha: float, gamma: float) -> Tensor:
@@ -39,16 +43,74 @@ def focal_loss_sum(
     factor = (labels >= 0).unsqueeze(-1).to(logits.dtype)
     if weights is not None:
         factor = factor * (weights if weights.dim() == 3 else weights.unsqueeze(-1))
-    background = (focal_background(logits, alpha, gamma) * factor).sum()
-
     positive = (labels >= 0) & (labels < num_classes)
     entry = labels.clamp(0, num_classes - 1).unsqueeze(-1)
-    true_logit = logits.gather(-1, entry)
+    if torch.compiler.is_compiling():  # the compiler does by itself what the function below does
+        background = (focal_background(logits, alpha, gamma) * factor).sum()
+        true_logit = logits.gather(-1, entry)
+    else:
+        background, true_logit = _BackgroundSum.apply(logits, entry, factor, alpha, gamma)
     exchange = focal_foreground(true_logit, alpha, gamma) - focal_background(
         true_logit, alpha, gamma
     )
     factor = factor.expand_as(logits).gather(-1, entry) * positive.unsqueeze(-1)
     return background + (exchange * factor).sum()
+
+
+class _BackgroundSum(torch.autograd.Function):
+    """The sum of :func:`focal_background`, and the logits of the true classes.
+
+    The numbers, and the gradients to the last bit, are those of the plain formula; but parts of the
+    map that fit the cache go through all of its operations one after the other, a single table is
+    kept for the backward instead of three, and the gradient of the true classes is added in place.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, entry: Tensor, factor: Tensor, alpha: float, gamma: float
+    ) -> tuple[Tensor, Tensor]:
+        """Sum, and [B, A, 1] for logits [B, A, K], entry [B, A, 1], factor [B, A, 1 or K]."""
+        softplus = torch.empty_like(logits, memory_format=torch.contiguous_format)
+        total = logits.new_zeros(())
+        for logit, weight, kept in _parts(logits, factor, softplus):
+            kept.copy_(F.softplus(logit))
+            term = logit.sigmoid().pow_(gamma).mul_(1 - alpha).mul_(kept)
+            total += term.mul_(weight).sum()
+        ctx.save_for_backward(logits, entry, factor, softplus)
+        ctx.alpha, ctx.gamma = alpha, gamma
+        return total, logits.gather(-1, entry)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, of_sum: Tensor, of_true: Tensor
+    ) -> tuple[Tensor, None, None, None, None]:
+        logits, entry, factor, softplus = ctx.saved_tensors
+        alpha, gamma = ctx.alpha, ctx.gamma
+        gradient = torch.empty_like(softplus)
+        parts = _parts(logits, factor * of_sum, softplus, gradient, entry, of_true)
+        for logit, weight, kept, out, true, of_entry in parts:
+            probability = logit.sigmoid()
+            modulated = probability.pow(gamma).mul_(1 - alpha).mul_(weight)
+            torch.ops.aten.softplus_backward.grad_input(modulated, logit, 1, 20, grad_input=out)
+            out.scatter_add_(1, true, of_entry)
+            inner = (weight * kept).mul_(1 - alpha)
+            inner.mul_(probability.pow(gamma - 1).mul_(gamma))
+            out.add_(torch.ops.aten.sigmoid_backward(inner, probability))
+        return gradient, None, None, None, None
+
+
+# Elements of a part, by the type of device: what the cache holds, or launches are worth.
+PART = {"cpu": 2**16, "cuda": 2**26}
+
+
+def _parts(first: Tensor, *others: Tensor) -> Iterator[list[Tensor]]:
+    """Cut tables [B, A, any] into the same rows, about :data:`PART` elements of the first each."""
+    tables = [table.reshape(-1, table.shape[-1]) for table in (first, *others)]
+    # Whole vectors of the processor: what is left over at an end is rounded another way.
+    rows = max(1, PART.get(first.device.type, 2**26) // max(1, first.shape[-1]) // 64) * 64
+    for start in range(0, len(tables[0]), rows):
+        yield [table[start : start + rows] for table in tables]
 
 
 def giou_loss(prediction: Tensor, target: Tensor, smoothing: float) -> Tensor:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from torchvision.models import ResNet18_Weights, resnet18
+from torchvision.ops import FrozenBatchNorm2d
 
 from comining.config import instantiate
-from comining.detectors.backbones import Backbone, slim_fpn
+from comining.detectors.backbones import Backbone, FrozenBatchNorm, slim_fpn
 from comining.errors import ConfigError
 from tests.helpers import composed, images
 
@@ -101,3 +102,49 @@ def test_the_slim_network_keeps_every_image_by_itself() -> None:
     alone = net(batch[1:2])
     for level, features in together.items():
         torch.testing.assert_close(features[1:2], alone[level], atol=1e-5, rtol=1e-4)
+
+
+def frozen_norm() -> tuple[FrozenBatchNorm, FrozenBatchNorm2d]:
+    """Ours and torchvision's with the same statistics."""
+    torch.manual_seed(0)
+    ours, theirs = FrozenBatchNorm(6), FrozenBatchNorm2d(6)
+    for value in ours.state_dict().values():
+        value.copy_(torch.rand(6) + 0.5)
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+def test_the_frozen_norm_is_torchvisions() -> None:
+    ours, theirs = frozen_norm()
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert not list(ours.parameters())
+    features = torch.randn(2, 6, 5, 7, requires_grad=True)
+    results = [norm(features) for norm in (ours, theirs)]
+    torch.testing.assert_close(*results)
+    gradients = [torch.autograd.grad(result.square().sum(), features) for result in results]
+    torch.testing.assert_close(*gradients)
+    # ... and takes the weights of an ordinary batch norm, as torchvision's does.
+    ours.load_state_dict(torch.nn.BatchNorm2d(6).state_dict())
+
+
+def test_the_frozen_norm_keeps_bf16_and_rounds_once() -> None:
+    ours, theirs = frozen_norm()
+    features = torch.randn(2, 6, 5, 7, dtype=torch.bfloat16, requires_grad=True)
+    result = ours(features)
+    assert result.dtype == torch.bfloat16
+    assert theirs(features).dtype == torch.float32  # what this class is for
+    torch.testing.assert_close(result, theirs(features).bfloat16(), rtol=2**-7, atol=1e-6)
+    result.sum().backward()
+    assert features.grad is not None
+    assert features.grad.dtype == torch.bfloat16
+
+
+def test_features_of_a_resnet_are_bf16_throughout_under_autocast() -> None:
+    net = backbone("backbone.weights=null").net
+    seen = []
+    for module in net.modules():
+        if isinstance(module, FrozenBatchNorm | torch.nn.ReLU):
+            module.register_forward_hook(lambda *args: seen.append(args[2].dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        net(torch.stack(images(1, 64, 64)).float() / 255)
+    assert set(seen) == {torch.bfloat16}

@@ -1,5 +1,9 @@
 """The detectors against torchvision's own code and against hand-made cases."""
 
+import copy
+import functools
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +13,7 @@ from torchvision.ops import box_iou
 
 import comining.detectors.base as base
 from comining.detectors.base import DenseDetector
-from comining.structures import Assignment, Targets
+from comining.structures import Assignment, DensePredictions, Targets
 from tests.helpers import composed, detector, images, random_predictions, targets
 
 NAMES = ("retinanet", "fcos")
@@ -65,26 +69,96 @@ def test_images_of_different_sizes_are_padded_with_neutral_grey(built: DenseDete
     torch.testing.assert_close(batch[0, :, :40, :50], expected)
 
 
-def test_anchors_stay_exact_when_features_are_bf16(built: DenseDetector) -> None:
-    """In bf16 anchors would be off by up to 8 px at 800 x 1333."""
-    batch = images(1, 256, 320)
-    exact = built.predict(batch)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = built.predict(batch)
-    assert torch.equal(half.anchors, exact.anchors)
-    assert half.logits.dtype == half.deltas.dtype == torch.float32
-    assert not torch.equal(half.logits, exact.logits)  # autocast did something
+def test_anchors_are_made_once_for_a_padded_shape(
+    built: DenseDetector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = built.predict(images(1, 50, 70)).anchors
+    assert built.predict(images(3, 64, 96)).anchors is first  # both are padded to 64 x 96
+    others = [built.predict(images(1, 64, 128)).anchors, built.predict(images(1, 96, 64)).anchors]
+    assert all(not torch.equal(first, one) for one in others)
+    monkeypatch.setattr(base, "MAX_ANCHOR_SHAPES", 3)
+    built.predict(images(1, 32, 32))
+    assert len(built.anchors_of) == 3
+    again = built.predict(images(1, 64, 96)).anchors
+    assert again is not first
+    assert torch.equal(again, first)
 
 
-def test_mixed_precision_does_not_touch_detections(built: DenseDetector) -> None:
+def test_anchors_made_in_validation_can_be_trained_with(built: DenseDetector) -> None:
+    """Lightning validates in inference mode, whose tensors autograd refuses."""
+    built.eval()
+    with torch.inference_mode():
+        built.detect(images(1, 96, 144))
+    built.train()
+    predictions = built.predict(images(1, 96, 144))
+    losses = built.losses(predictions, built.assign(predictions, [targets((8, 8, 60, 60, 1))]))
+    torch.stack(list(losses.values())).sum().backward()
+
+
+@pytest.mark.parametrize("size", [(96, 144), (50, 200), (30, 30)])
+def test_detections_are_those_of_torchvisions_forward(
+    built: DenseDetector, size: tuple[int, int]
+) -> None:
     built.eval()
     built.net.score_thresh = 0.0
-    exact = built.detect(images(1))[0]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = built.detect(images(1))[0]
-    assert len(exact)
-    assert torch.equal(half.boxes, exact.boxes)
-    assert torch.equal(half.scores, exact.scores)
+    batch = [*images(2, *size), *images(1, 70, 60)]
+    with torch.no_grad():
+        expected = built.net([image.float() / 255 for image in batch])
+    for one, other in zip(built.detect(batch), expected, strict=True):
+        assert len(one)
+        assert torch.equal(one.boxes, other["boxes"])
+        assert torch.equal(one.labels, other["labels"])
+        assert torch.equal(one.scores, other["scores"])
+
+
+# -- options for speed -------------------------------------------------------------------
+
+
+def losses_of(built: DenseDetector) -> Tensor:
+    predictions = built.predict(images(2))
+    losses = built.losses(predictions, built.assign(predictions, crowd(3, 0)[:2]))
+    return torch.stack(list(losses.values()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_compiled_parts_keep_names_and_numbers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The real compiler takes a minute; what stands around it is the same for every backend.
+    graphs: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        graphs.append(len(graph.graph.nodes))
+        return graph
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    plain = detector(name, 3)
+    compiled = detector(name, 3, "detector.compile=true")
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    assert copy.deepcopy(compiled).state_dict().keys() == plain.state_dict().keys()
+    expected, got = losses_of(plain), losses_of(compiled)
+    torch.testing.assert_close(got, expected)
+    assert len(graphs) == 3  # backbone, head and focal loss
+    expected.sum().backward()
+    got.sum().backward()
+    for one, other in zip(compiled.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_channels_last_changes_the_layout_only(name: str) -> None:
+    plain, other = detector(name, 3), detector(name, 3, "detector.channels_last=true")
+    state = other.state_dict()
+    assert state.keys() == plain.state_dict().keys()
+    assert all(torch.equal(value, state[name]) for name, value in plain.state_dict().items())
+    weight = other.net.head.classification_head.cls_logits.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    batch = other._normalize_and_pad(images(2), [(64, 96)] * 2)
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(losses_of(other), losses_of(plain))
+    plain.eval()
+    other.eval()
+    plain.net.score_thresh = other.net.score_thresh = 0.0
+    one, two = plain.detect(images(1))[0], other.detect(images(1))[0]
+    torch.testing.assert_close(one.scores, two.scores)
 
 
 def test_views_of_one_forward_split_into_what_each_gives_alone(built: DenseDetector) -> None:
@@ -204,15 +278,38 @@ def test_fcos_sends_large_boxes_to_higher_levels() -> None:
     assert [bool(part.any()) for part in level] == [False, True, True, False]  # 64-128, 128-256
 
 
+@pytest.mark.parametrize("pairs", [1, 20_000])
 def test_memory_bound_does_not_change_the_result(
-    built: DenseDetector, monkeypatch: pytest.MonkeyPatch
+    built: DenseDetector, monkeypatch: pytest.MonkeyPatch, pairs: int
 ) -> None:
     predictions, truth = random_predictions(built, 5), crowd(5, 1)
+    truth = [Targets(one.boxes[: 3 * n], one.labels[: 3 * n]) for n, one in enumerate(truth)]
+    sizes: list[int] = []
+    match = built.match
+
+    def watched(predictions: DensePredictions, boxes: Tensor, labels: Tensor) -> Any:
+        sizes.append(len(labels))
+        assert labels.numel() * len(predictions.anchors) <= pairs or len(labels) == 1
+        return match(predictions, boxes, labels)
+
     whole = built.assign(predictions, truth)
-    monkeypatch.setattr(base, "MAX_PAIRS", 1)
+    monkeypatch.setattr(base, "MAX_PAIRS", {"cpu": pairs})
+    monkeypatch.setattr(built, "match", watched)
     parts = built.assign(predictions, truth)
+    assert sum(sizes) == 5
     assert torch.equal(whole.labels, parts.labels)
-    assert torch.equal(whole.boxes, parts.boxes)
+    positive = whole.positive
+    assert torch.equal(whole.boxes[positive], parts.boxes[positive])
+
+
+def test_a_batch_is_cut_where_a_part_would_grow_too_large() -> None:
+    def parts(*counts: int) -> list[tuple[int, int]]:
+        return [(part.start, part.stop) for part in base.chunks(counts, limit=10)]
+
+    assert parts(2, 2, 2, 2, 2) == [(0, 5)]
+    assert parts(2, 2, 2, 4, 2) == [(0, 3), (3, 5)]  # four images with room for 4 need 16
+    assert parts(99, 1, 1) == [(0, 1), (1, 3)]
+    assert parts(*[0] * 12) == [(0, 10), (10, 12)]
 
 
 def test_a_box_more_in_one_image_does_not_touch_the_others(built: DenseDetector) -> None:

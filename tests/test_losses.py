@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
+from comining import losses
 from comining.losses import (
     centerness_target,
     focal_background,
@@ -52,6 +53,53 @@ def test_focal_loss_and_gradient_equal_torchvision(weighted: str | None) -> None
         torch.autograd.grad(ours, logits), torch.autograd.grad(theirs, logits), strict=True
     ):
         torch.testing.assert_close(mine, its)
+
+
+def plain_focal(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    """The formula as autograd sees it, on the whole map at once."""
+    factor = (labels >= 0).unsqueeze(-1).to(logits.dtype)
+    if weights is not None:
+        factor = factor * (weights if weights.dim() == 3 else weights.unsqueeze(-1))
+    background = (focal_background(logits, 0.25, 2.0) * factor).sum()
+    entry = labels.clamp(0, logits.shape[-1] - 1).unsqueeze(-1)
+    true = logits.gather(-1, entry)
+    exchange = focal_foreground(true, 0.25, 2.0) - focal_background(true, 0.25, 2.0)
+    positive = (labels >= 0) & (labels < logits.shape[-1])
+    chosen = factor.expand_as(logits).gather(-1, entry) * positive.unsqueeze(-1)
+    return background + (exchange * chosen).sum()
+
+
+@pytest.mark.parametrize("part", [1, 2000, 2**16])
+@pytest.mark.parametrize("weighted", [None, "anchor", "class"])
+def test_working_in_parts_changes_no_gradient(
+    weighted: str | None, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training depends on gradients alone: a run is the same to the last bit."""
+    monkeypatch.setattr(losses, "PART", {"cpu": part})
+    torch.manual_seed(0)
+    logits = (torch.randn(3, 320, 6) * 3 - 2).requires_grad_()
+    labels = torch.randint(-1, 7, (3, 320))
+    weights = {None: None, "anchor": torch.rand(3, 320), "class": torch.rand(3, 320, 6)}[weighted]
+    ours = focal_loss_sum(logits, labels, 0.25, 2.0, weights)
+    plain = plain_focal(logits, labels, weights)
+    torch.testing.assert_close(ours, plain, rtol=1e-6, atol=0)
+    mine, its = (torch.autograd.grad(loss / 37, logits)[0] for loss in (ours, plain))
+    assert torch.equal(mine, its)
+
+
+def test_a_part_of_a_larger_map_is_worked_on_where_it_lies() -> None:
+    """The views of a forward are slices, and a head may lay its output out otherwise."""
+    torch.manual_seed(0)
+    whole = torch.randn(4, 3, 130).requires_grad_()
+    view = whole.transpose(1, 2)[2:]
+    labels = torch.randint(-1, 4, (2, 130))
+    losses_of_both = [
+        focal_loss_sum(view, labels, 0.25, 2.0),
+        plain_focal(view.contiguous(), labels, None),
+    ]
+    gradients = [torch.autograd.grad(loss, whole)[0] for loss in losses_of_both]
+    assert gradients[0][:2].abs().sum() == 0
+    torch.testing.assert_close(*gradients)
 
 
 def test_extreme_logits_stay_finite() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.image_list import ImageList
 
 from comining.cogeneration import rank_in_group
+from comining.losses import focal_loss_sum
 from comining.structures import (
     Assignment,
     Candidates,
@@ -20,9 +21,13 @@ from comining.structures import (
     pad_targets,
 )
 
-# The widest [images, boxes, anchors] table that assignment builds at once, in elements of
-# float32: 64 MiB. More images are worked on in turns.
-MAX_PAIRS = 2**24
+# The widest table of (image, box, anchor) triples that assignment builds at once, in elements of
+# float32, by the type of device: 64 MiB, and on a CPU what its cache holds.
+MAX_PAIRS = {"cuda": 2**24, "cpu": 2**20}
+
+# Padded shapes whose anchors are kept: 4 MB each at 800 x 1344. Images grouped by orientation make
+# about as many.
+MAX_ANCHOR_SHAPES = 32
 
 
 class DenseDetector(nn.Module, ABC):
@@ -30,6 +35,11 @@ class DenseDetector(nn.Module, ABC):
 
     ``self.net`` is the torchvision model and the only place with parameters: its state dict
     loads into the plain torchvision model, and :meth:`detect` is that model's own inference.
+
+    Args:
+        compile: hand backbone, head and the focal loss to ``torch.compile``; pays on a GPU, after
+            minutes.
+        channels_last: lay weights and activations out with the channels innermost.
     """
 
     pixel_mean: Tensor  # [3, 1, 1] on the scale of uint8
@@ -41,12 +51,23 @@ class DenseDetector(nn.Module, ABC):
         focal_alpha: float,
         focal_gamma: float,
         candidates_per_level: int,
+        compile: bool,
+        channels_last: bool,
     ):
         super().__init__()
         self.net = net
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        net.to(memory_format=self.layout)
+        if compile:
+            # In place, so that no name in the state dict changes; the model as a whole would break
+            # into pieces at every loop over images.
+            net.backbone.compile()
+            net.head.compile()
+        self.anchors_of: dict[tuple[torch.device, int, int], tuple[Tensor, list[int]]] = {}
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
         self.candidates_per_level = candidates_per_level
+        self.focal_loss = torch.compile(focal_loss_sum) if compile else focal_loss_sum
         mean = torch.tensor(net.transform.image_mean).view(3, 1, 1)
         std = torch.tensor(net.transform.image_std).view(3, 1, 1)
         self.register_buffer("pixel_mean", mean * 255, persistent=False)
@@ -61,40 +82,63 @@ class DenseDetector(nn.Module, ABC):
             images: B times [3, H, W] uint8, already at the size that the network shall see.
         """
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
-        padded = self._normalize_and_pad(images, sizes)
+        return self._forward(self._normalize_and_pad(images, sizes), sizes)
+
+    def _forward(self, padded: Tensor, sizes: list[tuple[int, int]]) -> DensePredictions:
+        """Run the network, in whatever precision is on, and return float32."""
         features = list(self.net.backbone(padded).values())
         outputs = self.net.head(features)
-        # Anchors take their dtype from the features; under bf16 they would be off by pixels.
-        stand_ins = [feature.new_zeros((), dtype=torch.float32).expand(1, 1, *feature.shape[-2:])
-                     for feature in features]  # fmt: skip
-        one_image = ImageList(padded[:1], sizes[:1])
-        anchors: Tensor = self.net.anchor_generator(one_image, stand_ins)[0]
-        locations = [feature.shape[-2] * feature.shape[-1] for feature in features]
-        per_location = len(anchors) // sum(locations)
+        anchors, per_level = self._anchors(padded, features)
         centerness = outputs.get("bbox_ctrness")
         return DensePredictions(
             logits=outputs["cls_logits"].float(),
             deltas=outputs["bbox_regression"].float(),
             anchors=anchors,
-            anchors_per_level=[count * per_location for count in locations],
+            anchors_per_level=per_level,
             image_sizes=sizes,
             centerness=None if centerness is None else centerness.float().squeeze(-1),
         )
+
+    def _anchors(self, padded: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
+        """Anchors [A, 4] float32 and their number on each level; made once for a padded shape."""
+        key = (padded.device, int(padded.shape[-2]), int(padded.shape[-1]))
+        if key not in self.anchors_of:
+            if len(self.anchors_of) == MAX_ANCHOR_SHAPES:
+                del self.anchors_of[next(iter(self.anchors_of))]  # the oldest
+            # Validation runs in inference mode; what it makes could not be trained with later.
+            with torch.inference_mode(False), torch.no_grad():
+                # torchvision takes the dtype of anchors from the features; in bf16 they would be
+                # off by up to 8 px, and the rounded ones would stay for later calls.
+                stand_ins = [
+                    torch.empty((), device=padded.device).expand(1, 1, *feature.shape[-2:])
+                    for feature in features
+                ]
+                grey = torch.empty((), device=padded.device).expand(1, 3, *key[1:])
+                anchors = self.net.anchor_generator(ImageList(grey, [key[1:]]), stand_ins)[0]
+            locations = [feature.shape[-2] * feature.shape[-1] for feature in features]
+            per_location = len(anchors) // sum(locations)
+            self.anchors_of[key] = (anchors, [count * per_location for count in locations])
+        return self.anchors_of[key]
 
     def _normalize_and_pad(self, images: Sequence[Tensor], sizes: list[tuple[int, int]]) -> Tensor:
         """[B, 3, H, W] float32: zero mean, unit deviation, zeros beyond each image's border."""
         multiple = self.net.transform.size_divisible
         height, width = (-(-max(side) // multiple) * multiple for side in zip(*sizes))
-        batch = self.pixel_mean.new_zeros(len(images), 3, height, width)
+        shape = (len(images), 3, height, width)
+        batch = torch.empty(shape, device=self.pixel_mean.device, memory_format=self.layout)
+        batch.zero_()
         for row, image in zip(batch, images):
-            row[:, : image.shape[-2], : image.shape[-1]] = (
-                image - self.pixel_mean
-            ) / self.pixel_std
+            inside = row[:, : image.shape[-2], : image.shape[-1]]
+            torch.sub(image, self.pixel_mean, out=inside).div_(self.pixel_std)
         return batch
 
     @torch.no_grad()
     def detect(self, images: Sequence[Tensor]) -> list[Detections]:
-        """Inference by torchvision's own forward.
+        """Inference as torchvision's own forward does it.
+
+        Under mixed precision only the network itself is rounded: torchvision would also make
+        anchors and decode boxes in bf16, and move them by pixels. In float32 the numbers are those
+        of ``self.net(images)``.
 
         Args:
             images: B times [3, H, W] uint8 of any size; the model resizes them itself.
@@ -104,10 +148,20 @@ class DenseDetector(nn.Module, ABC):
         """
         if self.net.training:
             raise RuntimeError("detect() needs the network in evaluation mode")
-        # torchvision makes anchors in the dtype of the features, so that mixed precision would move
-        # boxes by pixels: inference is float32 throughout.
-        with torch.autocast(self.pixel_mean.device.type, enabled=False):
-            found = self.net([image.float() / 255 for image in images])
+        resized, _ = self.net.transform([image.float() / 255 for image in images])
+        padded = resized.tensors.contiguous(memory_format=self.layout)
+        predictions = self._forward(padded, resized.image_sizes)
+        columns = {"cls_logits": predictions.logits, "bbox_regression": predictions.deltas}
+        if predictions.centerness is not None:
+            columns["bbox_ctrness"] = predictions.centerness.unsqueeze(-1)
+        levels = predictions.anchors_per_level
+        found = self.net.postprocess_detections(
+            {name: list(torch.split(column, levels, dim=1)) for name, column in columns.items()},
+            [list(torch.split(predictions.anchors, levels))] * len(images),
+            resized.image_sizes,
+        )
+        sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
+        found = self.net.transform.postprocess(found, resized.image_sizes, sizes)
         return [Detections(one["boxes"], one["labels"], one["scores"]) for one in found]
 
     # -- what is mined -------------------------------------------------------------------
@@ -124,9 +178,11 @@ class DenseDetector(nn.Module, ABC):
         """
         logits = predictions.logits
         # A comparison of logits spares a sigmoid of the whole map; the margin covers rounding and
-        # the exact test on probabilities follows.
+        # the exact test on probabilities follows. Most anchors are ruled out by their best class.
         bound = torch.tensor(threshold, dtype=torch.float64).logit().item() - 1e-3
-        image, anchor, label = (logits > bound).nonzero(as_tuple=True)
+        image, anchor = (logits.amax(dim=-1) > bound).nonzero(as_tuple=True)
+        row, label = (logits[image, anchor] > bound).nonzero(as_tuple=True)
+        image, anchor = image[row], anchor[row]
         probability = logits[image, anchor, label].sigmoid()
         first_of_level = torch.tensor(predictions.anchors_per_level[:-1]).cumsum(0)
         level = torch.bucketize(anchor, first_of_level.to(anchor.device), right=True)
@@ -152,16 +208,15 @@ class DenseDetector(nn.Module, ABC):
     def assign(self, predictions: DensePredictions, targets: Sequence[Targets]) -> Assignment:
         """Match every anchor of every image with a target, or with background.
 
-        Memory: tables of at most :data:`MAX_PAIRS` (image, box, anchor) triples at a time, more
-        only where a single image needs more.
+        Memory: at most four float32 tables of :data:`MAX_PAIRS` (image, box, anchor) triples at a
+        time, of more triples only where a single image has more.
         """
         boxes, labels = pad_targets(targets, predictions.logits.device)
-        pairs_per_image = boxes.shape[1] * len(predictions.anchors)
-        step = max(1, MAX_PAIRS // max(1, pairs_per_image))
-        parts = [
-            self.match(predictions, boxes[start : start + step], labels[start : start + step])
-            for start in range(0, len(targets), step)
-        ]
+        parts = []
+        limit = MAX_PAIRS.get(boxes.device.type, 2**24) // len(predictions.anchors)
+        for images in chunks([len(target) for target in targets], limit):
+            most = max([1, *(len(target) for target in targets[images])])
+            parts.append(self.match(predictions, boxes[images, :most], labels[images, :most]))
         assigned, matched = (torch.cat(column) for column in zip(*parts))
         return Assignment(assigned, matched, predictions.num_classes)
 
@@ -212,16 +267,39 @@ class DenseDetector(nn.Module, ABC):
         """
 
 
+def chunks(counts: Sequence[int], limit: int) -> Iterator[slice]:
+    """Cut a batch with so many boxes in each image into parts that hold at most ``limit``.
+
+    A part counts as if all its images had as many boxes as the fullest one, and no fewer than one;
+    an image with more than ``limit`` is a part of its own.
+    """
+    start, most = 0, 1
+    for image, count in enumerate(counts):
+        most = max(most, count)
+        if image > start and most * (image + 1 - start) > limit:
+            yield slice(start, image)
+            start, most = image, max(1, count)
+    yield slice(start, len(counts))
+
+
 def paired_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """IoU of boxes [..., G, 4] with anchors [A, 4] as a table [..., G, A]; 0 for empty boxes."""
-    corner = torch.maximum(boxes[..., None, :2], anchors[:, :2])
-    end = torch.minimum(boxes[..., None, 2:], anchors[:, 2:])
-    width, height = (end - corner).clamp_(min=0).unbind(-1)
-    intersection = width * height
-    area = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)
-    anchor_area = (anchors[:, 2:] - anchors[:, :2]).prod(dim=-1)
-    union = area[..., None] + anchor_area - intersection
-    return intersection / union.clamp_(min=torch.finfo(union.dtype).tiny)
+    """IoU of boxes [..., G, 4] with anchors [A, 4] as a table [..., G, A]; 0 for empty boxes.
+
+    Three tables of that shape are in use at the most.
+    """
+    left, top, right, bottom = boxes.unsqueeze(-2).unbind(-1)  # [..., G, 1]
+    # Coordinate by coordinate: tables with the anchors innermost are worked on in long vectors.
+    anchor_left, anchor_top, anchor_right, anchor_bottom = anchors.t().contiguous()
+    intersection = torch.minimum(right, anchor_right)
+    intersection.sub_(torch.maximum(left, anchor_left)).clamp_(min=0)
+    height = torch.minimum(bottom, anchor_bottom)
+    height.sub_(torch.maximum(top, anchor_top)).clamp_(min=0)
+    intersection.mul_(height)
+    del height
+    area = (right - left) * (bottom - top)
+    union = area + (anchor_right - anchor_left) * (anchor_bottom - anchor_top)
+    union.sub_(intersection).clamp_(min=torch.finfo(union.dtype).tiny)
+    return intersection.div_(union)
 
 
 def gather_targets(boxes: Tensor, labels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torchvision.models.detection.fcos import FCOSHead
 
 from comining.detectors.backbones import Backbone
 from comining.detectors.base import DenseDetector, gather_targets
-from comining.losses import centerness_target, focal_loss_sum, giou_loss, normalizer
+from comining.losses import centerness_target, giou_loss, normalizer
 from comining.structures import Assignment, DensePredictions
 
 
@@ -30,6 +30,7 @@ class FCOSDetector(DenseDetector):
         iou_smoothing: added to numerator and denominator of the IoU in the box loss.
         score_threshold, nms_threshold, max_detections: of inference, not of mining.
         candidates_per_level: best scores of a pyramid level that are looked at, everywhere.
+        compile, channels_last: see :class:`DenseDetector`.
     """
 
     def __init__(
@@ -49,6 +50,8 @@ class FCOSDetector(DenseDetector):
         nms_threshold: float,
         max_detections: int,
         candidates_per_level: int,
+        compile: bool,
+        channels_last: bool,
     ):
         strides = tuple((stride,) for stride in backbone.strides)
         head = FCOSHead(backbone.net.out_channels, 1, num_classes)
@@ -69,7 +72,9 @@ class FCOSDetector(DenseDetector):
             detections_per_img=max_detections,
             topk_candidates=candidates_per_level,
         )
-        super().__init__(net, focal_alpha, focal_gamma, candidates_per_level)
+        super().__init__(
+            net, focal_alpha, focal_gamma, candidates_per_level, compile, channels_last
+        )
         self.center_sampling_radius = center_sampling_radius
         self.level_range = level_range
         self.iou_smoothing = iou_smoothing
@@ -87,26 +92,27 @@ class FCOSDetector(DenseDetector):
         self, predictions: DensePredictions, boxes: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
         points, strides = points_and_strides(predictions.anchors)
-        distances = distances_to_sides(points, boxes[:, :, None])  # [b, G, A, 4]
-        farthest = distances.amax(dim=-1)
+        x, y = points.t().contiguous()
+        left, top, right, bottom = boxes.unsqueeze(2).unbind(-1)  # [b, G, 1] each
+        # One table [b, G, A] for each side, with the points innermost.
+        farthest = x - left
+        for distance in (y - top, right - x, bottom - y):
+            torch.maximum(farthest, distance, out=farthest)
         lower, upper = self._level_limits(predictions)
-        on_level = (farthest >= lower) & (farthest <= upper)
+        fits = (farthest >= lower) & (farthest <= upper)
+        del farthest
 
-        centre = (boxes[..., :2] + boxes[..., 2:]) / 2
-        radius = (strides * self.center_sampling_radius).unsqueeze(-1)
-        around_centre = torch.cat(
-            [
-                torch.maximum(centre[:, :, None] - radius, boxes[:, :, None, :2]),
-                torch.minimum(centre[:, :, None] + radius, boxes[:, :, None, 2:]),
-            ],
-            dim=-1,
-        )
-        central = distances_to_sides(points, around_centre).amin(dim=-1) > 0
+        # Within the radius of the centre on both axes, and inside of the box.
+        radius = strides * self.center_sampling_radius
+        for point, start, end in ((x, left, right), (y, top, bottom)):
+            centre = (start + end) / 2
+            fits &= point > torch.maximum(centre - radius, start)
+            fits &= point < torch.minimum(centre + radius, end)
+        fits &= (labels >= 0).unsqueeze(-1)
 
         # Where boxes compete for a point, the smallest takes it.
-        area = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)
-        fits = on_level & central & (labels >= 0).unsqueeze(-1)
-        smallest, index = torch.where(fits, area.unsqueeze(-1), torch.inf).min(dim=1)
+        area = (right - left) * (bottom - top)
+        smallest, index = torch.where(fits, area, torch.inf).min(dim=1)
         matched_boxes, matched_labels = gather_targets(boxes, labels, index)
         background = smallest == torch.inf
         return matched_labels.masked_fill(background, predictions.num_classes), matched_boxes
@@ -130,7 +136,7 @@ class FCOSDetector(DenseDetector):
             raise ValueError("FCOS losses need predictions with centerness")
         positive = assignment.positive
         count = normalizer(positive.sum().to(predictions.logits.dtype), smallest=1.0)
-        classification = focal_loss_sum(
+        classification = self.focal_loss(
             predictions.logits, assignment.labels, self.focal_alpha, self.focal_gamma, weights
         )
         image, point = positive.nonzero(as_tuple=True)

@@ -13,7 +13,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 
 from comining.detectors.backbones import Backbone
 from comining.detectors.base import DenseDetector, gather_targets, paired_iou
-from comining.losses import focal_loss_sum, normalizer
+from comining.losses import normalizer
 from comining.structures import IGNORED, Assignment, DensePredictions
 
 
@@ -33,6 +33,7 @@ class RetinaNetDetector(DenseDetector):
         smooth_l1_beta: where the box loss turns from quadratic to linear, in units of the deltas.
         score_threshold, nms_threshold, max_detections: of inference, not of mining.
         candidates_per_level: best scores of a pyramid level that are looked at, everywhere.
+        compile, channels_last: see :class:`DenseDetector`.
     """
 
     def __init__(
@@ -54,6 +55,8 @@ class RetinaNetDetector(DenseDetector):
         nms_threshold: float,
         max_detections: int,
         candidates_per_level: int,
+        compile: bool,
+        channels_last: bool,
     ):
         sizes = tuple(
             tuple(stride * anchor_scale * 2 ** (octave / 3) for octave in range(3))
@@ -79,7 +82,9 @@ class RetinaNetDetector(DenseDetector):
             bg_iou_thresh=background_iou,
             topk_candidates=candidates_per_level,
         )
-        super().__init__(net, focal_alpha, focal_gamma, candidates_per_level)
+        super().__init__(
+            net, focal_alpha, focal_gamma, candidates_per_level, compile, channels_last
+        )
         self.foreground_iou = foreground_iou
         self.background_iou = background_iou
         self.smooth_l1_beta = smooth_l1_beta
@@ -96,7 +101,7 @@ class RetinaNetDetector(DenseDetector):
     ) -> tuple[Tensor, Tensor]:
         overlap = paired_iou(boxes, predictions.anchors)  # [b, G, A]
         exists = (labels >= 0).unsqueeze(-1)
-        overlap = torch.where(exists, overlap, -1)  # never the best of an anchor
+        overlap.masked_fill_(~exists, -1)  # never the best of an anchor
         best, index = overlap.max(dim=1)
         matched_boxes, matched_labels = gather_targets(boxes, labels, index)
         # Ties count, each of the anchors that overlap a box most is positive, and it is trained
@@ -114,7 +119,7 @@ class RetinaNetDetector(DenseDetector):
     ) -> dict[str, Tensor]:
         positive = assignment.positive
         count = normalizer(positive.sum().to(predictions.logits.dtype), smallest=1.0)
-        classification = focal_loss_sum(
+        classification = self.focal_loss(
             predictions.logits, assignment.labels, self.focal_alpha, self.focal_gamma, weights
         )
         image, anchor = positive.nonzero(as_tuple=True)

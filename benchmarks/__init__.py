@@ -1,0 +1,1 @@
+"""What is faster than what, measured: ``python -m benchmarks.step``, ``.data``, ``.evaluation``."""

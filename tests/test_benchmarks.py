@@ -1,0 +1,103 @@
+"""The benchmarks run and write what they promise. How fast anything is, no test asks."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.ops import FrozenBatchNorm2d
+
+from benchmarks import data, evaluation, measure, step
+from tests.helpers import detector
+
+CPU = torch.device("cpu")
+
+
+def written(file: Path) -> dict[str, dict[str, float]]:
+    content: dict[str, dict[str, float]] = json.loads(file.read_text())
+    for one in content.values():
+        assert one.keys() == {"ratio", "spread"}
+        assert math.isfinite(one["ratio"])
+        assert one["ratio"] > 0
+        assert one["spread"] >= 0
+    return content
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--clock", "cpu"],
+        ["--detector", "fcos", "--precision", "bf16", "--channels-last"],
+    ],
+    ids=["plain", "fcos in bf16"],
+)
+def test_step(tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    step.main(["--quick", "--json", str(tmp_path / "step.json"), *options])
+    assert set(written(tmp_path / "step.json")) == {
+        "mining_over_joint",
+        "mining_over_torchvision",
+        "mining_over_naive",
+        "cogeneration_over_torchvision",
+    }
+    assert "torch" in capsys.readouterr().out
+
+
+def test_the_steps_that_are_compared_mine_and_train_the_same_weights() -> None:
+    setting = step.Setting(step.arguments(["--quick"]))
+    assert setting.pseudo_labels() > 1
+    ours, stock = setting.detector.net.state_dict(), setting.stock.state_dict()
+    assert ours.keys() == stock.keys()
+    before = {name: value.clone() for name, value in ours.items()}
+    for run in (lambda: setting.ours(setting.methods["comining"]), setting.naive):
+        run()
+    for name, value in before.items():
+        assert torch.equal(stock[name], value)
+        assert torch.equal(ours[name], value)
+
+
+def test_the_stock_model_has_nothing_of_ours_in_it() -> None:
+    built = detector("retinanet", 3, "backbone=resnet18")
+    stock = step.stock_copy(built, 0.6)
+    for name, one in stock.named_modules():
+        assert not type(one).__module__.startswith("comining"), name
+    assert sum(type(one) is FrozenBatchNorm2d for one in stock.modules()) == 20
+    for name, value in built.net.state_dict().items():
+        assert torch.equal(stock.state_dict()[name], value)
+
+
+def test_data(tmp_path: Path) -> None:
+    data.main(["--quick", "--json", str(tmp_path / "data.json")])
+    assert set(written(tmp_path / "data.json")) == {"loader_over_naive"}
+
+
+def test_evaluation_compares_equal_numbers(tmp_path: Path) -> None:
+    evaluation.main(["--quick", "--json", str(tmp_path / "evaluation.json")])
+    assert set(written(tmp_path / "evaluation.json")) == {"evaluation_over_pycocotools"}
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    """A machine that is twice as slow for a while is so for both."""
+    one = measure.ratio([1.0, 2.0, 1.0, 3.0], [2.0, 4.0, 2.0, 6.0])
+    assert (one.ratio, one.spread) == (0.5, 0.0)
+
+
+def test_variants_take_turns_and_the_first_rounds_do_not_count() -> None:
+    calls: list[str] = []
+    variants = {name: (lambda name=name: calls.append(name)) for name in "abc"}
+    taken = measure.interleave(variants, CPU, rounds=3, seconds=60.0, clock="wall", warmup=1)
+    assert all(len(seconds) == 3 for seconds in taken.values())
+    assert len(calls) == 12
+    rounds = [calls[start : start + 3] for start in range(0, 12, 3)]
+    assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
+    assert len({names[0] for names in rounds}) == 3
+
+
+def test_two_rounds_are_made_however_little_time_there_is() -> None:
+    taken = measure.interleave({"a": int}, CPU, rounds=9, seconds=0.0, clock="wall")
+    assert len(taken["a"]) == 2
+
+
+def test_the_peak_is_what_a_step_takes_beyond_what_was_there() -> None:
+    peak = measure.peak_memory(lambda: torch.ones(64, 2**20).sum(), CPU)
+    assert math.isnan(peak) or 200 < peak < 400
