@@ -8,6 +8,7 @@ import hydra
 import lightning as L
 from omegaconf import DictConfig
 
+from comining.callbacks.checkpoint import WholeCheckpoints
 from comining.callbacks.divergence import DivergenceGuard
 from comining.callbacks.figures import TrainingFigures
 from comining.callbacks.progress import Progress
@@ -16,7 +17,8 @@ from comining.config import check, instantiate
 from comining.errors import ConfigError
 from comining.loggers import finished, summarize
 from comining.module import DetectionModule
-from comining.outcome import print_outcome, print_start, recorded
+from comining.outcome import begin, print_outcome, print_start, recorded
+from comining.resume import check_same_options, checkpoint_to_resume
 
 
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")
@@ -47,20 +49,25 @@ def main(cfg: DictConfig, config: dict[str, Any], run: Path) -> Mapping[str, Any
     loggers = instantiate(cfg.logger, "logger")
     trainer = instantiate(
         cfg.trainer, "trainer", logger=loggers, default_root_dir=str(run),
-        callbacks=[guard, figures, pictures, progress, checkpoint], enable_progress_bar=False,
+        plugins=[WholeCheckpoints()], enable_progress_bar=False,
+        callbacks=[guard, figures, pictures, progress, checkpoint],
         use_distributed_sampler=False, num_sanity_val_steps=0, enable_model_summary=False,
     )  # fmt: skip
+    resumed = checkpoint_to_resume(cfg, run)
+    if resumed is not None:
+        check_same_options(cfg, resumed)
     data.setup("fit")
     if trainer.is_global_zero:
         print_start(run, data.summary(), trainer.strategy.root_device)
-    detector = build_detector(config, len(data.categories), pretrained=True)
+    begin(run, config)
+    detector = build_detector(config, len(data.categories), pretrained=resumed is None)
     method.prepare(data, run, trainer.strategy.root_device)
     module = DetectionModule(
         detector, method, view, optimizer, schedule, data.evaluated, cfg.seed,
         describe(config, data.categories),
     )  # fmt: skip
     with finished(loggers, config):
-        trainer.fit(module, datamodule=data)
+        trainer.fit(module, datamodule=data, ckpt_path=resumed)
         if module.metrics_step != trainer.global_step:  # else the last validation has just done it
             trainer.validate(module, datamodule=data, verbose=False)
         if "test" in data.evaluated:

@@ -39,6 +39,14 @@ class DivergedError(FloatingPointError):
         self.facts = dict(facts)
 
 
+def one_line(error: Exception) -> str:
+    """The message of an error; of one that a worker met, without the worker's traceback."""
+    message = str(error)
+    if "in DataLoader worker process" in message:
+        message = message.strip().splitlines()[-1].split(": ", 1)[-1]
+    return message
+
+
 def one_line_errors(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
     """End a program with one line and exit code 2 on a :class:`UserError`."""
 
@@ -47,7 +55,7 @@ def one_line_errors(main: Callable[[DictConfig], None]) -> Callable[[DictConfig]
         try:
             main(cfg)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {one_line(error)}", file=sys.stderr)
             sys.exit(2)
 
     return guarded

@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
@@ -14,17 +15,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from comining.config import resolve
-from comining.errors import ConfigError, DivergedError, UserError
+from comining.errors import ConfigError, DivergedError, UserError, one_line
 from comining.evaluation.coco import Metrics, metrics_table
 from comining.evaluation.mining import headline
 from comining.gpu import claim_gpu
+from comining.resume import requeue, with_options_of, write_overrides
 from comining.run_directory import hardware, options_hash, same_options, versions, write_json
+from comining.signals import SIGNALS, Interrupted
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +45,10 @@ def recorded(main: Main) -> Callable[[DictConfig], None]:
 
     ``main(cfg, config, run)`` gets the composed and the resolved configuration and the run
     directory, and returns the facts of a finished run. A run that diverges is recorded with its
-    facts; alone it exits with code 3. A run that fails is recorded if it is one of a sweep, where
-    the others shall go on; alone it leaves no result, and bad input ends it with one line, code 2.
+    facts; alone it exits with code 3. A run that is told to stop is recorded as ``interrupted``,
+    and ends a sweep, too; the exit code is that of the signal. A run that fails is recorded if it
+    is one of a sweep, where the others shall go on; alone it leaves no result, and bad input ends
+    it with one line, code 2.
     """
 
     @functools.wraps(main)
@@ -53,42 +59,92 @@ def recorded(main: Main) -> Callable[[DictConfig], None]:
         alone = HydraConfig.get().mode is RunMode.RUN
         facts: Mapping[str, Any]
         config: Any = OmegaConf.to_container(cfg)  # for the record, if it cannot be resolved
-        try:
-            config = resolve(cfg)
-            if not isinstance(cfg.seed, int):
-                raise ConfigError(f"seed={cfg.seed!r} must be int")
-            if not alone:
-                _refuse_several_devices(cfg)
-            if cfg.skip_finished and (before := _settled(run, config)) is not None:
-                print(f"skipped, has a result: {before}")
-                return
-            if (
-                cfg.own_gpu
-                and cfg.trainer.accelerator != "cpu"
-                and (gpu := claim_gpu(run.parent)) is not None
-            ):
-                cfg.trainer.devices = [gpu]
-            (run / "result.json").unlink(missing_ok=True)
-            OmegaConf.save(OmegaConf.create(config), run / "config.yaml")
-            status, facts = "finished", main(cfg, config, run)
-        except DivergedError as error:
-            status, facts = "diverged", {"error": str(error), **error.facts}
-        except Exception as error:
-            if alone and isinstance(error, UserError):
-                print(f"error: {error}", file=sys.stderr)
-                sys.exit(EXIT_USER_ERROR)
-            if alone:
-                raise
-            log.exception("this run failed; the sweep goes on")
-            trace = traceback.format_exc()
-            status, facts = "failed", {"error": f"{type(error).__name__}: {error}", "trace": trace}
-        _record(run, status, config, facts, time.monotonic() - started)
+        with SIGNALS:
+            try:
+                if cfg.resume is not None and (run / "overrides.yaml").exists():
+                    cfg = with_options_of(run)
+                config = resolve(cfg)
+                # True is an int, and Lightning refuses what NumPy cannot seed with.
+                if type(cfg.seed) is not int or not 0 <= cfg.seed < 2**32:
+                    raise ConfigError(f"seed={cfg.seed!r} must be int, 0 ... 2^32 - 1")
+                if not alone:
+                    _refuse_several_devices(cfg)
+                if cfg.skip_finished and (before := _settled(run, config)) is not None:
+                    print(f"skipped, has a result: {before}")
+                    return
+                if (
+                    cfg.own_gpu
+                    and cfg.trainer.accelerator != "cpu"
+                    and (gpu := claim_gpu(run.parent)) is not None
+                ):
+                    cfg.trainer.devices = [gpu]
+                status, facts = "finished", main(cfg, config, run)
+            except DivergedError as error:
+                status, facts = "diverged", {"error": str(error), **error.facts}
+            except Interrupted as error:
+                status, facts = "interrupted", {"error": str(error), "step": error.step}
+                code = error.exit_code
+            except Exception as error:
+                if alone and isinstance(error, UserError):
+                    print(f"error: {one_line(error)}", file=sys.stderr)
+                    sys.exit(EXIT_USER_ERROR)
+                if alone:
+                    _explain(error, run)
+                    raise
+                log.exception("this run failed; the sweep goes on")
+                trace = traceback.format_exc()
+                status = "failed"
+                facts = {"error": f"{type(error).__name__}: {error}", "trace": trace}
+            _record(run, status, config, facts, time.monotonic() - started)
         if status == "diverged":
             print(f"diverged: {facts['error']}", file=sys.stderr)
             if alone:
                 sys.exit(EXIT_DIVERGED)
+        if status == "interrupted":
+            _say_how_to_go_on(run, facts, code, alone)
+            sys.exit(code)  # of a sweep, too: it has been told to stop
 
     return run_and_record
+
+
+@rank_zero_only
+def begin(run: Path, config: Mapping[str, Any]) -> None:
+    """Mark the run directory as this run's, when all that can be checked has been.
+
+    What an earlier run left there as its result is gone from here on.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "result.json").unlink(missing_ok=True)
+    OmegaConf.save(OmegaConf.create(dict(config)), run / "config.yaml")
+    write_overrides(run)
+
+
+@rank_zero_only
+def _say_how_to_go_on(run: Path, facts: Mapping[str, Any], code: int, alone: bool) -> None:
+    after = "" if facts["step"] is None else f" after step {facts['step']}"
+    print(f"{facts['error']}{after}", file=sys.stderr)
+    if alone and facts["step"] is not None:
+        print(f"go on with: python train.py resume={run}", file=sys.stderr)
+    if code == 128 + signal.SIGUSR1 and (queued := requeue()) is not None:
+        print(queued, file=sys.stderr)
+
+
+@rank_zero_only
+def _explain(error: Exception, run: Path) -> None:
+    """What to do about an error that a traceback does not tell."""
+    if isinstance(error, torch.OutOfMemoryError):
+        print(
+            "error: out of memory; lower data.batch_size or data.max_size, or use more devices",
+            file=sys.stderr,
+        )
+    if "DataLoader worker" in str(error):
+        print(
+            "error: a worker that loads images died, perhaps for want of memory; lower "
+            "data.num_workers",
+            file=sys.stderr,
+        )
+    if (run / "checkpoints" / "last.ckpt").exists():
+        print(f"go on with: python train.py resume={run}", file=sys.stderr)
 
 
 def _refuse_several_devices(cfg: DictConfig) -> None:

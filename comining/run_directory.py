@@ -56,7 +56,17 @@ def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
 
 # Where a run writes to, and what is silent about its result.
 SILENT = {
-    "": ("checkpoint", "logger", "pictures", "skip_finished", "own_gpu", "table"),
+    "": (
+        "checkpoint",
+        "logger",
+        "pictures",
+        "skip_finished",
+        "own_gpu",
+        "table",
+        "resume",
+        "ckpt",
+        "allow_changes",
+    ),
     "trainer": ("enable_progress_bar", "log_every_n_steps", "devices"),
     "data": ("num_workers", "hint"),
 }

@@ -37,7 +37,8 @@ def train(
     options = [one for one in overrides if not one.startswith("-")]
     data = f"data.root={folder / 'shapes'}"
     return subprocess.run(
-        [*launcher, str(ROOT / "train.py"), *flags, data, *TINY, *options], cwd=folder, timeout=timeout,
+        [*launcher, str(ROOT / "train.py"), *flags, data, *TINY, *options],
+        cwd=folder, timeout=timeout,
         capture_output=True, text=True, check=False,
         env={**environment, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(free_port())},
     )  # fmt: skip

@@ -1,23 +1,93 @@
-"""Checkpoints by step."""
+"""Checkpoints that are always whole: by step, the last, the best."""
 
 from __future__ import annotations
 
+import io
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
+
+from comining.checkpoint import read_checkpoint
+from comining.errors import CheckpointError
+from comining.module import DetectionModule
+from comining.signals import SIGNALS, Interrupted
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, to the disk, and only then puts it there.
+
+    A kill or a full disk leaves the earlier file as it was. (Lightning writes by ``$TMPDIR``, and
+    copies where that is another filesystem.) Reading runs no code of the file.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        target = Path(path)
+        content = io.BytesIO()  # so that only the disk can fail in what follows
+        torch.save(checkpoint, content)
+        draft = draft_of(target)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with draft.open("wb") as file:
+                file.write(content.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, target)
+            folder = os.open(target.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            earlier = "; the earlier checkpoint is as it was" if target.exists() else ""
+            raise CheckpointError(
+                f"{target}: cannot be written, {error.strerror or error} "
+                f"({content.getbuffer().nbytes / 1e6:.1f} MB were needed){earlier}"
+            ) from error
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return read_checkpoint(path)
+
+
+def keep_as(source: Path, target: Path) -> None:
+    """A second name for a whole checkpoint, or a copy where the disk knows no such thing."""
+    draft = draft_of(target)
+    draft.unlink(missing_ok=True)
+    try:
+        os.link(source, draft)
+    except OSError:
+        shutil.copyfile(source, draft)
+    os.replace(draft, target)
+
+
+def draft_of(target: Path) -> Path:
+    """Where a checkpoint stands while it is written."""
+    return target.with_name(f".{target.name}.{os.getpid()}.draft")
 
 
 class StepCheckpoint(Checkpoint):
-    """Writes ``step_NNNNNN.ckpt`` every so many steps, and ``last.ckpt`` then and at the end.
+    """Keeps ``last.ckpt``, ``best.ckpt`` (by AP) and, every so many steps, ``step_NNNNNN.ckpt``.
+
+    A checkpoint is written at the end of a step, after its validation where there is one; that is
+    all that a resumed run needs to do again what an uninterrupted one would do. A run that is told
+    to stop (see :class:`Signals`) stops there, too.
 
     (Lightning's ModelCheckpoint names files ``step=400.ckpt``, which Hydra's command line cannot
     take back, and writes no ``last`` between its own intervals.)
 
     Args:
         folder: where to.
-        every_n_steps: 0 writes ``last.ckpt`` at the end only.
+        every_n_steps: 0 writes ``last.ckpt`` at the end only, and the best.
     """
 
     def __init__(self, folder: str, every_n_steps: int):
@@ -26,6 +96,16 @@ class StepCheckpoint(Checkpoint):
         self.folder = Path(folder)
         self.every_n_steps = every_n_steps
         self.saved_step = -1
+        self.best: float | None = None  # AP
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if trainer.is_global_zero:
+            for leftover in self.folder.glob(".*.draft"):  # of a run that was killed here
+                leftover.unlink(missing_ok=True)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        SIGNALS.install()  # Lightning has just taken SIGTERM
+        SIGNALS.deferred = True
 
     def on_train_batch_end(
         self,
@@ -35,13 +115,50 @@ class StepCheckpoint(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
+        interval = trainer.val_check_interval
+        if not (isinstance(interval, int) and trainer.global_step % interval == 0):
+            self._end_of_step(trainer)  # else after the validation that follows
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if isinstance(pl_module, DetectionModule) and trainer.state.fn == "fit":
+            ap = pl_module.metrics["val"]["AP"]
+            if ap is not None and (self.best is None or ap > self.best):
+                self.best = ap
+                trainer.save_checkpoint(self.folder / "best.ckpt")
+            self._end_of_step(trainer)
+
+    def _end_of_step(self, trainer: L.Trainer) -> None:
         step = trainer.global_step
         if self.every_n_steps and step % self.every_n_steps == 0 and step != self.saved_step:
-            trainer.save_checkpoint(self.folder / f"step_{step:06d}.ckpt")
-            trainer.save_checkpoint(self.folder / "last.ckpt")
-            self.saved_step = step
+            self._save_last(trainer)
+            if trainer.is_global_zero:
+                keep_as(self.folder / "last.ckpt", self.folder / f"step_{step:06d}.ckpt")
+        signum = self._agreed_signal(trainer)
+        if signum:
+            self._save_last(trainer)
+            raise Interrupted(signum, step)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _agreed_signal(self, trainer: L.Trainer) -> int:
+        """A signal that any process got stops all of them at the same step."""
+        if trainer.world_size == 1:
+            return SIGNALS.received
+        signum = torch.tensor(SIGNALS.received, device=trainer.strategy.root_device)
+        dist.all_reduce(signum, dist.ReduceOp.MAX)
+        return int(signum)
+
+    def _save_last(self, trainer: L.Trainer) -> None:
         if trainer.global_step != self.saved_step:
             trainer.save_checkpoint(self.folder / "last.ckpt")
             self.saved_step = trainer.global_step
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save_last(trainer)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        SIGNALS.deferred = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]

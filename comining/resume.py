@@ -1,0 +1,133 @@
+"""Going on with a run: from which checkpoint, and by the same options."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict
+
+from comining.checkpoint import read_checkpoint
+from comining.config import resolve
+from comining.errors import ConfigError
+from comining.run_directory import relevant
+
+# What belongs to this start of a run and not to the run.
+OF_THIS_START = ("resume", "ckpt", "allow_changes")
+
+
+def checkpoint_to_resume(cfg: DictConfig, run: Path) -> Path | None:
+    """The checkpoint that training shall begin from; None for a run that begins anew.
+
+    ``resume=DIR`` means ``DIR/checkpoints/last.ckpt``, ``resume=auto`` the same of the run's own
+    directory, where there is one; ``ckpt=FILE`` names another.
+
+    Raises:
+        ConfigError: ``resume`` names something that is no run directory.
+        CheckpointError: there is no such checkpoint, or it is damaged.
+    """
+    chosen = None
+    if cfg.ckpt is not None:
+        chosen = Path(cfg.ckpt)
+    elif cfg.resume is not None:
+        chosen = run / "checkpoints" / "last.ckpt"
+        if cfg.resume == "auto" and not chosen.exists():
+            return None
+        if not (run / "overrides.yaml").exists():
+            raise ConfigError(f"resume={cfg.resume}: {run} is not a run directory")
+    if chosen is not None:
+        read_checkpoint(chosen)
+    return chosen
+
+
+def with_options_of(run: Path) -> DictConfig:
+    """The configuration of the run in ``run``, changed by the options of this command line.
+
+    The options that the run was started with, and then those of this start, are composed again.
+    """
+    before = yaml.safe_load((run / "overrides.yaml").read_text(encoding="utf-8"))
+    now = list(HydraConfig.get().overrides.task)
+    given = {_key(override) for override in now}
+    overrides = [one for one in before if _key(one) not in given] + now
+    hydra = HydraConfig.get()
+    composed = compose("train", overrides=overrides, return_hydra_config=True)
+    with open_dict(composed):
+        # What this process is stays; what was chosen is the run's.
+        composed.hydra.runtime.output_dir = hydra.runtime.output_dir
+        composed.hydra.runtime.cwd = hydra.runtime.cwd
+        composed.hydra.runtime.version = hydra.runtime.version
+        composed.hydra.runtime.config_sources = hydra.runtime.config_sources
+        composed.hydra.mode = hydra.mode
+        composed.hydra.job.id, composed.hydra.job.num = "resumed", 0
+        HydraConfig.instance().set_config(composed)
+        del composed["hydra"]
+    return composed
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").split("=", 1)[0].split("@")[0]
+
+
+def write_overrides(run: Path) -> None:
+    """Leave the command line's options for :func:`with_options_of`."""
+    overrides = [one for one in HydraConfig.get().overrides.task if _key(one) not in OF_THIS_START]
+    (run / "overrides.yaml").write_text(yaml.safe_dump(overrides), encoding="utf-8")
+
+
+def check_same_options(cfg: DictConfig, checkpoint: Path) -> None:
+    """Refuse to go on by other options than those of the checkpoint, unless ``allow_changes``.
+
+    Raises:
+        ConfigError: with every option that differs.
+    """
+    content = read_checkpoint(checkpoint)
+    differences = list(_differences(content["comining"]["config"], resolve(cfg)))
+    if differences and not cfg.allow_changes:
+        raise ConfigError(
+            f"{checkpoint} was trained by other options: {'; '.join(differences)}. Take those, or "
+            "go on by the new ones with allow_changes=true"
+        )
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    first, second = (_flat(relevant(config)) for config in (before, now))
+    return [
+        f"{name} was {first.get(name)!r}, is {second.get(name)!r}"
+        for name in sorted({*first, *second})
+        if first.get(name) != second.get(name)
+    ]
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def requeue() -> str | None:
+    """Under SLURM put the job back into the queue, where it goes on (``resume=auto``).
+
+    Returns:
+        what became of it, for a person; None where this is no SLURM job.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return None
+    command: Sequence[str] = ("scontrol", "requeue", job)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{' '.join(command)} failed: {error}"
+    if done.returncode:
+        return f"{' '.join(command)} failed: {done.stderr.strip()}"
+    return f"job {job} is queued again"

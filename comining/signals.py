@@ -1,0 +1,87 @@
+"""SIGTERM, Ctrl-C and SLURM's warning: end at the next step, with a checkpoint."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Self
+
+# What a scheduler or a person sends. SLURM sends SIGUSR1 ahead of the time limit where the job
+# asks for it: #SBATCH --signal=USR1@120
+CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Interrupted(BaseException):
+    """The run was told to stop. No error, and not to be taken for one on its way up.
+
+    Args:
+        signum: by which signal.
+        step: after which optimizer step, whose checkpoint is written; None outside of training.
+    """
+
+    def __init__(self, signum: int, step: int | None = None):
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+        self.step = step
+
+    @property
+    def exit_code(self) -> int:
+        """As a shell reports a process that died of the signal: 130 for Ctrl-C, 143 for SIGTERM."""
+        return 128 + self.signum
+
+
+class Signals:
+    """While entered, catches the signals that end a run.
+
+    In training (:attr:`deferred`) a signal is noted, and training stops after its step, when a
+    checkpoint can be written; a second one, or one at any other time, raises :class:`Interrupted`
+    at once.
+    """
+
+    def __init__(self) -> None:
+        self.deferred = False
+        self.received = 0  # the first signal that came in training
+        self._before: dict[int, object] = {}
+        self._process = os.getpid()
+
+    def __enter__(self) -> Self:
+        self._process = os.getpid()
+        self.install()
+        return self
+
+    def install(self) -> None:
+        """Take the signals. Again, where a library has taken them meanwhile (Lightning does)."""
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python delivers signals to the main thread only
+        for signum in CAUGHT:
+            handler = signal.signal(signum, self._handle)
+            self._before.setdefault(signum, handler)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)  # type: ignore[arg-type]  # what signal() returned
+        self._before = {}
+        self.deferred, self.received = False, 0
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            # A loader's worker: Ctrl-C reaches it, too, but the main process ends it in good time.
+            if signum == signal.SIGTERM:
+                os._exit(128 + signum)
+            return
+        if self.deferred and not self.received:
+            self.received = signum
+            print(f"{signal.Signals(signum).name}: stopping after this step", flush=True)
+            return
+        raise Interrupted(signum)
+
+
+# Of this process, as the handlers themselves are.
+SIGNALS = Signals()
