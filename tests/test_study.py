@@ -1,0 +1,81 @@
+"""The page of results: every figure comes out of a file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from comining.errors import DataError
+from comining.study import collect, main, read
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def result(method: str, seed: int, ap: float, **changes: Any) -> dict[str, Any]:
+    tau = changes.pop("tau", 0.5)
+    options = {"score_threshold": tau} if method == "comining" else {}
+    return {
+        "status": "finished", "method": method, "detector": "retinanet", "sparsity": "hard",
+        "view": "color", "seed": seed, "variant": f"{method}{tau}", "max_steps": 600,
+        "method_options": options, "metrics": {"AP": ap + 1}, "test": {"AP": ap},
+        "mining": {"pseudo_labels_per_image": 0.5, "precision": 0.75, "recall": None},
+        "history": [{"step": 300, "precision": 0.5, "recall": 0.25}],
+        "data": {"train": {"annotations": "/home/me/secret/train.json", "fingerprint": "f"}},
+        "versions": {"torch": "2"}, "hardware": "CPU", "wall_time_s": 3600, **changes,
+    }  # fmt: skip
+
+
+def runs(folder: Path, results: list[dict[str, Any]]) -> Path:
+    for number, one in enumerate(results):
+        (folder / str(number)).mkdir(parents=True)
+        (folder / str(number) / "result.json").write_text(json.dumps(one))
+    return folder
+
+
+def page_of(tmp_path: Path, results: list[dict[str, Any]]) -> str:
+    collect([runs(tmp_path / "runs", results)], tmp_path / "results" / "set")
+    main(["write", str(tmp_path / "results"), str(tmp_path / "R.md")])
+    return (tmp_path / "R.md").read_text()
+
+
+def test_means_pairs_and_the_closed_gap(tmp_path: Path) -> None:
+    results = [result("original", seed, ap) for seed, ap in enumerate((40.0, 41.0, 42.0))]
+    results += [result("comining", seed, ap) for seed, ap in enumerate((43.0, 43.0, 43.0))]
+    results += [result("original", 0, 51.0, sparsity="full")]
+    page = page_of(tmp_path, results)
+    assert "| hard | `original` | 41.0 ± 1.0 |  |  |  |" in page
+    assert "| hard | `comining` | 43.0 ± 0.0 | +2.0 (+3.0, +2.0, +1.0) | - | 20% |" in page
+    assert "| full | `original` | 51.0 (1 seed) |" in page
+    assert "7 runs of 600 steps, 7.0 hours" in page
+
+
+def test_the_threshold_is_chosen_by_validation_and_others_make_no_seeds(tmp_path: Path) -> None:
+    better = result("comining", 0, 45.0, tau=0.6, metrics={"AP": 30.0})  # on the test split only
+    page = page_of(tmp_path, [result("comining", 0, 43.0), better, result("original", 0, 41.0)])
+    assert "τ = 0.5 for every method" in page
+    assert "| 0.6 | 30.0 | 45.0 | 0.50 | 0.75 | - |" in page
+    assert "| hard | `comining` | 43.0 (1 seed) | +2.0 (+2.0) |" in page
+
+
+def test_what_is_collected_tells_nothing_of_the_machine(tmp_path: Path) -> None:
+    failed = result("joint", 0, 1.0, status="failed")
+    count = collect([runs(tmp_path / "runs", [result("original", 0, 4.0), failed])], tmp_path / "r")
+    assert count == 1
+    (one,) = read(tmp_path / "r")
+    assert one["data"]["train"] == {"annotations": "train.json", "fingerprint": "f"}
+
+
+def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "result.json").write_text("{")
+    with pytest.raises(DataError, match=r"a/result\.json: not a result"):
+        collect([tmp_path], tmp_path / "r")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match="no results"):
+        main(["write", str(tmp_path / "none"), str(tmp_path / "R.md")])
+
+
+def test_the_page_in_the_project_is_what_its_results_say(tmp_path: Path) -> None:
+    main(["write", str(ROOT / "results"), str(tmp_path / "RESULTS.md")])
+    assert (tmp_path / "RESULTS.md").read_text() == (ROOT / "RESULTS.md").read_text()
