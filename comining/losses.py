@@ -73,7 +73,7 @@ class _BackgroundSum(torch.autograd.Function):
         softplus = torch.empty_like(logits, memory_format=torch.contiguous_format)
         total = logits.new_zeros(())
         for logit, weight, kept in _parts(logits, factor, softplus):
-            kept.copy_(F.softplus(logit))
+            torch.ops.aten.softplus.out(logit, 1, 20, out=kept)
             term = logit.sigmoid().pow_(gamma).mul_(1 - alpha).mul_(kept)
             total += term.mul_(weight).sum()
         ctx.save_for_backward(logits, entry, factor, softplus)

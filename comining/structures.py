@@ -100,19 +100,23 @@ class DensePredictions:
 
     def split(self, size: int) -> list[DensePredictions]:
         """Cut the batch into parts of ``size`` images (the views of one forward)."""
-        parts = []
-        for start in range(0, len(self), size):
-            images = slice(start, start + size)
-            parts.append(
-                replace(
-                    self,
-                    logits=self.logits[images],
-                    deltas=self.deltas[images],
-                    image_sizes=self.image_sizes[images],
-                    centerness=None if self.centerness is None else self.centerness[images],
-                )
+        starts = range(0, len(self), size)
+        # The backward of one split fills one table; that of a slice a whole table for every part.
+        logits: Sequence[Tensor] = self.logits.split(size)  # type: ignore[no-untyped-call]
+        deltas: Sequence[Tensor] = self.deltas.split(size)  # type: ignore[no-untyped-call]
+        centerness: Sequence[Tensor | None] = [None] * len(starts)
+        if self.centerness is not None:
+            centerness = self.centerness.split(size)  # type: ignore[no-untyped-call]
+        return [
+            replace(
+                self,
+                logits=logits[part],
+                deltas=deltas[part],
+                image_sizes=self.image_sizes[start : start + size],
+                centerness=centerness[part],
             )
-        return parts
+            for part, start in enumerate(starts)
+        ]
 
 
 @dataclass

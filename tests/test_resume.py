@@ -261,7 +261,12 @@ def test_what_cannot_be_resumed_is_named(folder: Path, kind: str) -> None:
 
 # -- files -------------------------------------------------------------------------------
 
-CONTENT: dict[str, Any] = {"comining": {}, "state_dict": {"a": torch.ones(20_000)}}
+DESCRIPTION = {
+    "config": {"backbone": {}, "detector": {}, "data": {}},
+    "category_ids": [1],
+    "category_names": ["one"],
+}
+CONTENT: dict[str, Any] = {"comining": DESCRIPTION, "state_dict": {"a": torch.ones(20_000)}}
 
 
 def test_a_save_that_fails_leaves_the_earlier_checkpoint(
