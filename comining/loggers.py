@@ -50,10 +50,10 @@ class MetricsFile(Logger):
         return ""
 
     @rank_zero_only
-    def begin(self, step: int) -> None:
-        """Keep the rows of a run that has got to ``step``; at 0 begin anew."""
-        rows = self._read() if step else []
-        kept = [row for row in rows if int(row["step"]) <= step]
+    def begin(self, count: int) -> None:
+        """Keep the first rows, as many as there were at the checkpoint; with 0 begin anew."""
+        rows = self._read() if count else []
+        kept = rows[:count]
         self.columns = list(rows[0]) if rows else []
         if kept:
             self._rewrite(kept)

@@ -210,14 +210,14 @@ def quiet_lightning() -> None:
     """Leave out what Lightning says to itself; its warnings to the user stay."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    # lightning 2.6.6 calls what torch 2.15 deprecates; and it does not know that we log ourselves.
+    # lightning 2.6.6 calls what newer torch deprecates; and it does not know that we log ourselves.
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
     warnings.filterwarnings("ignore", message="The number of training batches")
     # Our sampler is in the loader; how many workers are right is the user's to say (README).
     warnings.filterwarnings("ignore", message=".*does not have many workers")
 
 
-def print_start(run: Path, data: Mapping[str, Any], device: str) -> None:
+def print_start(run: Path, data: Mapping[str, Any], device: torch.device) -> None:
     """The start of a run, for a person: what was read, on what it runs, where it writes."""
     for split, facts in data.items():
         words = [f"{facts['images']} images"]

@@ -14,7 +14,15 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "pycocotools", "torchmetrics")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "lightning",
+    "hydra-core",
+    "pycocotools",
+    "faster-coco-eval",
+    "torchmetrics",
+)
 
 
 def versions() -> dict[str, str]:

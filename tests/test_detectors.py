@@ -93,6 +93,8 @@ def test_anchors_made_in_validation_can_be_trained_with(built: DenseDetector) ->
     predictions = built.predict(images(1, 96, 144))
     losses = built.losses(predictions, built.assign(predictions, [targets((8, 8, 60, 60, 1))]))
     torch.stack(list(losses.values())).sum().backward()
+    gradients = [p.grad for p in built.net.head.parameters() if p.grad is not None]
+    assert any(gradient.abs().sum() > 0 for gradient in gradients)
 
 
 @pytest.mark.parametrize("size", [(96, 144), (50, 200), (30, 30)])

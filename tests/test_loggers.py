@@ -63,7 +63,7 @@ def test_a_resumed_run_goes_on_without_loss_or_repetition(tmp_path: Path) -> Non
     with (tmp_path / "metrics.csv").open("a") as file:
         file.write("5")  # it died while it wrote a row
     resumed = MetricsFile(tmp_path)
-    resumed.begin(2)  # the last checkpoint is of step 2
+    resumed.begin(2)  # there were two rows at the last checkpoint
     for step in (3, 4, 5):
         resumed.log_metrics({"a": step * 0.1, "c": 1.0}, step=step)
     rows = rows_of(tmp_path / "metrics.csv")

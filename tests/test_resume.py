@@ -204,6 +204,22 @@ def test_the_directory_alone_says_how_to_go_on(folder: Path) -> None:
     same(folder / "whole", run)
 
 
+@pytest.mark.parametrize("interval", [3, 4], ids=["validated last", "not validated last"])
+def test_a_run_that_was_killed_after_its_last_step_is_evaluated(
+    folder: Path, tmp_path: Path, interval: int
+) -> None:
+    """Nothing is left to train; what was mined is still told, and no row is written twice."""
+    shutil.copytree(folder / "shapes", tmp_path / "shapes")
+    done = train(tmp_path, "hydra.run.dir=whole", f"trainer.val_check_interval={interval}")
+    assert done.returncode == 0, done.stderr
+    resumed_run = tmp_path / "again"
+    shutil.copytree(tmp_path / "whole", resumed_run)
+    (resumed_run / "result.json").unlink()
+    done = call(tmp_path, "resume=again")
+    assert done.returncode == 0, done.stderr
+    same(tmp_path / "whole", resumed_run)
+
+
 def test_other_options_are_refused_by_name_unless_allowed(folder: Path) -> None:
     run = resumed(folder, "other", from_step=4)
     done = call(folder, "resume=other", "optimizer.lr=0.001", "method=joint")

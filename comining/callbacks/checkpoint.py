@@ -133,10 +133,13 @@ class StepCheckpoint(Checkpoint):
             self._save_last(trainer)
             if trainer.is_global_zero:
                 keep_as(self.folder / "last.ckpt", self.folder / f"step_{step:06d}.ckpt")
+        self._stop_if_told(trainer)
+
+    def _stop_if_told(self, trainer: L.Trainer) -> None:
         signum = self._agreed_signal(trainer)
         if signum:
             self._save_last(trainer)
-            raise Interrupted(signum, step)
+            raise Interrupted(signum, trainer.global_step)
 
     def _agreed_signal(self, trainer: L.Trainer) -> int:
         """A signal that any process got stops all of them at the same step."""
@@ -153,6 +156,7 @@ class StepCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._save_last(trainer)
+        self._stop_if_told(trainer)  # what came after the last step is not lost
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         SIGNALS.deferred = False

@@ -40,22 +40,27 @@ class TrainingFigures(L.Callback):
         self.latest: dict[str, float] = {}  # the last value of every figure
         self.mining: Figures = {}  # over the final part
         self.classes: dict[str, Figures] = {}  # mining per class over the final part
+        self.rows = 0  # logged so far
         self.images = 0
         self.since = 0.0
         self._restored: dict[str, list[torch.Tensor]] = {}
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        module = _trained(pl_module)
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Here and not when training starts: where a resumed run has no step left to do, it never
+        # does, and what was mined is wanted all the same.
+        module, device = _trained(pl_module), trainer.strategy.root_device
         classes = len(module.evaluators["val"].annotations.categories)
         for name in ("recent", "since_validation", "final"):
-            score = MiningScore(module.method.views, classes).to(module.device)
+            score = MiningScore(module.method.views, classes).to(device)
             if name in self._restored and trainer.is_global_zero:
                 # The sums of all processes as they were saved; the others begin at zero.
-                score.update(*(state.to(module.device) for state in self._restored.pop(name)))
+                score.update(*(state.to(device) for state in self._restored.pop(name)))
             self.scores[name] = score
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile):
-                logger.begin(trainer.global_step)
+                logger.begin(self.rows)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._restart_clock()
 
     def _restart_clock(self) -> None:
@@ -105,8 +110,8 @@ class TrainingFigures(L.Callback):
         self._restart_clock()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not self.scores or trainer.sanity_checking:
-            return
+        if self.history and self.history[-1]["step"] == trainer.global_step:
+            return  # a run that was resumed with no step left to do is only evaluated again
         module = _trained(pl_module)
         metrics, class_ap = module.metrics["val"], module.class_ap["val"]
         row = _numbers("val", metrics) | _numbers("val/class", class_ap)
@@ -121,7 +126,7 @@ class TrainingFigures(L.Callback):
         self._log(trainer, row)
         self._restart_clock()
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         mining = self.scores["final"].compute()
         names = _trained(pl_module).evaluators["val"].annotations.categories.names
         self.mining = mining.together
@@ -129,6 +134,7 @@ class TrainingFigures(L.Callback):
 
     def _log(self, trainer: L.Trainer, row: Mapping[str, float]) -> None:
         self.latest |= row
+        self.rows += 1
         for logger in trainer.loggers:
             logger.log_metrics(dict(row), step=trainer.global_step)
 
@@ -159,7 +165,8 @@ class TrainingFigures(L.Callback):
     # -- resuming ------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"history": self.history, "latest": self.latest, "scores": {}}
+        kept = {"rows": self.rows, "history": self.history, "latest": self.latest}
+        state: dict[str, Any] = {**kept, "scores": {}}
         for name, score in self.scores.items():
             with score.sync_context():
                 state["scores"][name] = [
@@ -168,6 +175,7 @@ class TrainingFigures(L.Callback):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = state_dict["rows"]
         self.history = state_dict["history"]
         self.latest = state_dict["latest"]
         self._restored = state_dict["scores"]

@@ -96,7 +96,6 @@ class Pictures(L.Callback):
     @torch.no_grad()
     def _draw(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         step = trainer.global_step
-        # Methods may draw lots; the stream of training must not notice.
         if not trainer.is_global_zero or step == self.drawn_step:
             return
         if not isinstance(module, DetectionModule):
@@ -136,7 +135,7 @@ class Pictures(L.Callback):
         page = sheet(panels, 2 * len(views), styles, title)
         self._save(page, f"mined_{step:06d}.png")
         log_picture(trainer.loggers, "pictures/mined", page, step)
-        self._draw_over_time(sides["original"], batch.image_ids, step)
+        self._draw_over_time(next(iter(sides.values())), batch.image_ids, step)
         logged = []
         for n, image in enumerate(batch.images):
             drawn: list[tuple[Style, Targets | Detections]] = [
@@ -169,7 +168,7 @@ class Pictures(L.Callback):
                 if file.exists():
                     with Image.open(file) as earlier:
                         rows.append(captioned(earlier.copy(), f"step {drawn}, image {image_id}"))
-        title = "What the original view mined in the same images as training went on"
+        title = "What the first view mined in the same images as training went on"
         page = sheet(rows, len(steps), [ANNOTATED, ERASED, MINED], title)
         self._save(page, "mined_over_time.png")
 

@@ -43,7 +43,7 @@ class EvaluationModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         self._evaluate("val")
         self.metrics_step = self.global_step
-        if self.trainer.is_global_zero and self.trainer.fit_loop.max_steps:
+        if self.trainer.is_global_zero and self.trainer.state.fn == "fit":  # others print it
             table = metrics_table(self.metrics["val"])
             log.info("step %d, validation\n%s", self.global_step, table)
 
