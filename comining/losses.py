@@ -62,7 +62,9 @@ class _BackgroundSum(torch.autograd.Function):
 
     The numbers, and the gradients to the last bit, are those of the plain formula; but parts of the
     map that fit the cache go through all of its operations one after the other, a single table is
-    kept for the backward instead of three, and the gradient of the true classes is added in place.
+    kept for the backward instead of three, the gradient takes the place of that table, and the
+    gradient of the true classes is added in place. (A second backward through the same graph is
+    refused by autograd, since the table is gone by then.)
     """
 
     @staticmethod
@@ -87,17 +89,17 @@ class _BackgroundSum(torch.autograd.Function):
     ) -> tuple[Tensor, None, None, None, None]:
         logits, entry, factor, softplus = ctx.saved_tensors
         alpha, gamma = ctx.alpha, ctx.gamma
-        gradient = torch.empty_like(softplus)
-        parts = _parts(logits, factor * of_sum, softplus, gradient, entry, of_true)
-        for logit, weight, kept, out, true, of_entry in parts:
+        # A fresh table of this size costs a CPU more time in page faults than the arithmetic does.
+        parts = _parts(logits, factor * of_sum, softplus, entry, of_true)
+        for logit, weight, kept, true, of_entry in parts:
             probability = logit.sigmoid()
-            modulated = probability.pow(gamma).mul_(1 - alpha).mul_(weight)
-            torch.ops.aten.softplus_backward.grad_input(modulated, logit, 1, 20, grad_input=out)
-            out.scatter_add_(1, true, of_entry)
             inner = (weight * kept).mul_(1 - alpha)
             inner.mul_(probability.pow(gamma - 1).mul_(gamma))
-            out.add_(torch.ops.aten.sigmoid_backward(inner, probability))
-        return gradient, None, None, None, None
+            modulated = probability.pow(gamma).mul_(1 - alpha).mul_(weight)
+            torch.ops.aten.softplus_backward.grad_input(modulated, logit, 1, 20, grad_input=kept)
+            kept.scatter_add_(1, true, of_entry)
+            kept.add_(torch.ops.aten.sigmoid_backward(inner, probability))
+        return softplus, None, None, None, None
 
 
 # Elements of a part, by the type of device: what the cache holds, or launches are worth.

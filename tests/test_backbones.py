@@ -127,6 +127,18 @@ def test_the_frozen_norm_is_torchvisions() -> None:
     ours.load_state_dict(torch.nn.BatchNorm2d(6).state_dict())
 
 
+def test_the_frozen_norm_makes_no_new_map_where_nothing_trains() -> None:
+    """Behind frozen layers and at inference: the same numbers to the last bit, in place."""
+    ours, theirs = frozen_norm()
+    features = torch.randn(2, 6, 5, 7)
+    expected = theirs(features)
+    trained = ours(features.clone().requires_grad_()).detach()
+    result = ours(features)
+    assert result.data_ptr() == features.data_ptr()
+    assert torch.equal(result, trained)
+    torch.testing.assert_close(result, expected)
+
+
 def test_the_frozen_norm_keeps_bf16_and_rounds_once() -> None:
     ours, theirs = frozen_norm()
     features = torch.randn(2, 6, 5, 7, dtype=torch.bfloat16, requires_grad=True)

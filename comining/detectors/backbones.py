@@ -22,7 +22,8 @@ class FrozenBatchNorm(FrozenBatchNorm2d):  # type: ignore[misc]  # torchvision s
     """torchvision's, but what comes in as bf16 goes out as bf16; the state dict is the same.
 
     torchvision multiplies by float32 statistics, so that under autocast every activation would be
-    float32, twice the memory and traffic.
+    float32, twice the memory and traffic. Features that need no gradient are changed in place, as
+    by an in-place ReLU.
     """
 
     def forward(self, features: Tensor) -> Tensor:
@@ -34,7 +35,12 @@ class FrozenBatchNorm(FrozenBatchNorm2d):  # type: ignore[misc]  # torchvision s
         # The numbers of torchvision in one pass; batch_norm would keep its input for the backward.
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
-        return torch.addcmul(shift.view(1, -1, 1, 1), features, scale.view(1, -1, 1, 1))
+        shift, scale = shift.view(1, -1, 1, 1), scale.view(1, -1, 1, 1)
+        if features.requires_grad or torch.compiler.is_compiling():
+            return torch.addcmul(shift, features, scale)
+        # Behind frozen layers, and at inference, the result takes the place of what came in: the
+        # first map of a network is its largest, and new memory for it costs more than its numbers.
+        return torch.addcmul(shift, features, scale, out=features)
 
 
 ResNetName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
