@@ -6,9 +6,11 @@ line lies on a dark rim, so that it shows on any ground.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -16,6 +18,9 @@ from torch import Tensor
 
 RIM = (0, 0, 0)
 PAPER = (255, 255, 255)
+# A caption may be so wide, px, whatever its picture is: enough for any class of COCO, its score,
+# the view and the image.
+CAPTION = 240
 
 
 @dataclass(frozen=True)
@@ -29,9 +34,9 @@ class Style:
 
 ANNOTATED = Style("annotated", (86, 180, 233), None)
 ERASED = Style("erased", (230, 159, 0), (9, 6))
-MINED = Style("mined", (255, 255, 255), (2, 3))
+MINED = Style("mined", (255, 255, 255), (3, 4))
 MINED_BY = {
-    "original": Style("mined by original", (255, 255, 255), (2, 3)),
+    "original": Style("mined by original", (255, 255, 255), (3, 4)),
     "augmented": Style("mined by augmented", (240, 228, 66), (14, 3)),
 }
 DETECTED = Style("detected", (240, 228, 66), (7, 3))
@@ -112,19 +117,32 @@ def crop(
 
 
 def captioned(picture: Image.Image, caption: str, lines: Sequence[str] = ()) -> Image.Image:
-    """A picture under a line of words; ``lines`` stand in the picture itself."""
-    band = 18
-    page = Image.new("RGB", (picture.width, picture.height + band), PAPER)
+    """A picture under its caption, of one line or more; ``lines`` stand in the picture itself.
+
+    Where the picture is narrower than its caption, there is white paper beside it, up to
+    :data:`CAPTION` px; of longer captions the end is left out, and an ellipsis says so.
+    """
+    font = ImageFont.load_default(12)
+    rows = [_shortened(row, font, max(picture.width, CAPTION)) for row in caption.split("\n")]
+    band = 3 + 15 * len(rows)
+    width = max([picture.width, *(math.ceil(font.getlength(row)) for row in rows)])
+    page = Image.new("RGB", (width, picture.height + band), PAPER)
     page.paste(picture, (0, band))
     pen = ImageDraw.Draw(page)
-    font = ImageFont.load_default(12)
-    while caption and pen.textlength(caption, font=font) > picture.width:
-        caption = caption[:-2].rstrip() + "…" if len(caption) > 2 else ""
-    pen.text((0, 2), caption, RIM, font)
+    for number, row in enumerate(rows):
+        pen.text((0, 2 + 15 * number), row, RIM, font)
     large = ImageFont.load_default(16)
     for number, words in enumerate(lines):
         pen.text((10, band + 12 + 24 * number), words, RIM, large)
     return page
+
+
+def _shortened(words: str, font: Any, width: int) -> str:
+    if font.getlength(words) <= width:
+        return words
+    while words and font.getlength(words + "…") > width:
+        words = words[:-1].rstrip()
+    return words + "…"
 
 
 def sheet(
@@ -158,10 +176,11 @@ def _rectangle(
     pen: ImageDraw.ImageDraw, left: int, top: int, right: int, bottom: int, style: Style
 ) -> None:
     corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
-    for width, colour in ((4, RIM), (2, style.colour)):
+    # The rim has no gaps: white dots on a white ground would not be seen without it.
+    for width, colour, dash in ((4, RIM, None), (2, style.colour, style.dash)):
         for (x0, y0), (x1, y1) in pairwise(corners):
             length = abs(x1 - x0) + abs(y1 - y0)
-            stroke, gap = style.dash or (length, 1)
+            stroke, gap = dash or (length, 1)
             for start in range(0, max(1, length), stroke + gap):
                 end = min(start + stroke, length)
                 at = [start / max(1, length), end / max(1, length)]

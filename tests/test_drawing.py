@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from comining.drawing import ANNOTATED, ERASED, MINED, Layer, panel, sheet
+from comining.drawing import ANNOTATED, ERASED, MINED, Layer, captioned, panel, sheet
 
 GREY = torch.full((3, 60, 80), 128, dtype=torch.uint8)
 BOX = torch.tensor([[10.0, 10.0, 60.0, 50.0]])
@@ -57,6 +57,27 @@ def test_boxes_at_and_beyond_the_border_are_drawn_inside(box: list[float]) -> No
     picture = pixels([Layer(ANNOTATED, torch.tensor([box]), ["a long caption 0.99"])])
     assert picture.shape == (60, 80, 3)
     assert has(picture, ANNOTATED.colour).any()
+
+
+@pytest.mark.parametrize("ground", [0, 128, 255])
+def test_a_box_of_any_style_shows_on_any_ground(ground: int) -> None:
+    image = torch.full((3, 60, 80), ground, dtype=torch.uint8)
+    for style in (ANNOTATED, ERASED, MINED):
+        drawn = np.asarray(panel(image, [Layer(style, BOX)])).astype(int)
+        border = np.abs(drawn[9:12, 12:58] - ground).max(axis=(0, 2))
+        # Dots on black leave short gaps in black on a black ground, and none on any other.
+        assert (border > 80).mean() > (0.4 if ground == 0 else 0.99)
+
+
+def test_no_caption_is_cut() -> None:
+    picture = panel(GREY, [])
+    words = "Platelets 0.69\naugmented, image 123456789"
+    page = np.asarray(captioned(picture, words))
+    wide = np.asarray(captioned(panel(GREY, [], scale=4.0), words))
+    assert (page[33:, :80] == 128).all()
+    assert page.shape[1] > 80
+    ink = [(one[:33] < 128).any(axis=-1) for one in (page, wide)]
+    assert ink[0].sum() == ink[1].sum() > 100
 
 
 def test_without_boxes_the_picture_is_the_image() -> None:

@@ -283,7 +283,7 @@ class WrongOnes:
                 words = f"{self.class_names[int(one.labels)]} {one.scores.item():.2f}"
                 around = crop(image, one.boxes[0], _layers(MINED, kept, erased, one))
                 small = panel(*around, 180 / max(around[0].shape[-2:]))
-                self.panels[kind].append(captioned(small, f"{words}, {view}, image {image_id}"))
+                self.panels[kind].append(captioned(small, f"{words}\n{view}, image {image_id}"))
 
     def sheet(self, title: str) -> Image.Image:
         """A row a kind, with its count."""
@@ -292,10 +292,10 @@ class WrongOnes:
         for kind, drawn in self.panels.items():
             of = self.counts[kind] / max(1, self.total)
             label = blank.copy()
-            panels.append(captioned(label, "", lines=[
+            panels.append(captioned(label, "\n", lines=[
                 kind.replace("_", " "), f"{self.counts[kind]} of {self.total}", f"{of:.0%}"
             ]))  # fmt: skip
-            filled = drawn + [captioned(blank, "")] * (self.examples - len(drawn))
+            filled = drawn + [captioned(blank, "\n")] * (self.examples - len(drawn))
             panels += filled
         right = self.counts["right"]
         words = f"{title}: {right} of {self.total} mined boxes are right; these are not"
