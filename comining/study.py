@@ -2,7 +2,8 @@
 
 ``python -m comining.study collect RUN ... --to results/bccd`` copies results of finished runs,
 without the paths of the machine; ``python -m comining.study write results RESULTS.md`` writes the
-page. Every figure on it comes from these files; a cell that has not been run is shown as a dash.
+page and, into ``results/plots``, its plots (they need ``pip install -e ".[report]"``). Every figure
+comes from these files; a cell that has not been run is shown as a dash.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from comining.errors import DataError
 from comining.published import LAYOUTS
 from comining.run_directory import write_json
+from comining.study_plots import draw
 
 Result = Mapping[str, Any]
 
@@ -25,10 +27,15 @@ METHODS = (
     "background_recalibration", "part_aware",
 )  # fmt: skip
 SPARSITIES = ("full", "easy", "hard", "extreme", "miss50")
+REPEAT = "-repeat"
+# Where nothing was tried on a sparse set of its own, its threshold is that of this one.
+MAIN = "hard"
 
 
 def collect(runs: Sequence[Path], folder: Path) -> int:
     """Copy the results of finished and diverged runs; how many there were.
+
+    A run that was made a second time with another outcome is kept beside the first one.
 
     Raises:
         DataError: a result cannot be read.
@@ -47,14 +54,37 @@ def collect(runs: Sequence[Path], folder: Path) -> int:
             [result["detector"], result["sparsity"], result["method"], result["view"],
              result["variant"], f"seed{result['seed']}"]
         )  # fmt: skip
-        write_json(folder / f"{name}.json", result)
+        write_json(_place(folder, name, result), result)
         count += 1
     return count
 
 
+def _place(folder: Path, name: str, result: Result) -> Path:
+    """Where a result belongs: with others of its cell and seed it is a repeat."""
+    place, number = folder / f"{name}.json", 0
+    while place.exists() and _read(place)["metrics"] != result["metrics"]:
+        number += 1
+        place = folder / f"{name}{REPEAT}{number}.json"
+    return place
+
+
+def _read(file: Path) -> Result:
+    found: Result = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
 def read(folder: Path) -> list[Result]:
-    """The results of one study."""
-    return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
+    """The results of one study, without repeats."""
+    files = (file for file in sorted(folder.glob("*.json")) if REPEAT not in file.name)
+    return [_read(file) for file in files]
+
+
+def read_repeats(folder: Path) -> list[tuple[Result, Result]]:
+    """Runs that were made more than once: the first, and one of the others."""
+    return [
+        (_read(folder / f"{file.name.split(REPEAT)[0]}.json"), _read(file))
+        for file in sorted(folder.glob(f"*{REPEAT}*.json"))
+    ]
 
 
 def tau_of(result: Result) -> float | None:
@@ -63,33 +93,39 @@ def tau_of(result: Result) -> float | None:
     return None if value is None else float(value)
 
 
-def chosen_tau(results: Sequence[Result]) -> float | None:
-    """The threshold with the best validation AP: co-mining, RetinaNet, hard, seed 0."""
-    sweep = sweep_of(results)
+def chosen_tau(results: Sequence[Result], sparsity: str) -> float | None:
+    """The threshold with the best validation AP of co-mining (RetinaNet, seed 0) on a sparse set.
+
+    Where fewer than two were tried there, it is that of :data:`MAIN`.
+    """
+    sweep = sweep_of(results, sparsity)
+    if len(sweep) < 2 and sparsity != MAIN:
+        return chosen_tau(results, MAIN)
     return max(sweep, key=lambda tau: sweep[tau]["metrics"]["AP"]) if sweep else None
 
 
-def sweep_of(results: Sequence[Result]) -> dict[float, Result]:
-    """The threshold sweep: tau to the run of seed 0."""
+def sweep_of(results: Sequence[Result], sparsity: str) -> dict[float, Result]:
+    """The threshold sweep on a sparse set: tau to the run of seed 0."""
     found = {}
     for one in results:
         cell = (one["detector"], one["sparsity"], one["method"], one["view"], one["seed"])
         tau = tau_of(one)
-        wanted = cell == ("retinanet", "hard", "comining", "color", 0)
+        wanted = cell == ("retinanet", sparsity, "comining", "color", 0)
         if wanted and tau is not None and one["status"] == "finished":
             found[tau] = one
     return dict(sorted(found.items()))
 
 
 def by_seed(
-    results: Sequence[Result], detector: str, sparsity: str, method: str, tau: float | None
+    results: Sequence[Result], detector: str, sparsity: str, method: str, view: str = "color"
 ) -> dict[int, float]:
-    """Test AP of each seed of a cell; NaN where it diverged."""
+    """Test AP of each seed of a cell, at the chosen threshold; NaN where it diverged."""
     cell = {}
+    tau = chosen_tau(results, sparsity)
     for one in results:
         if (one["detector"], one["sparsity"], one["method"]) != (detector, sparsity, method):
             continue
-        if one["view"] != "color" or tau_of(one) not in (None, tau):
+        if one["view"] != view or tau_of(one) not in (None, tau):
             continue
         finished = one["status"] == "finished"
         cell[int(one["seed"])] = one["test"]["AP"] if finished else float("nan")
@@ -122,45 +158,49 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return lines + [f"| {' | '.join(row)} |" for row in rows]
 
 
-def study(name: str, results: Sequence[Result]) -> list[str]:
-    """The part of the page for one data set."""
-    tau = chosen_tau(results)
+Cells = dict[tuple[str, str], dict[int, float]]  # sparsity, method -> seed -> test AP
+
+
+def cells_of(results: Sequence[Result], detector: str) -> Cells:
+    """All cells of a detector that have been run."""
+    cells = {
+        (sparsity, method): by_seed(results, detector, sparsity, method)
+        for sparsity in SPARSITIES
+        for method in METHODS
+    }
+    return {key: cell for key, cell in cells.items() if cell}
+
+
+def study(
+    name: str, results: Sequence[Result], repeats: Sequence[tuple[Result, Result]], plots: Path
+) -> list[str]:
+    """The part of the page for one data set.
+
+    Args:
+        plots: its plots' folder, as the page names it.
+    """
     lines = [f"## {name}", ""]
-    hours = sum(one["wall_time_s"] for one in results) / 3600
+    everything = [*results, *(second for _, second in repeats)]
+    hours = sum(one["wall_time_s"] for one in everything) / 3600
     first = results[0]
     packages = ", ".join(f"{k} {v}" for k, v in first["versions"].items())
     lines += [
-        f"{len(results)} runs of {first['max_steps']} steps, {hours:.1f} hours in all on "
+        f"{len(everything)} runs of {first['max_steps']} steps, {hours:.1f} hours in all on "
         f"{first['hardware']} (the machine did other work, too); {packages}.",
         "",
     ]
-    if tau is not None:
-        lines += [
-            f"τ = {tau:g} for every method that has a threshold, by validation AP of co-mining "
-            "(RetinaNet, hard, seed 0):",
-            "",
-            *thresholds(results),
-            "",
-            *over_time(results),
-            "",
-        ]
     for detector in ("retinanet", "fcos"):
-        cells: dict[tuple[str, str], dict[int, float]] = {
-            (sparsity, method): by_seed(results, detector, sparsity, method, tau)
-            for sparsity in SPARSITIES
-            for method in METHODS
-        }
+        cells = cells_of(results, detector)
         rows = []
-        full = cells["full", "original"]
+        full = cells.get(("full", "original"), {})
         for (sparsity, method), cell in cells.items():
-            if not cell:
-                continue
-            original = cells[sparsity, "original"]
+            original = cells.get((sparsity, "original"), {})
+            joint = cells.get((sparsity, "joint"), {})
             rows.append(
                 [
                     sparsity, f"`{method}`", spread(list(cell.values())),
                     paired(cell, original) if method != "original" else "",
-                    paired(cell, cells[sparsity, "joint"]) if method == "comining" else "",
+                    paired(cell, joint) if method == "comining" else "",
                     closed(cell, original, full) if method != "original" else "",
                 ]
             )  # fmt: skip
@@ -168,7 +208,60 @@ def study(name: str, results: Sequence[Result]) -> list[str]:
             head = ("annotations", "method", "test AP", "minus `original`, per seed",
                     "minus `joint`, per seed", "gap to `full` closed")  # fmt: skip
             lines += [f"### {detector}, test AP", "", *table(head, rows), ""]
+    lines += [f"![test AP by method]({plots}/{name}-ap.svg)", ""]
+    for sparsity in SPARSITIES:
+        if len(sweep_of(results, sparsity)) < 2:
+            continue
+        lines += [
+            f"### Score thresholds, `{sparsity}`",
+            "",
+            f"RetinaNet, co-mining, seed 0. τ = {chosen_tau(results, sparsity):g} has the best "
+            "validation AP, and is that of every method that has a threshold:",
+            "",
+            *thresholds(results, sparsity),
+            "",
+            *over_time(results, sparsity),
+            "",
+            f"![precision and recall over training]({plots}/{name}-{sparsity}-mining.svg)",
+            "",
+        ]
+    lines += views(results)
+    if repeats:
+        lines += [
+            "### The same run a second time",
+            "",
+            "On another machine of the same kind, by a later version of the code, with the same "
+            "seed: what rounding alone does in the end.",
+            "",
+            *again(repeats),
+            "",
+        ]
     return lines
+
+
+def views(results: Sequence[Result]) -> list[str]:
+    """Second views of co-mining (the paper's Table 4), where others than the default were run."""
+    rows = []
+    for view in sorted({one["view"] for one in results}):
+        cell = by_seed(results, "retinanet", MAIN, "comining", view)
+        default = by_seed(results, "retinanet", MAIN, "comining")
+        if cell:
+            difference = "" if view == "color" else paired(cell, default)
+            rows.append([f"`{view}`", spread(list(cell.values())), difference])
+    if len(rows) < 2:
+        return []
+    head = ("second view", "test AP", "minus `color`, per seed")
+    return [f"### Second views of co-mining, `{MAIN}`", "", *table(head, rows), ""]
+
+
+def again(repeats: Sequence[tuple[Result, Result]]) -> list[str]:
+    """Test AP of runs that were made more than once."""
+    rows = [
+        [one["sparsity"], f"`{one['method']}`", str(one["seed"]),
+         f"{one['test']['AP']:.1f}", f"{other['test']['AP']:.1f}"]
+        for one, other in repeats
+    ]  # fmt: skip
+    return table(("annotations", "method", "seed", "test AP", "again"), rows)
 
 
 def closed(
@@ -182,10 +275,10 @@ def closed(
     return f"{(mean(cell) - mean(original)) / gap:.0%}" if gap > 0 else "-"
 
 
-def thresholds(results: Sequence[Result]) -> list[str]:
+def thresholds(results: Sequence[Result], sparsity: str) -> list[str]:
     """AP and mining over the last quarter for every threshold (the paper's Table 3)."""
     rows = []
-    for tau, one in sweep_of(results).items():
+    for tau, one in sweep_of(results, sparsity).items():
         mining = one["mining"]
         shares = [mining[key] for key in ("precision", "recall")]
         rows.append(
@@ -197,9 +290,9 @@ def thresholds(results: Sequence[Result]) -> list[str]:
     return table(head, rows)
 
 
-def over_time(results: Sequence[Result]) -> list[str]:
+def over_time(results: Sequence[Result], sparsity: str) -> list[str]:
     """Precision / recall of what was mined between two validations, for every threshold."""
-    sweep = sweep_of(results)
+    sweep = sweep_of(results, sparsity)
     steps = sorted({row["step"] for one in sweep.values() for row in one["history"]})
     rows = []
     for tau, one in sweep.items():
@@ -248,8 +341,21 @@ def write(folder: Path, page: Path) -> None:
     ]
     if notes.exists():
         lines += [notes.read_text(encoding="utf-8").rstrip(), ""]
+    plots = folder / "plots"
     for name, results in studies.items():
-        lines += study(name, results)
+        repeats = read_repeats(folder / name)
+        lines += study(name, results, repeats, Path(folder.name) / plots.name)
+        sweeps = {sparsity: sweep_of(results, sparsity) for sparsity in SPARSITIES}
+        cells = {
+            f"{sparsity}, {detector}": {
+                method: list(cell.values())
+                for (where, method), cell in cells_of(results, detector).items()
+                if where == sparsity
+            }
+            for detector in ("retinanet", "fcos")
+            for sparsity in SPARSITIES
+        }
+        draw(plots, name, cells, {k: sweep for k, sweep in sweeps.items() if len(sweep) > 1})
     lines += published()
     page.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 

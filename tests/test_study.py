@@ -1,6 +1,7 @@
 """The page of results: every figure comes out of a file."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def test_means_pairs_and_the_closed_gap(tmp_path: Path) -> None:
 def test_the_threshold_is_chosen_by_validation_and_others_make_no_seeds(tmp_path: Path) -> None:
     better = result("comining", 0, 45.0, tau=0.6, metrics={"AP": 30.0})  # on the test split only
     page = page_of(tmp_path, [result("comining", 0, 43.0), better, result("original", 0, 41.0)])
-    assert "τ = 0.5 for every method" in page
+    assert "τ = 0.5 has the best validation AP" in page
     assert "| 0.6 | 30.0 | 45.0 | 0.50 | 0.75 | - |" in page
     assert "| hard | `comining` | 43.0 (1 seed) | +2.0 (+2.0) |" in page
 
@@ -76,6 +77,61 @@ def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
         main(["write", str(tmp_path / "none"), str(tmp_path / "R.md")])
 
 
+def test_every_sparse_set_has_a_threshold_of_its_own_where_several_were_tried(
+    tmp_path: Path,
+) -> None:
+    results = [
+        result("comining", 0, 43.0),
+        result("comining", 0, 40.0, tau=0.6),
+        result("comining", 0, 20.0, sparsity="extreme", variant="a"),
+        result("comining", 0, 22.0, sparsity="extreme", tau=0.4, variant="b"),
+        result("comining", 1, 24.0, sparsity="extreme", tau=0.4, variant="b"),
+        result("comining", 0, 50.0, sparsity="easy"),  # one alone: that of hard
+    ]
+    page = page_of(tmp_path, results)
+    assert "| hard | `comining` | 43.0 (1 seed) |" in page
+    assert "| extreme | `comining` | 23.0 ± 1.4 (2 seeds) |" in page
+    assert "| easy | `comining` | 50.0 (1 seed) |" in page
+    assert page.count("### Score thresholds") == 2
+
+
+def test_second_views_are_compared_in_a_table_of_their_own(tmp_path: Path) -> None:
+    results = [result("comining", seed, 43.0 + seed) for seed in (0, 1)]
+    results += [result("comining", 1, 41.0, view="blur")]
+    page = page_of(tmp_path, results)
+    assert "| `blur` | 41.0 (1 seed) | -3.0 (-3.0) |" in page
+    assert "| hard | `comining` | 43.5 ± 0.7 (2 seeds) |" in page  # blur is no seed of it
+
+
+def test_a_run_made_again_is_kept_beside_the_first_and_is_no_seed(tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "set"
+    for number, ap in enumerate((50.0, 51.0, 51.0, 52.0)):
+        collect([runs(tmp_path / str(number), [result("original", 2, ap)])], folder)
+    assert len(list(folder.glob("*.json"))) == 3  # the same outcome twice is one file
+    assert [one["test"]["AP"] for one in read(folder)] == [50.0]
+    main(["write", str(tmp_path / "results"), str(tmp_path / "R.md")])
+    page = (tmp_path / "R.md").read_text()
+    assert "| hard | `original` | 50.0 (1 seed) |" in page
+    assert "| hard | `original` | 2 | 50.0 | 51.0 |" in page
+    assert "| hard | `original` | 2 | 50.0 | 52.0 |" in page
+    assert "3 runs of 600 steps, 3.0 hours" in page
+
+
+def test_plots_are_drawn_and_the_same_results_draw_the_same(tmp_path: Path) -> None:
+    results = [result("comining", 0, 43.0), result("comining", 0, 42.0, tau=0.6)]
+    page = page_of(tmp_path, results)
+    names = ["set-ap.svg", "set-hard-mining.svg"]
+    plots = tmp_path / "results" / "plots"
+    assert sorted(file.name for file in plots.iterdir()) == names
+    assert all(f"(results/plots/{name})" in page for name in names)
+    first = [(plots / name).read_bytes() for name in names]
+    main(["write", str(tmp_path / "results"), str(tmp_path / "R.md")])
+    assert [(plots / name).read_bytes() for name in names] == first
+
+
 def test_the_page_in_the_project_is_what_its_results_say(tmp_path: Path) -> None:
-    main(["write", str(ROOT / "results"), str(tmp_path / "RESULTS.md")])
+    shutil.copytree(ROOT / "results", tmp_path / "results")
+    main(["write", str(tmp_path / "results"), str(tmp_path / "RESULTS.md")])
     assert (tmp_path / "RESULTS.md").read_text() == (ROOT / "RESULTS.md").read_text()
+    for plot in (tmp_path / "results" / "plots").iterdir():
+        assert (ROOT / "results" / "plots" / plot.name).is_file()
