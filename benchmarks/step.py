@@ -29,7 +29,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor, nn
-from torchvision.models.detection import RetinaNet
+from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.ops import FrozenBatchNorm2d, box_iou
 
 from benchmarks import measure
@@ -289,6 +289,10 @@ def stock_copy(detector: DenseDetector, threshold: float) -> Any:
                 stock = FrozenBatchNorm2d(len(child.weight), child.eps).to(child.weight.device)
                 stock.load_state_dict(child.state_dict())
                 setattr(module, name, stock)
+    if isinstance(net, FCOS):
+        for module in net.head.modules():
+            if isinstance(module, nn.ReLU):
+                module.inplace = False  # as FCOSHead builds it
     net.score_thresh = threshold
     net.transform._skip_resize = True
     return net

@@ -44,8 +44,10 @@ def draw(
         written.append(_save(figure, folder / f"{name}-ap.svg"))
         for sparsity, sweep in sweeps.items():
             figure = Figure(figsize=(8, 3), layout="constrained")
-            for axis, key in zip(figure.subplots(1, 2), ("precision", "recall")):
+            axes = figure.subplots(1, 2)
+            for axis, key in zip(axes, ("precision", "recall")):
                 _curves(axis, sweep, key)
+            figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right center")
             figure.suptitle(f"{name}, {sparsity}: what co-mining mines, by threshold")
             written.append(_save(figure, folder / f"{name}-{sparsity}-mining.svg"))
     return written
@@ -64,6 +66,7 @@ def _points(axis: Any, groups: Mapping[str, Mapping[str, Sequence[float]]]) -> N
             axis.plot([statistics.mean(values)], [row], "|", color=colour, markersize=16)
         axis.axhline(0.5 - len(labels), color="#cccccc", linewidth=0.8)
     axis.set_yticks([-row for row in range(len(labels))], labels)
+    axis.set_ylim(0.5 - len(labels), 0.5)
     axis.set_xlabel("test AP: every seed, and their mean")
     axis.figure.set_layout_engine("constrained")
 
@@ -82,7 +85,6 @@ def _curves(axis: Any, sweep: Mapping[float, Mapping[str, Any]], key: str) -> No
     axis.set_xlabel("step")
     axis.set_ylabel(key)
     axis.set_ylim(-0.03, 1.03)
-    axis.legend()
 
 
 def _save(figure: Any, file: Path) -> Path:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchvision.models.detection.fcos import FCOSHead
+from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import FrozenBatchNorm2d
 
 from benchmarks import data, evaluation, measure, step
@@ -56,14 +58,21 @@ def test_the_steps_that_are_compared_mine_and_train_the_same_weights() -> None:
         assert torch.equal(ours[name], value)
 
 
-def test_the_stock_model_has_nothing_of_ours_in_it() -> None:
-    built = detector("retinanet", 3, "backbone=resnet18")
+@pytest.mark.parametrize("name", ["retinanet", "fcos"])
+def test_the_stock_model_has_nothing_of_ours_in_it(name: str) -> None:
+    built = detector(name, 3, "backbone=resnet18")
     stock = step.stock_copy(built, 0.6)
-    for name, one in stock.named_modules():
-        assert not type(one).__module__.startswith("comining"), name
+    head = {"retinanet": RetinaNetHead(256, 9, 3), "fcos": FCOSHead(256, 1, 3)}[name]
+    in_place = [
+        [one.inplace for one in module.modules() if isinstance(one, torch.nn.ReLU)]
+        for module in (stock.head, head)
+    ]
+    assert in_place[0] == in_place[1] == [name == "retinanet"] * 8
+    for part, one in stock.named_modules():
+        assert not type(one).__module__.startswith("comining"), part
     assert sum(type(one) is FrozenBatchNorm2d for one in stock.modules()) == 20
-    for name, value in built.net.state_dict().items():
-        assert torch.equal(stock.state_dict()[name], value)
+    for key, value in built.net.state_dict().items():
+        assert torch.equal(stock.state_dict()[key], value)
 
 
 def test_data(tmp_path: Path) -> None:

@@ -260,7 +260,8 @@ class DetectionData(L.LightningDataModule):
             DataLoader,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=False,
+            # Those of the validation are wanted again; training is one epoch, however long.
+            persistent_workers=self.num_workers > 0,
         )
 
     def transfer_batch_to_device(

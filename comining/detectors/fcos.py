@@ -59,6 +59,10 @@ class FCOSDetector(DenseDetector):
             # FCOSHead fixes 32 groups, too many for a slim head.
             if norm_groups is not None and isinstance(module, nn.GroupNorm):
                 module.num_groups = norm_groups
+            # The norm before it keeps its input for the backward, not its output: the same
+            # numbers with one map less, as in the head of RetinaNet.
+            if isinstance(module, nn.ReLU):
+                module.inplace = True
         net = FCOS(
             backbone.net,
             num_classes,
