@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,17 @@ def test_an_annotation_with_id_0_counts(tmp_path: Path) -> None:
     edit_json(file, lambda c: c["annotations"][0].update(id=0))
     metrics = evaluate(read_annotations(file), {1: detections((1, 2, 11, 14, 0, 0.9))})
     assert metrics["AP"] == pytest.approx(100)
+
+
+def test_evaluation_says_nothing_of_its_progress(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """At every validation it would bury the lines of the run."""
+    caplog.set_level(logging.INFO)
+    annotations = read_annotations(write_coco(tmp_path, [[(1, 2, 10, 12, 1)], []]))
+    evaluate(annotations, noisy(annotations, 0))
+    assert capsys.readouterr().out == ""
+    assert caplog.records == []
 
 
 def test_no_detections_is_zero_and_absent_sizes_are_none(tmp_path: Path) -> None:

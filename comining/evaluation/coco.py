@@ -5,8 +5,7 @@ By faster-coco-eval, whose numbers are those of pycocotools to the last bit (tes
 
 from __future__ import annotations
 
-import contextlib
-import io
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,8 @@ from faster_coco_eval import COCO, COCOeval_faster
 from comining.data.annotations import AnnotationSet
 from comining.errors import DivergedError
 from comining.structures import Detections
+
+log = logging.getLogger(__name__)
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
@@ -98,16 +99,14 @@ class CocoEvaluator:
     def compute(self) -> Metrics:
         """The 12 numbers on a scale of 0-100; None where nothing of that kind is annotated."""
         rows = self.results()
-        with contextlib.redirect_stdout(io.StringIO()):  # COCOeval prints its progress
-            truth = _coco(self._ground_truth())
-            if rows:
-                found = truth.loadRes(rows)
-            else:  # loadRes fails on an empty list
-                found = _coco({**self._ground_truth(), "annotations": []})
-            evaluation = COCOeval_faster(truth, found, "bbox")
-            evaluation.evaluate()
-            evaluation.accumulate()
-            evaluation.summarize()
+        truth = _coco(self._ground_truth())
+        nothing = {**self._ground_truth(), "annotations": []}
+        found = truth.loadRes(rows) if rows else _coco(nothing)  # loadRes fails on an empty list
+        # Twenty lines of progress at every validation would bury those of the run.
+        evaluation = COCOeval_faster(truth, found, "bbox", print_function=log.debug)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
         # [10 IoUs, 101 recalls, K, 4 areas, 3 limits]; all areas, 100 detections; -1: nothing there
         precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
         self.class_ap = {
