@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from comining.data.dataset import load_image
+from comining.data.images import load_image
 from comining.detectors.base import DenseDetector
 from comining.drawing import DETECTED, Layer, panel
 from comining.errors import DataError

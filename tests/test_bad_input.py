@@ -33,7 +33,7 @@ from PIL import Image, PngImagePlugin
 from comining.checkpoint import build_detector, describe
 from comining.config import CONFIG_FOLDER
 from comining.data.annotations import Categories, check_images, read_annotations
-from comining.data.dataset import load_image
+from comining.data.images import load_image
 from comining.data.sparsity import main as write_sparse_file
 from comining.evaluation.coco import CocoEvaluator
 from comining.structures import Detections

@@ -11,6 +11,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import FrozenBatchNorm2d
 
 from benchmarks import data, evaluation, measure, step
+from benchmarks.setting import Setting, stock_copy
 from tests.helpers import detector
 
 CPU = torch.device("cpu")
@@ -46,7 +47,7 @@ def test_step(tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[
 
 
 def test_the_steps_that_are_compared_mine_and_train_the_same_weights() -> None:
-    setting = step.Setting(step.arguments(["--quick"]))
+    setting = Setting(step.arguments(["--quick"]))
     assert setting.pseudo_labels() > 1
     ours, stock = setting.detector.net.state_dict(), setting.stock.state_dict()
     assert ours.keys() == stock.keys()
@@ -61,7 +62,7 @@ def test_the_steps_that_are_compared_mine_and_train_the_same_weights() -> None:
 @pytest.mark.parametrize("name", ["retinanet", "fcos"])
 def test_the_stock_model_has_nothing_of_ours_in_it(name: str) -> None:
     built = detector(name, 3, "backbone=resnet18")
-    stock = step.stock_copy(built, 0.6)
+    stock = stock_copy(built, 0.6)
     head = {"retinanet": RetinaNetHead(256, 9, 3), "fcos": FCOSHead(256, 1, 3)}[name]
     in_place = [
         [one.inplace for one in module.modules() if isinstance(one, torch.nn.ReLU)]

@@ -13,7 +13,8 @@ from PIL.PngImagePlugin import PngImageFile
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from comining.data.annotations import read_annotations
-from comining.data.dataset import TrainingSet, collate, load_image, resized_shape
+from comining.data.dataset import TrainingSet, collate, resized_shape
+from comining.data.images import load_image
 from comining.data.sampler import SampleKey, StepSampler
 from comining.data.shapes import SHAPES, DrawShapes
 from comining.errors import DataError

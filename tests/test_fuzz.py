@@ -25,7 +25,7 @@ from PIL import Image
 
 from comining.checkpoint import read_checkpoint
 from comining.data.annotations import AnnotationSet, check_images, read_annotations
-from comining.data.dataset import load_image
+from comining.data.images import load_image
 from comining.data.sparsity import FromFile, RandomErasure
 from comining.errors import CheckpointError, DataError, UserError
 from tests.helpers import write_coco

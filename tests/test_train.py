@@ -16,7 +16,7 @@ from torchvision.models.detection import FCOS, RetinaNet
 
 from comining.checkpoint import load_detector, read_checkpoint
 from comining.config import CONFIG_FOLDER
-from comining.data.dataset import load_image
+from comining.data.images import load_image
 from comining.errors import CheckpointError, ConfigError
 from comining.evaluation.coco import METRICS
 from tests.helpers import composed, real_data

@@ -14,36 +14,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
-from comining.data.annotations import AnnotationSet, check_size, open_image
+from comining.data.annotations import AnnotationSet
+from comining.data.images import load_image
 from comining.data.sampler import SampleKey
 from comining.seeding import derive_seed
 from comining.structures import Batch, Detections, Targets
 
 NOTHING = Detections(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
-
-
-def load_image(file: Path, size: tuple[int, int] | None = None) -> Tensor:
-    """Decode an image file to RGB [3, H, W] uint8.
-
-    Grey, palette and CMYK images are converted, alpha is left out, of 16 bits the upper 8 are
-    kept. An EXIF orientation is not applied, since COCO's boxes refer to the pixels as they are
-    stored.
-
-    Args:
-        size: (height, width) that the image must have; compared before anything is decoded.
-
-    Raises:
-        DataError: naming the file.
-    """
-    with open_image(file, str(file)) as image:
-        if size is not None:
-            check_size(image, size, str(file))
-        if image.mode.startswith("I"):  # 16 bits, which Pillow would cut at 255: a white image
-            grey = (np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)
-            array = np.repeat(grey[:, :, None], 3, axis=2)
-        else:
-            array = np.array(image.convert("RGB"))
-    return torch.from_numpy(array).permute(2, 0, 1)
 
 
 def resized_shape(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
