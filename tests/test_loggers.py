@@ -78,9 +78,11 @@ def test_a_resumed_run_goes_on_without_loss_or_repetition(tmp_path: Path) -> Non
 
 def train(tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "train.py")]
+    command += [one for one in overrides if one == "-m"]  # hydra wants it ahead of all options
     data = f"data.root={tmp_path / 'shapes'}"
+    options = [one for one in overrides if one != "-m"]  # behind TINY's, which they replace
     return subprocess.run(
-        [*command, *overrides, data, *TINY], cwd=tmp_path, capture_output=True, text=True,
+        [*command, data, *TINY, *options], cwd=tmp_path, capture_output=True, text=True,
         timeout=300, check=False,
     )  # fmt: skip
 
@@ -105,10 +107,15 @@ def test_tensorboard_gets_what_metrics_csv_has(tmp_path: Path) -> None:
 
 
 def records(run: Path) -> list[Any]:
-    """The records of an offline run, out of its file: LevelDB's log format behind 7 bytes."""
+    """The records of an offline run that was never stopped."""
+    (file,) = run.glob("wandb/offline-run-*/*.wandb")
+    return records_of(file)
+
+
+def records_of(file: Path) -> list[Any]:
+    """The records of a file of W&B: LevelDB's log format behind 7 bytes."""
     from wandb.proto import wandb_internal_pb2
 
-    (file,) = run.glob("wandb/offline-run-*/*.wandb")
     data = file.read_bytes()
     assert data[:4] == b":W&B"
     found, position, part = [], 7, b""
@@ -192,6 +199,32 @@ def test_an_offline_sweep_is_read_back(tmp_path: Path) -> None:
             assert layer["box_data"]
             assert layer["box_data"][0]["domain"] == "pixel"
     assert len(ids) == 2  # each run of the sweep is a run of its own
+
+
+def test_a_resumed_run_goes_on_under_its_id(tmp_path: Path) -> None:
+    """Uploaded one after the other, the parts are one run whose steps do not overlap."""
+    assert train(tmp_path, "logger=wandb", "hydra.run.dir=out").returncode == 0
+    first = set((tmp_path / "out").glob("wandb/offline-run-*/*.wandb"))
+    done = train(tmp_path, "resume=out", "trainer.max_steps=9", "allow_changes=true")
+    assert done.returncode == 0, done.stderr
+    second = set((tmp_path / "out").glob("wandb/offline-run-*/*.wandb")) - first
+    parts = [records_of(file) for file in (*first, *second)]
+    assert len(parts) == 2
+    begun = [next(r.run for r in part if r.WhichOneof("record_type") == "run") for part in parts]
+    assert begun[0].run_id == begun[1].run_id == (tmp_path / "out" / "wandb_id").read_text()
+    steps = [
+        [
+            json.loads(item.value_json)
+            for record in part
+            if record.WhichOneof("record_type") == "history"
+            for item in record.history.item
+            if "trainer/global_step" in (item.key, *item.nested_key)
+        ]
+        for part in parts
+    ]
+    assert max(steps[0]) == 6
+    assert min(steps[1]) > 6
+    assert max(steps[1]) == 9
 
 
 def test_a_run_that_fails_is_finished_as_failed(tmp_path: Path) -> None:
