@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from comining.errors import DataError
-from comining.study import collect, main, read
+from comining.study.__main__ import main
+from comining.study.results import collect, read
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -106,7 +107,9 @@ def test_second_views_are_compared_in_a_table_of_their_own(tmp_path: Path) -> No
 def test_a_run_made_again_is_kept_beside_the_first_and_is_no_seed(tmp_path: Path) -> None:
     folder = tmp_path / "results" / "set"
     for number, ap in enumerate((50.0, 51.0, 51.0, 52.0)):
-        collect([runs(tmp_path / str(number), [result("original", 2, ap)])], folder)
+        # An option that did not exist before changes the variant, and not what is compared.
+        one = result("original", 2, ap, variant=f"v{number}")
+        collect([runs(tmp_path / str(number), [one])], folder)
     assert len(list(folder.glob("*.json"))) == 3  # the same outcome twice is one file
     assert [one["test"]["AP"] for one in read(folder)] == [50.0]
     main(["write", str(tmp_path / "results"), str(tmp_path / "R.md")])
@@ -115,6 +118,15 @@ def test_a_run_made_again_is_kept_beside_the_first_and_is_no_seed(tmp_path: Path
     assert "| hard | `original` | 2 | 50.0 | 51.0 |" in page
     assert "| hard | `original` | 2 | 50.0 | 52.0 |" in page
     assert "3 runs of 600 steps, 3.0 hours" in page
+
+
+def test_a_run_that_mines_later_is_shown_and_is_no_seed(tmp_path: Path) -> None:
+    options = {"score_threshold": 0.5, "start_step": 300}
+    results = [result("comining", 0, 43.0), result("original", 0, 41.0)]
+    results += [result("comining", 0, 47.0, method_options=options, variant="later")]
+    page = page_of(tmp_path, results)
+    assert "| hard | `comining` | 43.0 (1 seed) |" in page
+    assert "| hard | 0.5 | 300 | 0 | 48.0 | 47.0 | 0.50 | 0.75 | - |" in page
 
 
 def test_plots_are_drawn_and_the_same_results_draw_the_same(tmp_path: Path) -> None:

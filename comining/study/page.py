@@ -1,135 +1,27 @@
-"""The evidence: ``RESULTS.md`` out of committed ``result.json`` files.
-
-``python -m comining.study collect RUN ... --to results/bccd`` copies results of finished runs,
-without the paths of the machine; ``python -m comining.study write results RESULTS.md`` writes the
-page and, into ``results/plots``, its plots (they need ``pip install -e ".[report]"``). Every figure
-comes from these files; a cell that has not been run is shown as a dash.
-"""
+"""The page of results."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from comining.errors import DataError
 from comining.published import LAYOUTS
-from comining.run_directory import write_json
-from comining.study_plots import draw
-
-Result = Mapping[str, Any]
-
-METHODS = (
-    "original", "augmented", "joint", "self_mining", "comining", "pseudo_label", "soft_sampling",
-    "background_recalibration", "part_aware",
-)  # fmt: skip
-SPARSITIES = ("full", "easy", "hard", "extreme", "miss50")
-REPEAT = "-repeat"
-# Where nothing was tried on a sparse set of its own, its threshold is that of this one.
-MAIN = "hard"
-
-
-def collect(runs: Sequence[Path], folder: Path) -> int:
-    """Copy the results of finished and diverged runs; how many there were.
-
-    A run that was made a second time with another outcome is kept beside the first one.
-
-    Raises:
-        DataError: a result cannot be read.
-    """
-    count = 0
-    for file in sorted(file for run in runs for file in run.glob("**/result.json")):
-        try:
-            result = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{file}: not a result ({error})") from error
-        if result["status"] not in ("finished", "diverged"):
-            continue
-        for split in result.get("data", {}).values():
-            split["annotations"] = Path(split["annotations"]).name  # the fingerprint identifies it
-        name = "-".join(
-            [result["detector"], result["sparsity"], result["method"], result["view"],
-             result["variant"], f"seed{result['seed']}"]
-        )  # fmt: skip
-        write_json(_place(folder, name, result), result)
-        count += 1
-    return count
-
-
-def _place(folder: Path, name: str, result: Result) -> Path:
-    """Where a result belongs: with others of its cell and seed it is a repeat."""
-    place, number = folder / f"{name}.json", 0
-    while place.exists() and _read(place)["metrics"] != result["metrics"]:
-        number += 1
-        place = folder / f"{name}{REPEAT}{number}.json"
-    return place
-
-
-def _read(file: Path) -> Result:
-    found: Result = json.loads(file.read_text(encoding="utf-8"))
-    return found
-
-
-def read(folder: Path) -> list[Result]:
-    """The results of one study, without repeats."""
-    files = (file for file in sorted(folder.glob("*.json")) if REPEAT not in file.name)
-    return [_read(file) for file in files]
-
-
-def read_repeats(folder: Path) -> list[tuple[Result, Result]]:
-    """Runs that were made more than once: the first, and one of the others."""
-    return [
-        (_read(folder / f"{file.name.split(REPEAT)[0]}.json"), _read(file))
-        for file in sorted(folder.glob(f"*{REPEAT}*.json"))
-    ]
-
-
-def tau_of(result: Result) -> float | None:
-    """The score threshold of a run; None for methods that have none."""
-    value = result["method_options"].get("score_threshold")
-    return None if value is None else float(value)
-
-
-def chosen_tau(results: Sequence[Result], sparsity: str) -> float | None:
-    """The threshold with the best validation AP of co-mining (RetinaNet, seed 0) on a sparse set.
-
-    Where fewer than two were tried there, it is that of :data:`MAIN`.
-    """
-    sweep = sweep_of(results, sparsity)
-    if len(sweep) < 2 and sparsity != MAIN:
-        return chosen_tau(results, MAIN)
-    return max(sweep, key=lambda tau: sweep[tau]["metrics"]["AP"]) if sweep else None
-
-
-def sweep_of(results: Sequence[Result], sparsity: str) -> dict[float, Result]:
-    """The threshold sweep on a sparse set: tau to the run of seed 0."""
-    found = {}
-    for one in results:
-        cell = (one["detector"], one["sparsity"], one["method"], one["view"], one["seed"])
-        tau = tau_of(one)
-        wanted = cell == ("retinanet", sparsity, "comining", "color", 0)
-        if wanted and tau is not None and one["status"] == "finished":
-            found[tau] = one
-    return dict(sorted(found.items()))
-
-
-def by_seed(
-    results: Sequence[Result], detector: str, sparsity: str, method: str, view: str = "color"
-) -> dict[int, float]:
-    """Test AP of each seed of a cell, at the chosen threshold; NaN where it diverged."""
-    cell = {}
-    tau = chosen_tau(results, sparsity)
-    for one in results:
-        if (one["detector"], one["sparsity"], one["method"]) != (detector, sparsity, method):
-            continue
-        if one["view"] != view or tau_of(one) not in (None, tau):
-            continue
-        finished = one["status"] == "finished"
-        cell[int(one["seed"])] = one["test"]["AP"] if finished else float("nan")
-    return cell
+from comining.study.plots import draw
+from comining.study.results import (
+    MAIN,
+    SPARSITIES,
+    Result,
+    by_seed,
+    cells_of,
+    chosen_tau,
+    read,
+    read_repeats,
+    start_of,
+    sweep_of,
+    tau_of,
+)
 
 
 def spread(values: Sequence[float]) -> str:
@@ -156,19 +48,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Markdown."""
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     return lines + [f"| {' | '.join(row)} |" for row in rows]
-
-
-Cells = dict[tuple[str, str], dict[int, float]]  # sparsity, method -> seed -> test AP
-
-
-def cells_of(results: Sequence[Result], detector: str) -> Cells:
-    """All cells of a detector that have been run."""
-    cells = {
-        (sparsity, method): by_seed(results, detector, sparsity, method)
-        for sparsity in SPARSITIES
-        for method in METHODS
-    }
-    return {key: cell for key, cell in cells.items() if cell}
 
 
 def study(
@@ -226,6 +105,9 @@ def study(
             "",
         ]
     lines += views(results)
+    late = [one for one in results if start_of(one)]
+    if late:
+        lines += ["### Mining that begins later (`method.start_step`)", "", *burn_in(late), ""]
     if repeats:
         lines += [
             "### The same run a second time",
@@ -254,6 +136,17 @@ def views(results: Sequence[Result]) -> list[str]:
     return [f"### Second views of co-mining, `{MAIN}`", "", *table(head, rows), ""]
 
 
+def burn_in(results: Sequence[Result]) -> list[str]:
+    """Runs that mined nothing at first."""
+    rows = [
+        [one["sparsity"], f"{tau_of(one):g}", str(start_of(one)), str(one["seed"]),
+         f"{one['metrics']['AP']:.1f}", f"{one['test']['AP']:.1f}", *_mined(one)]
+        for one in results
+    ]  # fmt: skip
+    head = ("annotations", "τ", "first step", "seed", "val AP", "test AP", *MINED)
+    return table(head, rows)
+
+
 def again(repeats: Sequence[tuple[Result, Result]]) -> list[str]:
     """Test AP of runs that were made more than once."""
     rows = [
@@ -279,15 +172,19 @@ def thresholds(results: Sequence[Result], sparsity: str) -> list[str]:
     """AP and mining over the last quarter for every threshold (the paper's Table 3)."""
     rows = []
     for tau, one in sweep_of(results, sparsity).items():
-        mining = one["mining"]
-        shares = [mining[key] for key in ("precision", "recall")]
-        rows.append(
-            [f"{tau:g}", f"{one['metrics']['AP']:.1f}", f"{one['test']['AP']:.1f}",
-             f"{mining['pseudo_labels_per_image']:.2f}",
-             *("-" if share is None else f"{share:.2f}" for share in shares)]
-        )  # fmt: skip
-    head = ("τ", "val AP", "test AP", "pseudo-labels per image", "precision", "recall")
-    return table(head, rows)
+        values = (one["metrics"]["AP"], one["test"]["AP"])
+        rows.append([f"{tau:g}", *(f"{value:.1f}" for value in values), *_mined(one)])
+    return table(("τ", "val AP", "test AP", *MINED), rows)
+
+
+MINED = ("pseudo-labels per image", "precision", "recall")
+
+
+def _mined(result: Result) -> list[str]:
+    """The columns :data:`MINED`, over the last quarter of training."""
+    keys = ("pseudo_labels_per_image", "precision", "recall")
+    values = [result["mining"][key] for key in keys]
+    return ["-" if value is None else f"{value:.2f}" for value in values]
 
 
 def over_time(results: Sequence[Result], sparsity: str) -> list[str]:
@@ -358,25 +255,3 @@ def write(folder: Path, page: Path) -> None:
         draw(plots, name, cells, {k: sweep for k, sweep in sweeps.items() if len(sweep) > 1})
     lines += published()
     page.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
-
-
-def main(given: Sequence[str] | None = None) -> None:
-    """The two commands."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    copying = commands.add_parser("collect", help="copy results of runs")
-    copying.add_argument("runs", nargs="+", type=Path)
-    copying.add_argument("--to", required=True, type=Path)
-    writing = commands.add_parser("write", help="write the page")
-    writing.add_argument("folder", type=Path)
-    writing.add_argument("page", type=Path)
-    chosen = parser.parse_args(given)
-    if chosen.command == "collect":
-        print(f"{collect(chosen.runs, chosen.to)} results in {chosen.to}")
-    else:
-        write(chosen.folder, chosen.page)
-        print(f"written: {chosen.page}")
-
-
-if __name__ == "__main__":
-    main()

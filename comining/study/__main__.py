@@ -1,0 +1,33 @@
+"""The two commands of the study."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from comining import study
+from comining.study.page import write
+from comining.study.results import collect
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """The two commands."""
+    parser = argparse.ArgumentParser(description=study.__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    copying = commands.add_parser("collect", help="copy results of runs")
+    copying.add_argument("runs", nargs="+", type=Path)
+    copying.add_argument("--to", required=True, type=Path)
+    writing = commands.add_parser("write", help="write the page")
+    writing.add_argument("folder", type=Path)
+    writing.add_argument("page", type=Path)
+    chosen = parser.parse_args(given)
+    if chosen.command == "collect":
+        print(f"{collect(chosen.runs, chosen.to)} results in {chosen.to}")
+    else:
+        write(chosen.folder, chosen.page)
+        print(f"written: {chosen.page}")
+
+
+if __name__ == "__main__":
+    main()
