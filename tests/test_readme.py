@@ -54,3 +54,16 @@ def test_every_choice_is_in_the_readme() -> None:
                 assert f"`{file.stem}`" in README or f" {file.stem}" in README, file
     for name in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / name).exists(), name
+
+
+def test_its_figures_are_those_of_the_results() -> None:
+    """Row by row; and the gains that it begins with are in these rows."""
+    section = README.split("## Does it work?")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith(("| hard", "| extreme"))]
+    assert len(rows) == 12
+    results = (ROOT / "RESULTS.md").read_text().splitlines()
+    for row in rows:
+        assert row in results
+    claimed = re.findall(r"\*\*([\d.]+) AP\*\*", README.split("## ")[0])
+    gains = [row.split("|")[4].split()[0] for row in rows if row.startswith("| hard | `comining`")]
+    assert [f"+{one}" for one in claimed] == gains
