@@ -87,10 +87,15 @@ def test_every_detector_trains_by_every_method(
     assert list(result["metrics"]) == list(METRICS)
     assert (result["mining"]["pseudo_labels_per_image"] is not None) == mines
     assert list(result["test"]) == list(METRICS)
-    if mines:
-        assert result["mining"]["pseudo_labels_per_image"] > 0
-        assert 0 <= result["mining"]["precision"] <= 1
     rows = list(csv.DictReader((run / "metrics.csv").open()))
+    if mines:
+        # At some step, not at the last: after two updates of an untrained FCOS all its boxes may be
+        # so small that they are dropped, on some processors and not on others.
+        logged = [row for row in rows if row["mining/pseudo_labels_per_image"]]
+        assert max(float(row["mining/pseudo_labels_per_image"]) for row in logged) > 0
+        precisions = [float(row["mining/precision"]) for row in logged if row["mining/precision"]]
+        assert precisions
+        assert all(0 <= precision <= 1 for precision in precisions)
     losses = [float(row["train/loss"]) for row in rows if row["train/loss"]]
     assert len(losses) == 4
     views = {
