@@ -112,8 +112,7 @@ def study(
         lines += [
             "### The same run a second time",
             "",
-            "On another machine of the same kind, by a later version of the code, with the same "
-            "seed: what rounding alone does in the end.",
+            "The same options and seed, and another outcome:",
             "",
             *again(repeats),
             "",
