@@ -7,11 +7,13 @@ ten. Prints as JSON what became of it.
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
 import random
 import runpy
 import signal
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -22,12 +24,13 @@ SCRIPT = CONFIG_FOLDER.parent / "train.py"
 sys.path.insert(0, str(SCRIPT.parent))
 import train  # noqa: E402, F401 - so that forks find everything imported
 
+BATCH = 2
 OPTIONS = [
     "data.prepare.train_images=8",
     "data.prepare.val_images=2",
     "data.prepare.test_images=1",
-    "data.batch_size=2",
-    "trainer.max_steps=50",
+    f"data.batch_size={BATCH}",
+    "trainer.max_steps=60",
     "trainer.val_check_interval=20",
     "trainer.log_every_n_steps=3",
     "trainer.accelerator=cpu",
@@ -63,10 +66,18 @@ def wait(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def steps_per_second(metrics: Path) -> float:
+    """The median over a run that nothing disturbed."""
+    with metrics.open() as lines:
+        column = [row["train/images_per_s"] for row in csv.DictReader(lines)]
+    return statistics.median(float(rate) for rate in column if rate) / BATCH
+
+
 def main(folder: Path, workers: int, signum: int, count: int) -> None:
     """Train once undisturbed, and once with ``count`` kills."""
     common = [f"data.root={folder / 'shapes'}", f"data.num_workers={workers}", *OPTIONS]
     whole = wait(start(folder / "whole.log", *common, f"hydra.run.dir={folder / 'whole'}"))
+    pause = 1 / steps_per_second(folder / "whole" / "metrics.csv")
     rng = random.Random(0)
     run, codes, statuses = folder / "killed", [], []
     last = run / "checkpoints" / "last.ckpt"
@@ -87,7 +98,9 @@ def main(folder: Path, workers: int, signum: int, count: int) -> None:
                     break
             time.sleep(0.001)
         if code is None:
-            time.sleep(rng.uniform(0, 0.15))  # in a step, or in a save
+            # In a step, or in a save. No longer than a step takes on this machine: after SIGTERM a
+            # run keeps what it has done, and on a fast one it would end before all the kills.
+            time.sleep(rng.uniform(0, pause))
             os.kill(child, signum)
             code = wait(child)
         codes.append(code)
