@@ -120,13 +120,42 @@ def test_a_run_made_again_is_kept_beside_the_first_and_is_no_seed(tmp_path: Path
     assert "3 runs of 600 steps, 3.0 hours" in page
 
 
-def test_a_run_that_mines_later_is_shown_and_is_no_seed(tmp_path: Path) -> None:
+def test_a_run_with_an_option_changed_is_shown_and_is_no_seed(tmp_path: Path) -> None:
     options = {"score_threshold": 0.5, "start_step": 300}
     results = [result("comining", 0, 43.0), result("original", 0, 41.0)]
+    results += [result("comining", 1, 44.0), result("original", 1, 41.0)]
     results += [result("comining", 0, 47.0, method_options=options, variant="later")]
+    results += [result("original", 0, 48.0, max_steps=1200, variant="longer")]
     page = page_of(tmp_path, results)
-    assert "| hard | `comining` | 43.0 (1 seed) |" in page
-    assert "| hard | 0.5 | 300 | 0 | 48.0 | 47.0 | 0.50 | 0.75 | - |" in page
+    assert "| hard | `comining` | 43.5 ± 0.7 (2 seeds) |" in page
+    assert "| hard | `original` | 41.0 ± 0.0 (2 seeds) |" in page
+    row = (
+        "| retinanet | hard | `comining` | 0.5 | `start_step=300` | 0 | 48.0 | 47.0 | 0.50 | 0.75 |"
+    )
+    assert row in page
+    assert "| retinanet | hard | `original` | - | `max_steps=1200` | 0 | 49.0 | 48.0 |" in page
+    assert "6 runs of 600 steps (where no other length is said), 6.0 hours" in page
+
+
+def test_thresholds_that_have_as_many_seeds_are_compared_by_their_mean(tmp_path: Path) -> None:
+    results = [
+        result("comining", 0, 43.0),
+        result("comining", 1, 43.0),
+        result("comining", 0, 44.0, tau=0.4),
+        result("comining", 1, 0.0, tau=0.4),
+        result("comining", 0, 45.0, tau=0.6),  # no seed 1: no finalist
+    ]
+    page = page_of(tmp_path, results)
+    assert "τ = 0.5 has the best validation AP" in page
+    assert "| 0.4 | 45.0, 1.0 | 44.0, 0.0 | 0.50, 0.50 | 0.75, 0.75 | -, - |" in page
+
+
+def test_a_diverged_run_is_the_worst_of_a_threshold_and_is_shown(tmp_path: Path) -> None:
+    results = [result("comining", 0, 43.0), result("comining", 0, 99.0, tau=0.4)]
+    results[1] |= {"status": "diverged", "metrics": {"AP": None}, "test": None}
+    page = page_of(tmp_path, results)
+    assert "τ = 0.5 has the best validation AP" in page
+    assert "| 0.4 | diverged | diverged | 0.50 | 0.75 | - |" in page
 
 
 def test_plots_are_drawn_and_the_same_results_draw_the_same(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from comining.study.results import (
     chosen_tau,
     read,
     read_repeats,
-    start_of,
+    set_probes_apart,
     sweep_of,
     tau_of,
 )
@@ -51,21 +51,28 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def study(
-    name: str, results: Sequence[Result], repeats: Sequence[tuple[Result, Result]], plots: Path
+    name: str,
+    results: Sequence[Result],
+    probes: Sequence[tuple[Result, str]],
+    repeats: Sequence[tuple[Result, Result]],
+    plots: Path,
 ) -> list[str]:
     """The part of the page for one data set.
 
     Args:
+        probes: runs with an unusual option, which are in no cell.
         plots: its plots' folder, as the page names it.
     """
     lines = [f"## {name}", ""]
-    everything = [*results, *(second for _, second in repeats)]
+    extra = [*(probe for probe, _ in probes), *(second for _, second in repeats)]
+    everything = [*results, *extra]
     hours = sum(one["wall_time_s"] for one in everything) / 3600
     first = results[0]
+    unusual = " (where no other length is said)" if probes else ""
     packages = ", ".join(f"{k} {v}" for k, v in first["versions"].items())
     lines += [
-        f"{len(everything)} runs of {first['max_steps']} steps, {hours:.1f} hours in all on "
-        f"{first['hardware']} (the machine did other work, too); {packages}.",
+        f"{len(everything)} runs of {first['max_steps']} steps{unusual}, {hours:.1f} hours in all "
+        f"on {first['hardware']} (the machine did other work, too); {packages}.",
         "",
     ]
     for detector in ("retinanet", "fcos"):
@@ -94,8 +101,8 @@ def study(
         lines += [
             f"### Score thresholds, `{sparsity}`",
             "",
-            f"RetinaNet, co-mining, seed 0. τ = {chosen_tau(results, sparsity):g} has the best "
-            "validation AP, and is that of every method that has a threshold:",
+            f"RetinaNet, co-mining, by seed (0, 1, 2). τ = {chosen_tau(results, sparsity):g} has "
+            "the best validation AP, and is that of every method that has a threshold:",
             "",
             *thresholds(results, sparsity),
             "",
@@ -105,9 +112,8 @@ def study(
             "",
         ]
     lines += views(results)
-    late = [one for one in results if start_of(one)]
-    if late:
-        lines += ["### Mining that begins later (`method.start_step`)", "", *burn_in(late), ""]
+    if probes:
+        lines += ["### One option changed", "", *one_by_one(probes), ""]
     if repeats:
         lines += [
             "### The same run a second time",
@@ -135,15 +141,17 @@ def views(results: Sequence[Result]) -> list[str]:
     return [f"### Second views of co-mining, `{MAIN}`", "", *table(head, rows), ""]
 
 
-def burn_in(results: Sequence[Result]) -> list[str]:
-    """Runs that mined nothing at first."""
-    rows = [
-        [one["sparsity"], f"{tau_of(one):g}", str(start_of(one)), str(one["seed"]),
-         f"{one['metrics']['AP']:.1f}", f"{one['test']['AP']:.1f}", *_mined(one)]
-        for one in results
-    ]  # fmt: skip
-    head = ("annotations", "τ", "first step", "seed", "val AP", "test AP", *MINED)
-    return table(head, rows)
+def one_by_one(probes: Sequence[tuple[Result, str]]) -> list[str]:
+    """Every probe, and what differs from the runs of the other tables."""
+    rows = []
+    for one, changed in probes:
+        tau = "-" if tau_of(one) is None else f"{tau_of(one):g}"
+        rows.append(
+            [one["detector"], one["sparsity"], f"`{one['method']}`", tau, f"`{changed}`",
+             str(one["seed"]), _ap(one, "metrics"), _ap(one, "test"), *_mined(one)]
+        )  # fmt: skip
+    head = ("detector", "annotations", "method", "τ", "changed", "seed", "val AP", "test AP")
+    return table((*head, *MINED), rows)
 
 
 def again(repeats: Sequence[tuple[Result, Result]]) -> list[str]:
@@ -168,12 +176,16 @@ def closed(
 
 
 def thresholds(results: Sequence[Result], sparsity: str) -> list[str]:
-    """AP and mining over the last quarter for every threshold (the paper's Table 3)."""
+    """AP and mining over the last quarter for every threshold and seed (the paper's Table 3)."""
     rows = []
-    for tau, one in sweep_of(results, sparsity).items():
-        values = (one["metrics"]["AP"], one["test"]["AP"])
-        rows.append([f"{tau:g}", *(f"{value:.1f}" for value in values), *_mined(one)])
+    for tau, runs in sweep_of(results, sparsity).items():
+        columns = [[_ap(one, "metrics"), _ap(one, "test"), *_mined(one)] for one in runs.values()]
+        rows.append([f"{tau:g}", *(", ".join(values) for values in zip(*columns, strict=True))])
     return table(("τ", "val AP", "test AP", *MINED), rows)
+
+
+def _ap(result: Result, split: str) -> str:
+    return f"{result[split]['AP']:.1f}" if result["status"] == "finished" else "diverged"
 
 
 MINED = ("pseudo-labels per image", "precision", "recall")
@@ -186,9 +198,14 @@ def _mined(result: Result) -> list[str]:
     return ["-" if value is None else f"{value:.2f}" for value in values]
 
 
+def seed_0(sweep: Mapping[float, Mapping[int, Result]]) -> dict[float, Result]:
+    """Of a threshold sweep, the runs of seed 0."""
+    return {tau: runs[0] for tau, runs in sweep.items()}
+
+
 def over_time(results: Sequence[Result], sparsity: str) -> list[str]:
-    """Precision / recall of what was mined between two validations, for every threshold."""
-    sweep = sweep_of(results, sparsity)
+    """Precision / recall of what was mined between two validations, by threshold (seed 0)."""
+    sweep = seed_0(sweep_of(results, sparsity))
     steps = sorted({row["step"] for one in sweep.values() for row in one["history"]})
     rows = []
     for tau, one in sweep.items():
@@ -199,7 +216,9 @@ def over_time(results: Sequence[Result], sparsity: str) -> list[str]:
             pair = [None, None] if row is None else [row["precision"], row["recall"]]
             cells.append(" / ".join("-" if share is None else f"{share:.2f}" for share in pair))
         rows.append([f"{tau:g}", *cells])
-    words = "Precision / recall of what was mined up to a step, since the validation before it:"
+    words = (
+        "Precision / recall of what was mined up to a step, since the validation before it, seed 0:"
+    )
     return [words, "", *table(("τ", *(f"step {step}" for step in steps)), rows)]
 
 
@@ -238,10 +257,11 @@ def write(folder: Path, page: Path) -> None:
     if notes.exists():
         lines += [notes.read_text(encoding="utf-8").rstrip(), ""]
     plots = folder / "plots"
-    for name, results in studies.items():
+    for name, everything in studies.items():
         repeats = read_repeats(folder / name)
-        lines += study(name, results, repeats, Path(folder.name) / plots.name)
-        sweeps = {sparsity: sweep_of(results, sparsity) for sparsity in SPARSITIES}
+        results, probes = set_probes_apart(everything)
+        lines += study(name, results, probes, repeats, Path(folder.name) / plots.name)
+        sweeps = {sparsity: seed_0(sweep_of(results, sparsity)) for sparsity in SPARSITIES}
         cells = {
             f"{sparsity}, {detector}": {
                 method: list(cell.values())

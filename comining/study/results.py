@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,32 +93,69 @@ def tau_of(result: Result) -> float | None:
     return None if value is None else float(value)
 
 
-def start_of(result: Result) -> int:
-    """The step at which a run begins to mine."""
-    return int(result["method_options"].get("start_step", 0))
+def settings_of(result: Result) -> dict[str, Any]:
+    """What a study keeps the same: the length of training, and the method's options but tau."""
+    options = {k: v for k, v in result["method_options"].items() if k != "score_threshold"}
+    return {"max_steps": result["max_steps"], **options}
+
+
+def set_probes_apart(results: Sequence[Result]) -> tuple[list[Result], list[tuple[Result, str]]]:
+    """Runs with the usual settings, and probes of another length or option, with what differs.
+
+    Usual is what most runs of a detector and method have; with as many of one as of the other, it
+    is what comes first.
+    """
+    kinds: dict[tuple[str, str], Counter[str]] = {}
+    for one in results:
+        kind = (one["detector"], one["method"])
+        kinds.setdefault(kind, Counter())[json.dumps(settings_of(one))] += 1
+    usual, probes = [], []
+    for one in results:
+        ((most, _),) = kinds[one["detector"], one["method"]].most_common(1)
+        settings, expected = settings_of(one), json.loads(most)
+        changed = {k: v for k, v in settings.items() if k not in expected or expected[k] != v}
+        if changed:
+            probes.append((one, ", ".join(f"{k}={v}" for k, v in changed.items())))
+        else:
+            usual.append(one)
+    return usual, probes
 
 
 def chosen_tau(results: Sequence[Result], sparsity: str) -> float | None:
-    """The threshold with the best validation AP of co-mining (RetinaNet, seed 0) on a sparse set.
+    """The threshold with the best validation AP of co-mining (RetinaNet) on a sparse set.
 
-    Where fewer than two were tried there, it is that of :data:`MAIN`.
+    Compared are the thresholds that were run with most seeds, by their mean; where that is one
+    alone, all, by seed 0. Where fewer than two were tried, it is that of :data:`MAIN`.
     """
     sweep = sweep_of(results, sparsity)
     if len(sweep) < 2 and sparsity != MAIN:
         return chosen_tau(results, MAIN)
-    return max(sweep, key=lambda tau: sweep[tau]["metrics"]["AP"]) if sweep else None
+    if not sweep:
+        return None
+    most = max(map(len, sweep.values()))
+    finalists = [tau for tau, runs in sweep.items() if len(runs) == most]
+    if len(finalists) == 1:
+        return max(sweep, key=lambda tau: _validation_ap(sweep[tau][0]))
+    return max(
+        finalists,
+        key=lambda tau: statistics.mean(map(_validation_ap, sweep[tau].values())),
+    )
 
 
-def sweep_of(results: Sequence[Result], sparsity: str) -> dict[float, Result]:
-    """The threshold sweep on a sparse set: tau to the run of seed 0."""
-    found = {}
-    for one in results:
-        cell = (one["detector"], one["sparsity"], one["method"], one["view"], one["seed"])
+def _validation_ap(result: Result) -> float:
+    """Zero of a run that diverged: it detects nothing."""
+    return float(result["metrics"]["AP"]) if result["status"] == "finished" else 0.0
+
+
+def sweep_of(results: Sequence[Result], sparsity: str) -> dict[float, dict[int, Result]]:
+    """The threshold sweep on a sparse set: tau to its runs by seed, of those that have seed 0."""
+    found: dict[float, dict[int, Result]] = {}
+    for one in sorted(results, key=lambda one: int(one["seed"])):
+        cell = (one["detector"], one["sparsity"], one["method"], one["view"])
         tau = tau_of(one)
-        wanted = cell == ("retinanet", sparsity, "comining", "color", 0) and not start_of(one)
-        if wanted and tau is not None and one["status"] == "finished":
-            found[tau] = one
-    return dict(sorted(found.items()))
+        if cell == ("retinanet", sparsity, "comining", "color") and tau is not None:
+            found.setdefault(tau, {})[int(one["seed"])] = one
+    return {tau: runs for tau, runs in sorted(found.items()) if 0 in runs}
 
 
 def by_seed(
@@ -128,7 +167,7 @@ def by_seed(
     for one in results:
         if (one["detector"], one["sparsity"], one["method"]) != (detector, sparsity, method):
             continue
-        if one["view"] != view or tau_of(one) not in (None, tau) or start_of(one):
+        if one["view"] != view or tau_of(one) not in (None, tau):
             continue
         finished = one["status"] == "finished"
         cell[int(one["seed"])] = one["test"]["AP"] if finished else float("nan")
