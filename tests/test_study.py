@@ -150,6 +150,22 @@ def test_thresholds_that_have_as_many_seeds_are_compared_by_their_mean(tmp_path:
     assert "| 0.4 | 45.0, 1.0 | 44.0, 0.0 | 0.50, 0.50 | 0.75, 0.75 | -, - |" in page
 
 
+def test_a_runaway_is_shown_with_the_class_that_it_is_of(tmp_path: Path) -> None:
+    mining = {"pseudo_labels_per_image": 80.0, "precision": 0.02, "recall": 0.5, "duplicate": 0.0,
+              "wrong_class": 0.125, "poor_localisation": 0.5, "background": 0.355}  # fmt: skip
+    classes = {"cell": {"pseudo_labels_per_image": 60.0}, "dot": {"pseudo_labels_per_image": 20.0}}
+    away = result("comining", 0, 1.0, tau=0.4, mining=mining, mining_classes=classes)
+    few = result("comining", 1, 1.0, tau=0.4, mining=mining | {"pseudo_labels_per_image": 0.5})
+    page = page_of(tmp_path, [result("comining", 0, 43.0), away, few])
+    row = (
+        "| retinanet | hard | `comining` | 0.4 | 0 | 80.0 | cell: 75% | 0.02 | 0.00 | 0.12 | 0.50 |"
+    )
+    assert row in page
+    section = page.split("### Runs in which mining ran away")[1].split("##")[0]
+    assert section.count("| `comining` |") == 1
+    assert "ran away" not in page_of(tmp_path / "other", [result("comining", 0, 43.0)])
+
+
 def test_a_diverged_run_is_the_worst_of_a_threshold_and_is_shown(tmp_path: Path) -> None:
     results = [result("comining", 0, 43.0), result("comining", 0, 99.0, tau=0.4)]
     results[1] |= {"status": "diverged", "metrics": {"AP": None}, "test": None}

@@ -114,6 +114,7 @@ def study(
     lines += views(results)
     if probes:
         lines += ["### One option changed", "", *one_by_one(probes), ""]
+    lines += runaways([*results, *(probe for probe, _ in probes)])
     if repeats:
         lines += [
             "### The same run a second time",
@@ -154,6 +155,36 @@ def one_by_one(probes: Sequence[tuple[Result, str]]) -> list[str]:
     return table((*head, *MINED), rows)
 
 
+def runaways(results: Sequence[Result]) -> list[str]:
+    """Runs that mined one class everywhere, or nothing that is right, with what it was."""
+    rows = []
+    for one in results:
+        count, precision = (one["mining"][key] for key in ("pseudo_labels_per_image", "precision"))
+        if precision is None or precision >= RUNAWAY_PRECISION or count < RUNAWAY_COUNT:
+            continue
+        classes = {
+            name: of_class["pseudo_labels_per_image"]
+            for name, of_class in one["mining_classes"].items()
+        }
+        most = max(classes, key=lambda name: classes[name])
+        wrong = (one["mining"][kind] for kind in WRONG)
+        rows.append(
+            [one["detector"], one["sparsity"], f"`{one['method']}`", f"{tau_of(one):g}",
+             str(one["seed"]), f"{count:.1f}", f"{most}: {classes[most] / count:.0%}",
+             f"{precision:.2f}", *(f"{share:.2f}" for share in wrong)]
+        )  # fmt: skip
+    if not rows:
+        return []
+    head = ("detector", "annotations", "method", "τ", "seed", "pseudo-labels per image",
+            "most are of class", "precision")  # fmt: skip
+    kinds = [kind.replace("_", " ") for kind in WRONG]
+    words = (
+        f"{RUNAWAY_COUNT} or more pseudo-labels an image over the last quarter of training, of "
+        f"which less than {RUNAWAY_PRECISION:.0%} are right:"
+    )
+    return ["### Runs in which mining ran away", "", words, "", *table((*head, *kinds), rows), ""]
+
+
 def again(repeats: Sequence[tuple[Result, Result]]) -> list[str]:
     """Test AP of runs that were made more than once."""
     rows = [
@@ -188,6 +219,8 @@ def _ap(result: Result, split: str) -> str:
     return f"{result[split]['AP']:.1f}" if result["status"] == "finished" else "diverged"
 
 
+RUNAWAY_COUNT, RUNAWAY_PRECISION = 1, 0.1
+WRONG = ("duplicate", "wrong_class", "poor_localisation", "background")
 MINED = ("pseudo-labels per image", "precision", "recall")
 
 
