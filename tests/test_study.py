@@ -46,8 +46,8 @@ def test_means_pairs_and_the_closed_gap(tmp_path: Path) -> None:
     results += [result("comining", seed, ap) for seed, ap in enumerate((43.0, 43.0, 43.0))]
     results += [result("original", 0, 51.0, sparsity="full")]
     page = page_of(tmp_path, results)
-    assert "| hard | `original` | 41.0 ± 1.0 |  |  |  |" in page
-    assert "| hard | `comining` | 43.0 ± 0.0 | +2.0 (+3.0, +2.0, +1.0) | - | 20% |" in page
+    assert "| hard | `original` | 41.0 ± 1.0 |  | +2.0 (+3.0, +2.0, +1.0) |  |" in page
+    assert "| hard | `comining` | 43.0 ± 0.0 | +2.0 (+3.0, +2.0, +1.0) |  | 20% |" in page
     assert "| full | `original` | 51.0 (1 seed) |" in page
     assert "7 runs of 600 steps, 7.0 hours" in page
 
@@ -157,10 +157,7 @@ def test_a_runaway_is_shown_with_the_class_that_it_is_of(tmp_path: Path) -> None
     away = result("comining", 0, 1.0, tau=0.4, mining=mining, mining_classes=classes)
     few = result("comining", 1, 1.0, tau=0.4, mining=mining | {"pseudo_labels_per_image": 0.5})
     page = page_of(tmp_path, [result("comining", 0, 43.0), away, few])
-    row = (
-        "| retinanet | hard | `comining` | 0.4 | 0 | 80.0 | cell: 75% | 0.02 | 0.00 | 0.12 | 0.50 |"
-    )
-    assert row in page
+    assert "| retinanet | hard | `comining` | 0.4 |  | 0 | 80.0 | cell: 75% | 0.02 |" in page
     section = page.split("### Runs in which mining ran away")[1].split("##")[0]
     assert section.count("| `comining` |") == 1
     assert "ran away" not in page_of(tmp_path / "other", [result("comining", 0, 43.0)])

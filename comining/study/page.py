@@ -81,18 +81,18 @@ def study(
         full = cells.get(("full", "original"), {})
         for (sparsity, method), cell in cells.items():
             original = cells.get((sparsity, "original"), {})
-            joint = cells.get((sparsity, "joint"), {})
+            ours = cells.get((sparsity, "comining"), {})
             rows.append(
                 [
                     sparsity, f"`{method}`", spread(list(cell.values())),
                     paired(cell, original) if method != "original" else "",
-                    paired(cell, joint) if method == "comining" else "",
+                    paired(ours, cell) if method != "comining" and ours else "",
                     closed(cell, original, full) if method != "original" else "",
                 ]
             )  # fmt: skip
         if rows:
             head = ("annotations", "method", "test AP", "minus `original`, per seed",
-                    "minus `joint`, per seed", "gap to `full` closed")  # fmt: skip
+                    "`comining` minus it, per seed", "gap to `full` closed")  # fmt: skip
             lines += [f"### {detector}, test AP", "", *table(head, rows), ""]
     lines += [f"![test AP by method]({plots}/{name}-ap.svg)", ""]
     for sparsity in SPARSITIES:
@@ -114,7 +114,7 @@ def study(
     lines += views(results)
     if probes:
         lines += ["### One option changed", "", *one_by_one(probes), ""]
-    lines += runaways([*results, *(probe for probe, _ in probes)])
+    lines += runaways([*((one, "") for one in results), *probes])
     if repeats:
         lines += [
             "### The same run a second time",
@@ -145,7 +145,7 @@ def views(results: Sequence[Result]) -> list[str]:
 def one_by_one(probes: Sequence[tuple[Result, str]]) -> list[str]:
     """Every probe, and what differs from the runs of the other tables."""
     rows = []
-    for one, changed in probes:
+    for one, changed in sorted(probes, key=lambda probe: (probe[0]["sparsity"], probe[1])):
         tau = "-" if tau_of(one) is None else f"{tau_of(one):g}"
         rows.append(
             [one["detector"], one["sparsity"], f"`{one['method']}`", tau, f"`{changed}`",
@@ -155,10 +155,10 @@ def one_by_one(probes: Sequence[tuple[Result, str]]) -> list[str]:
     return table((*head, *MINED), rows)
 
 
-def runaways(results: Sequence[Result]) -> list[str]:
-    """Runs that mined one class everywhere, or nothing that is right, with what it was."""
+def runaways(runs: Sequence[tuple[Result, str]]) -> list[str]:
+    """Runs whose pseudo-labels are many and wrong, with what differs in them and what was mined."""
     rows = []
-    for one in results:
+    for one, changed in runs:
         count, precision = (one["mining"][key] for key in ("pseudo_labels_per_image", "precision"))
         if precision is None or precision >= RUNAWAY_PRECISION or count < RUNAWAY_COUNT:
             continue
@@ -170,13 +170,14 @@ def runaways(results: Sequence[Result]) -> list[str]:
         wrong = (one["mining"][kind] for kind in WRONG)
         rows.append(
             [one["detector"], one["sparsity"], f"`{one['method']}`", f"{tau_of(one):g}",
-             str(one["seed"]), f"{count:.1f}", f"{most}: {classes[most] / count:.0%}",
-             f"{precision:.2f}", *(f"{share:.2f}" for share in wrong)]
+             f"`{changed}`" if changed else "", str(one["seed"]), f"{count:.1f}",
+             f"{most}: {classes[most] / count:.0%}", f"{precision:.2f}",
+             *(f"{share:.2f}" for share in wrong)]
         )  # fmt: skip
     if not rows:
         return []
-    head = ("detector", "annotations", "method", "τ", "seed", "pseudo-labels per image",
-            "most are of class", "precision")  # fmt: skip
+    head = ("detector", "annotations", "method", "τ", "changed", "seed",
+            "pseudo-labels per image", "most are of class", "precision")  # fmt: skip
     kinds = [kind.replace("_", " ") for kind in WRONG]
     words = (
         f"{RUNAWAY_COUNT} or more pseudo-labels an image over the last quarter of training, of "
