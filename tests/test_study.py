@@ -44,12 +44,13 @@ def page_of(tmp_path: Path, results: list[dict[str, Any]]) -> str:
 def test_means_pairs_and_the_closed_gap(tmp_path: Path) -> None:
     results = [result("original", seed, ap) for seed, ap in enumerate((40.0, 41.0, 42.0))]
     results += [result("comining", seed, ap) for seed, ap in enumerate((43.0, 43.0, 43.0))]
-    results += [result("original", 0, 51.0, sparsity="full")]
+    results += [result("original", 0, 51.0, sparsity="full"), result("joint", 2, 45.0)]
     page = page_of(tmp_path, results)
+    assert "| hard | `joint` | 45.0 (1 seed) | +3.0 (+3.0) | -2.0 (-2.0) | 30% |" in page
     assert "| hard | `original` | 41.0 ± 1.0 |  | +2.0 (+3.0, +2.0, +1.0) |  |" in page
     assert "| hard | `comining` | 43.0 ± 0.0 | +2.0 (+3.0, +2.0, +1.0) |  | 20% |" in page
     assert "| full | `original` | 51.0 (1 seed) |" in page
-    assert "7 runs of 600 steps, 7.0 hours" in page
+    assert "8 runs of 600 steps, 8.0 hours" in page
 
 
 def test_the_threshold_is_chosen_by_validation_and_others_make_no_seeds(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from comining.errors import DataError
@@ -199,12 +199,16 @@ def again(repeats: Sequence[tuple[Result, Result]]) -> list[str]:
 def closed(
     cell: Mapping[int, float], original: Mapping[int, float], full: Mapping[int, float]
 ) -> str:
-    """The share of the gap between `original` here and on `full` that a method closes."""
-    if not (cell and original and full):
+    """The share of the gap between `original` here and on `full` that a method closes.
+
+    Its gain is the mean over the seeds that it shares with `original`.
+    """
+    both = cell.keys() & original.keys()
+    if not (both and full):
         return "-"
-    mean: Callable[[Mapping[int, float]], float] = lambda one: statistics.mean(one.values())  # noqa: E731
-    gap = mean(full) - mean(original)
-    return f"{(mean(cell) - mean(original)) / gap:.0%}" if gap > 0 else "-"
+    gain = statistics.mean(cell[seed] - original[seed] for seed in both)
+    gap = statistics.mean(full.values()) - statistics.mean(original.values())
+    return f"{gain / gap:.0%}" if gap > 0 else "-"
 
 
 def thresholds(results: Sequence[Result], sparsity: str) -> list[str]:
