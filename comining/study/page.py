@@ -113,7 +113,7 @@ def study(
         ]
     lines += views(results)
     if probes:
-        lines += ["### One option changed", "", *one_by_one(probes), ""]
+        lines += ["### With options changed", "", *one_by_one(probes), ""]
     lines += runaways([*((one, "") for one in results), *probes])
     if repeats:
         lines += [
