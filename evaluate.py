@@ -12,15 +12,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from comining.checkpoint import load_detector
 from comining.config import CONFIG_FOLDER, instantiate, instantiate_file
-from comining.detectors.base import DenseDetector
+from comining.detectors.dense import DenseDetector
 from comining.errors import ConfigError, one_line_errors
-from comining.evaluation.coco import metrics_table
-from comining.evaluation.module import EvaluationModule
-from comining.outcome import quiet_lightning
-from comining.predict import predict_folder
-from comining.run_directory import versions, write_json
+from comining.evaluation.coco_evaluator import metrics_table
+from comining.evaluation.evaluation_module import EvaluationModule
+from comining.evaluation.predict import predict_folder
+from comining.runs.checkpoint import load_detector
+from comining.runs.directory import versions, write_json
+from comining.runs.outcome import quiet_lightning
 
 
 @hydra.main(config_path="conf", config_name="evaluate", version_base="1.3")

@@ -8,17 +8,17 @@ import hydra
 import lightning as L
 from omegaconf import DictConfig
 
-from comining.callbacks.checkpoint import WholeCheckpoints
-from comining.callbacks.divergence import DivergenceGuard
-from comining.callbacks.figures import TrainingFigures
-from comining.callbacks.progress import Progress
-from comining.checkpoint import build_detector, describe
 from comining.config import check, instantiate
 from comining.errors import ConfigError
-from comining.loggers import finished, summarize
-from comining.module import DetectionModule
-from comining.outcome import begin, print_outcome, print_start, recorded
-from comining.resume import check_same_options, checkpoint_to_resume
+from comining.runs.checkpoint import build_detector, describe
+from comining.runs.outcome import begin, print_outcome, print_start, recorded
+from comining.runs.resume import check_same_options, checkpoint_to_resume
+from comining.tracking.loggers import finished, summarize
+from comining.training.callbacks.divergence import DivergenceGuard
+from comining.training.callbacks.figures import TrainingFigures
+from comining.training.callbacks.progress import Progress
+from comining.training.callbacks.saving import WholeCheckpoints
+from comining.training.training_module import DetectionModule
 
 
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")

@@ -23,7 +23,7 @@ from pycocotools.cocoeval import COCOeval
 
 from benchmarks import measure
 from comining.data.annotations import AnnotationSet, Categories
-from comining.evaluation.coco import CocoEvaluator
+from comining.evaluation.coco_evaluator import CocoEvaluator
 from comining.structures import Detections
 
 CPU = torch.device("cpu")

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.ops import FrozenBatchNorm2d, box_iou
 
-from comining.checkpoint import build_detector
 from comining.config import CONFIG_FOLDER, instantiate
 from comining.data.views import SecondView
-from comining.detectors.base import DenseDetector
-from comining.methods.base import Method
+from comining.detectors.dense import DenseDetector
+from comining.methods.method import Method
+from comining.runs.checkpoint import build_detector
 from comining.structures import Batch, Detections, Targets
 
 Stock = dict[str, Tensor]  # torchvision's form of targets and of detections

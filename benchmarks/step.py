@@ -27,7 +27,7 @@ import torch
 
 from benchmarks import measure
 from benchmarks.setting import Setting, Stock, as_stock, coco_like, drop_loop, noise, to
-from comining.detectors.base import DenseDetector
+from comining.detectors.dense import DenseDetector
 from comining.methods.comining import CoMining
 from comining.structures import DensePredictions, Detections, Targets
 

@@ -16,10 +16,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from PIL import Image
 
-from comining.checkpoint import build_detector
 from comining.config import CONFIG_FOLDER, instantiate
-from comining.detectors.base import DenseDetector
-from comining.methods.base import Method
+from comining.detectors.dense import DenseDetector
+from comining.methods.method import Method
+from comining.runs.checkpoint import build_detector
 from comining.structures import Batch, DensePredictions, Detections, Targets
 
 DATA = Path(

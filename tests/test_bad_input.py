@@ -30,12 +30,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from PIL import Image, PngImagePlugin
 
-from comining.checkpoint import build_detector, describe
 from comining.config import CONFIG_FOLDER
 from comining.data.annotations import Categories, check_images, read_annotations
 from comining.data.images import load_image
 from comining.data.sparsity import main as write_sparse_file
-from comining.evaluation.coco import CocoEvaluator
+from comining.evaluation.coco_evaluator import CocoEvaluator
+from comining.runs.checkpoint import build_detector, describe
 from comining.structures import Detections
 from tests.helpers import composed, edit_json, write_coco
 
@@ -1062,10 +1062,16 @@ def _checkpoints() -> list[Row]:
         ),
         (
             "a target that loads pickles",
-            "`comining.module.DetectionModule.load_from_checkpoint`",
-            "DIR/x.ckpt: detector._target_='comining.module.DetectionModule.load_from_checkpoint' "
-            "is defined outside of what may be built",
-            saved(foreign("detector", "comining.module.DetectionModule.load_from_checkpoint")),
+            "`comining.training.training_module.DetectionModule.load_from_checkpoint`",
+            "DIR/x.ckpt: detector._target_="
+            "'comining.training.training_module.DetectionModule.load_from_checkpoint' is defined "
+            "outside of what may be built",
+            saved(
+                foreign(
+                    "detector",
+                    "comining.training.training_module.DetectionModule.load_from_checkpoint",
+                )
+            ),
         ),
         (
             "other classes than the data",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 
-from comining.detectors.base import DenseDetector
+from comining.detectors.dense import DenseDetector
 from comining.structures import Targets
 from tests.helpers import detector, images
 

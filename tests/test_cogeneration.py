@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from comining.cogeneration import clip, drop_annotated, merge, rank_in_group, suppress
+from comining.methods.mining import clip, drop_annotated, merge, suppress
+from comining.ops import rank_in_group
 from comining.structures import Candidates, Detections
 from tests.helpers import detector, random_predictions, targets
 

@@ -160,7 +160,7 @@ def test_thresholds_can_be_set_by_hand() -> None:
         (["~method.score_threshold"], "method.score_threshold is missing"),
         (["data=coco"], "option data.root is missing"),
         (["method._target_=os.system"], "method._target_='os.system' is not one of"),
-        (["method._target_=comining.run_directory.os.system"], "is defined outside of what may"),
+        (["method._target_=comining.runs.directory.os.system"], "is defined outside of what may"),
         (["method._target_=comining.nowhere"], "comining.nowhere.* cannot be imported"),
         (["data.max_size=50"], "data.max_size=50 is smaller than data.min_size=96"),
         (["data.flip=2"], "data.flip"),
@@ -231,9 +231,9 @@ FOREIGN = [
     "lightning.pytorch.loggers.CSVLogger",
     "lightning.pytorch.Trainer.__base__",
     "lightning.pytorch.Trainer.__init__.__class__",
-    "comining.module.DetectionModule.load_from_checkpoint",
-    "comining.run_directory.write_json",
-    "comining.run_directory.os.system",
+    "comining.training.training_module.DetectionModule.load_from_checkpoint",
+    "comining.runs.directory.write_json",
+    "comining.runs.directory.os.system",
     "comining.config.hydra.utils.instantiate",
     "comining.config.functools.partial",
     "comining.config.CONFIG_FOLDER.rmdir",
@@ -241,7 +241,7 @@ FOREIGN = [
     "comining.data.sparsity.main",
     "comining.data.datamodule.L.LightningDataModule.load_from_checkpoint",
     "comining.detectors.backbones.get_model_weights",
-    "comining.loggers.os.replace",
+    "comining.tracking.loggers.os.replace",
 ]
 
 

@@ -11,8 +11,8 @@ from torchvision.models import detection as torchvision_detection
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
-import comining.detectors.base as base
-from comining.detectors.base import DenseDetector
+import comining.detectors.dense as base
+from comining.detectors.dense import DenseDetector
 from comining.structures import Assignment, DensePredictions, Targets
 from tests.helpers import composed, detector, images, random_predictions, targets
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from comining.drawing import ANNOTATED, ERASED, MINED, Layer, captioned, panel, sheet
+from comining.tracking.drawing import ANNOTATED, ERASED, MINED, Layer, captioned, panel, sheet
 
 GREY = torch.full((3, 60, 80), 128, dtype=torch.uint8)
 BOX = torch.tensor([[10.0, 10.0, 60.0, 50.0]])

@@ -16,8 +16,8 @@ from pycocotools.cocoeval import COCOeval
 
 from comining.data.annotations import AnnotationSet, read_annotations
 from comining.errors import DivergedError
-from comining.evaluation.coco import METRICS, CocoEvaluator, metrics_table
-from comining.evaluation.mining import KINDS, MiningScore, headline, judge, right_ones
+from comining.evaluation.coco_evaluator import METRICS, CocoEvaluator, metrics_table
+from comining.evaluation.mining_metric import KINDS, MiningScore, headline, judge, right_ones
 from comining.structures import Batch, Detections, StepResult, Targets
 from tests.helpers import batch_of, edit_json, real_data, targets, write_coco
 

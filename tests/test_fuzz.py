@@ -23,11 +23,11 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from comining.checkpoint import read_checkpoint
 from comining.data.annotations import AnnotationSet, check_images, read_annotations
 from comining.data.images import load_image
 from comining.data.sparsity import FromFile, RandomErasure
 from comining.errors import CheckpointError, DataError, UserError
+from comining.runs.checkpoint import read_checkpoint
 from tests.helpers import write_coco
 
 # Pillow warns of what it skips in a damaged TIFF file before it refuses it.

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from comining.config import CONFIG_FOLDER
 from comining.errors import ConfigError
-from comining.loggers import MetricsFile, csv_only, wandb
+from comining.tracking.loggers import MetricsFile, csv_only, wandb
 from tests.helpers import composed
 
 ROOT = CONFIG_FOLDER.parent
@@ -251,7 +251,7 @@ def test_csv_alone_imports_no_wandb(tmp_path: Path) -> None:
     assert [type(one) for one in csv_only(str(tmp_path))] == [MetricsFile]
     code = (
         "import sys, runpy; sys.argv = ['train.py', '--cfg', 'job'];\n"
-        "import comining.loggers, comining.callbacks.pictures\n"
+        "import comining.tracking.loggers, comining.training.callbacks.pictures\n"
         "assert 'wandb' not in sys.modules, 'wandb was imported'"
     )
     done = subprocess.run(

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from comining import losses
-from comining.losses import (
+from comining.detectors import losses
+from comining.detectors.losses import (
     centerness_target,
     focal_background,
     focal_foreground,

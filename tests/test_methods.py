@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from comining.detectors.base import DenseDetector
+from comining.detectors.dense import DenseDetector
 from comining.structures import DensePredictions, Targets
 from tests.helpers import batch_of, detector, images, method, targets
 

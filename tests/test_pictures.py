@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from comining.callbacks.pictures import WrongOnes
-from comining.drawing import (
+from comining.evaluation.mining_metric import KINDS
+from comining.structures import Detections, Targets
+from comining.tracking.drawing import (
     ANNOTATED,
     CAPTION,
     DETECTED,
@@ -20,8 +21,7 @@ from comining.drawing import (
     crop,
     panel,
 )
-from comining.evaluation.mining import KINDS
-from comining.structures import Detections, Targets
+from comining.training.callbacks.pictures import WrongOnes
 from tests.helpers import batch_of, targets
 from tests.test_train import train
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from comining.cogeneration import suppress
+from comining.methods.mining import suppress
 from comining.structures import DensePredictions, Targets
 from tests.helpers import batch_of, detector, method
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from comining.callbacks.checkpoint import WholeCheckpoints, draft_of, keep_as
-from comining.checkpoint import read_checkpoint
 from comining.errors import CheckpointError
+from comining.runs.checkpoint import read_checkpoint
+from comining.training.callbacks.saving import WholeCheckpoints, draft_of, keep_as
 from tests.ddp import ROOT, TINY, train
 
 KILLS = 20

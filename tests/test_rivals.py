@@ -11,7 +11,7 @@ import torch
 from comining.data.annotations import read_annotations
 from comining.data.dataset import TrainingSet
 from comining.data.sampler import SampleKey
-from comining.detectors.base import DenseDetector
+from comining.detectors.dense import DenseDetector
 from comining.errors import ConfigError
 from comining.methods.part_aware import mine_parts, share_inside
 from comining.structures import Detections

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from comining.schedule import OneCycle, WarmupMultiStep
+from comining.training.schedule import OneCycle, WarmupMultiStep
 
 
 def test_the_papers_schedule() -> None:

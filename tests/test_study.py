@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from comining.errors import DataError
-from comining.study.__main__ import main
-from comining.study.results import collect, read
+from comining.reports.study_results import collect, read
+from comining.study import main
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -13,7 +13,7 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from comining.config import CONFIG_FOLDER
-from comining.gpu import claim_gpu
+from comining.runs.gpu import claim_gpu
 from tests.helpers import composed_with_hydra
 
 ROOT = CONFIG_FOLDER.parent
@@ -150,7 +150,7 @@ def test_every_process_claims_a_gpu_of_its_own(
     assert claim_gpu(tmp_path) == 0
     assert claim_gpu(tmp_path) == 0  # again the same for the next run of this process
     code = (
-        "import sys, torch; from pathlib import Path; from comining.gpu import claim_gpu; "
+        "import sys, torch; from pathlib import Path; from comining.runs.gpu import claim_gpu; "
         f"torch.cuda.device_count = lambda: 2; print(claim_gpu(Path({str(tmp_path)!r})))"
     )
     other = [sys.executable, "-c", code]
@@ -167,7 +167,7 @@ def test_more_processes_than_gpus_are_refused(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert claim_gpu(tmp_path) == 0
     code = (
-        "import torch; from pathlib import Path; from comining.gpu import claim_gpu; "
+        "import torch; from pathlib import Path; from comining.runs.gpu import claim_gpu; "
         f"torch.cuda.device_count = lambda: 1; claim_gpu(Path({str(tmp_path)!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -14,11 +14,11 @@ import torch
 from omegaconf import OmegaConf, open_dict
 from torchvision.models.detection import FCOS, RetinaNet
 
-from comining.checkpoint import load_detector, read_checkpoint
 from comining.config import CONFIG_FOLDER
 from comining.data.images import load_image
 from comining.errors import CheckpointError, ConfigError
-from comining.evaluation.coco import METRICS
+from comining.evaluation.coco_evaluator import METRICS
+from comining.runs.checkpoint import load_detector, read_checkpoint
 from tests.helpers import composed, real_data
 
 ROOT = CONFIG_FOLDER.parent

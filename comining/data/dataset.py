@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as F
 from comining.data.annotations import AnnotationSet
 from comining.data.images import load_image
 from comining.data.sampler import SampleKey
-from comining.seeding import derive_seed
+from comining.data.seeding import derive_seed
 from comining.structures import Batch, Detections, Targets
 
 NOTHING = Detections(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0))

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
+from comining.data.seeding import derive_seed
 from comining.errors import ConfigError
-from comining.seeding import derive_seed
 
 
 class SampleKey(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from comining.seeding import derive_seed
+from comining.data.seeding import derive_seed
 
 
 class SecondView(ABC):

@@ -10,8 +10,8 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOSHead
 
 from comining.detectors.backbones import Backbone
-from comining.detectors.base import DenseDetector, gather_targets
-from comining.losses import centerness_target, giou_loss, normalizer
+from comining.detectors.dense import DenseDetector, gather_targets
+from comining.detectors.losses import centerness_target, giou_loss, normalizer
 from comining.structures import Assignment, DensePredictions
 
 

@@ -12,8 +12,9 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
 
 from comining.detectors.backbones import Backbone
-from comining.detectors.base import DenseDetector, gather_targets, paired_iou
-from comining.losses import normalizer
+from comining.detectors.dense import DenseDetector, gather_targets
+from comining.detectors.losses import normalizer
+from comining.ops import paired_iou
 from comining.structures import IGNORED, Assignment, DensePredictions
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from comining.detectors.base import DenseDetector
-from comining.losses import focal_background, focal_foreground, normalizer
-from comining.methods.base import Method, View
+from comining.detectors.dense import DenseDetector
+from comining.detectors.losses import focal_background, focal_foreground, normalizer
+from comining.methods.method import Method, View
 from comining.structures import Batch, DensePredictions, Targets
 
 

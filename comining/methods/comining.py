@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from comining.cogeneration import clip, drop_annotated, merge, suppress
-from comining.detectors.base import DenseDetector
-from comining.methods.base import Method, Supervision, View
+from comining.detectors.dense import DenseDetector
+from comining.methods.method import Method, Supervision, View
+from comining.methods.mining import clip, drop_annotated, merge, suppress
 from comining.structures import Batch, Candidates, DensePredictions, Detections, Targets
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from comining.data.annotations import AnnotationSet
 from comining.data.datamodule import DetectionData
-from comining.detectors.base import DenseDetector
+from comining.detectors.dense import DenseDetector
 from comining.errors import ConfigError
-from comining.methods.base import Method, View
+from comining.methods.method import Method, View
 from comining.structures import Assignment, Batch, DensePredictions, pad_targets
 
 log = logging.getLogger(__name__)

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from comining.checkpoint import load_detector
-from comining.cogeneration import drop_annotated, merge
 from comining.data.datamodule import DetectionData
 from comining.data.dataset import EvaluationSet, collate_evaluation
-from comining.detectors.base import DenseDetector
+from comining.detectors.dense import DenseDetector
 from comining.errors import ConfigError
-from comining.evaluation.coco import CocoEvaluator
-from comining.methods.base import Method, Supervision, View
-from comining.run_directory import find_run, write_json
+from comining.evaluation.coco_evaluator import CocoEvaluator
+from comining.methods.method import Method, Supervision, View
+from comining.methods.mining import drop_annotated, merge
+from comining.runs.checkpoint import load_detector
+from comining.runs.directory import find_run, write_json
 from comining.structures import (
     Assignment,
     Batch,

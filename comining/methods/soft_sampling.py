@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from comining.detectors.base import DenseDetector
-from comining.methods.base import Method, View
+from comining.detectors.dense import DenseDetector
+from comining.methods.method import Method, View
 from comining.structures import Assignment, Batch, DensePredictions
 
 

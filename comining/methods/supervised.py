@@ -1,6 +1,6 @@
 """The paper's three baselines: train on the original view, the augmented one, or both."""
 
-from comining.methods.base import Method
+from comining.methods.method import Method
 
 
 class Supervised(Method):

@@ -10,11 +10,11 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from comining.data.images import load_image
-from comining.detectors.base import DenseDetector
-from comining.drawing import DETECTED, Layer, panel
+from comining.detectors.dense import DenseDetector
 from comining.errors import DataError
-from comining.run_directory import write_json
+from comining.runs.directory import write_json
 from comining.structures import Detections
+from comining.tracking.drawing import DETECTED, Layer, panel
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 from tqdm.auto import tqdm
 
-from comining.callbacks.figures import TrainingFigures
+from comining.training.callbacks.figures import TrainingFigures
 
 
 class Progress(L.Callback):

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.image_list import ImageList
 
-from comining.cogeneration import rank_in_group
-from comining.losses import focal_loss_sum
+from comining.detectors.losses import focal_loss_sum
+from comining.ops import paired_iou, rank_in_group
 from comining.structures import (
     Assignment,
     Candidates,
@@ -280,26 +280,6 @@ def chunks(counts: Sequence[int], limit: int) -> Iterator[slice]:
             yield slice(start, image)
             start, most = image, max(1, count)
     yield slice(start, len(counts))
-
-
-def paired_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """IoU of boxes [..., G, 4] with anchors [A, 4] as a table [..., G, A]; 0 for empty boxes.
-
-    Three tables of that shape are in use at the most.
-    """
-    left, top, right, bottom = boxes.unsqueeze(-2).unbind(-1)  # [..., G, 1]
-    # Coordinate by coordinate: tables with the anchors innermost are worked on in long vectors.
-    anchor_left, anchor_top, anchor_right, anchor_bottom = anchors.t().contiguous()
-    intersection = torch.minimum(right, anchor_right)
-    intersection.sub_(torch.maximum(left, anchor_left)).clamp_(min=0)
-    height = torch.minimum(bottom, anchor_bottom)
-    height.sub_(torch.maximum(top, anchor_top)).clamp_(min=0)
-    intersection.mul_(height)
-    del height
-    area = (right - left) * (bottom - top)
-    union = area + (anchor_right - anchor_left) * (anchor_bottom - anchor_top)
-    union.sub_(intersection).clamp_(min=torch.finfo(union.dtype).tiny)
-    return intersection.div_(union)
 
 
 def gather_targets(boxes: Tensor, labels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,9 +11,9 @@ from torch.nn import Parameter
 
 from comining.data.annotations import AnnotationSet
 from comining.data.views import SecondView
-from comining.detectors.base import DenseDetector
-from comining.evaluation.module import EvaluationModule
-from comining.methods.base import Method
+from comining.detectors.dense import DenseDetector
+from comining.evaluation.evaluation_module import EvaluationModule
+from comining.methods.method import Method
 from comining.structures import Batch, StepResult
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchvision.ops import box_iou
 
-from comining.cogeneration import rank_in_group
+from comining.ops import rank_in_group
 from comining.structures import Batch, Detections, StepResult, Targets
 
 # A mined box is right if it covers an erased one of its class by this IoU, as in AP50.

@@ -9,8 +9,8 @@ import lightning as L
 from torch import Tensor
 
 from comining.data.annotations import AnnotationSet
-from comining.detectors.base import DenseDetector
-from comining.evaluation.coco import CocoEvaluator, Metrics, metrics_table
+from comining.detectors.dense import DenseDetector
+from comining.evaluation.coco_evaluator import CocoEvaluator, Metrics, metrics_table
 
 log = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL.Image import Image
 from torch import Tensor
 
-from comining.drawing import Layer
 from comining.errors import ConfigError
+from comining.tracking.drawing import Layer
 
 
 class MetricsFile(Logger):

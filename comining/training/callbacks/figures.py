@@ -10,10 +10,10 @@ import lightning as L
 import torch
 import torch.distributed as dist
 
-from comining.callbacks.divergence import DivergenceGuard
-from comining.evaluation.mining import Figures, MiningScore, headline
-from comining.loggers import MetricsFile
-from comining.module import DetectionModule
+from comining.evaluation.mining_metric import Figures, MiningScore, headline
+from comining.tracking.loggers import MetricsFile
+from comining.training.callbacks.divergence import DivergenceGuard
+from comining.training.training_module import DetectionModule
 
 # result.json judges the mining of the last part of training, when it has settled.
 FINAL_PART = 0.25

@@ -9,23 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 from torchvision.ops import box_iou, nms
 
+from comining.ops import rank_in_group
 from comining.structures import Candidates, Detections, Targets
-
-
-def rank_in_group(group: Tensor) -> Tensor:
-    """Position of every element inside its group.
-
-    Args:
-        group: [M] int64, sorted.
-
-    Returns:
-        [M] int64, 0 for the first of each group.
-    """
-    first = torch.searchsorted(group, group)
-    return torch.arange(len(group), device=group.device) - first
 
 
 def suppress(

@@ -14,10 +14,10 @@ import torch.distributed as dist
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from comining.checkpoint import read_checkpoint
 from comining.errors import CheckpointError
-from comining.module import DetectionModule
-from comining.signals import SIGNALS, Interrupted
+from comining.runs.checkpoint import read_checkpoint
+from comining.runs.signals import SIGNALS, Interrupted
+from comining.training.training_module import DetectionModule
 
 
 class WholeCheckpoints(TorchCheckpointIO):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from comining.data.datamodule import DetectionData
-from comining.detectors.base import DenseDetector
+from comining.detectors.dense import DenseDetector
 from comining.structures import (
     Assignment,
     Batch,

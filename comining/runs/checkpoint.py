@@ -12,7 +12,7 @@ from torch import Tensor
 
 from comining.config import instantiate
 from comining.data.annotations import Categories
-from comining.detectors.base import DenseDetector
+from comining.detectors.dense import DenseDetector
 from comining.errors import CheckpointError, UserError
 
 

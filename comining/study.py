@@ -1,4 +1,10 @@
-"""The two commands of the study."""
+"""``python -m comining.study``: the page of results out of committed ``result.json`` files.
+
+``python -m comining.study collect RUN ... --to results/bccd`` copies results of finished runs,
+without the paths of the machine; ``python -m comining.study write results RESULTS.md`` writes the
+page and, into ``results/plots``, its plots (they need ``pip install -e ".[report]"``). Every figure
+comes from these files; a cell that has not been run is shown as a dash.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +12,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from comining import study
-from comining.study.page import write
-from comining.study.results import collect
+from comining.reports.study_page import write
+from comining.reports.study_results import collect
 
 
 def main(given: Sequence[str] | None = None) -> None:
     """The two commands."""
-    parser = argparse.ArgumentParser(description=study.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m comining.study", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     copying = commands.add_parser("collect", help="copy results of runs")
     copying.add_argument("runs", nargs="+", type=Path)

@@ -11,8 +11,8 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from comining.errors import DivergedError
-from comining.module import DetectionModule
 from comining.structures import Batch
+from comining.training.training_module import DetectionModule
 
 
 class DivergenceGuard(L.Callback):

@@ -14,7 +14,10 @@ from torch import Tensor
 from comining.data.datamodule import DetectionData
 from comining.data.dataset import collate
 from comining.data.sampler import SampleKey
-from comining.drawing import (
+from comining.evaluation.mining_metric import KINDS, judge
+from comining.runs.directory import write_json
+from comining.structures import Batch, Detections, Targets
+from comining.tracking.drawing import (
     ANNOTATED,
     DETECTED,
     ERASED,
@@ -27,11 +30,8 @@ from comining.drawing import (
     panel,
     sheet,
 )
-from comining.evaluation.mining import KINDS, judge
-from comining.loggers import WandbRun, log_picture
-from comining.module import DetectionModule
-from comining.run_directory import write_json
-from comining.structures import Batch, Detections, Targets
+from comining.tracking.loggers import WandbRun, log_picture
+from comining.training.training_module import DetectionModule
 
 # The longer side of a picture in a sheet, px: of small pictures and of larger ones.
 PANEL = (260, 400)

@@ -13,10 +13,10 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
-from comining.checkpoint import read_checkpoint
 from comining.config import resolve
 from comining.errors import ConfigError
-from comining.run_directory import relevant
+from comining.runs.checkpoint import read_checkpoint
+from comining.runs.directory import relevant
 
 # What belongs to this start of a run and not to the run.
 OF_THIS_START = ("resume", "ckpt", "allow_changes")

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from comining.errors import DataError
-from comining.published import LAYOUTS
-from comining.study.plots import draw
-from comining.study.results import (
+from comining.reports.published import LAYOUTS
+from comining.reports.study_plots import draw
+from comining.reports.study_results import (
     MAIN,
     SPARSITIES,
     Result,

@@ -10,7 +10,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from comining.report import main as report
+from comining.reports.tables import main as report
 
 
 class SweepReport(Callback):

@@ -1,0 +1,1 @@
+"""The LightningModule that trains, its schedule, and what happens around its steps."""
