@@ -19,7 +19,8 @@ from comining.evaluation.coco_evaluator import metrics_table
 from comining.evaluation.evaluation_module import EvaluationModule
 from comining.evaluation.predict import predict_folder
 from comining.runs.checkpoint import load_detector
-from comining.runs.directory import versions, write_json
+from comining.runs.directory import versions
+from comining.runs.files import write_json
 from comining.runs.outcome import quiet_lightning
 
 

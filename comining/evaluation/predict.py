@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from comining.data.images import load_image
 from comining.detectors.dense import DenseDetector
 from comining.errors import DataError
-from comining.runs.directory import write_json
+from comining.runs.files import write_json
 from comining.structures import Detections
 from comining.tracking.drawing import DETECTED, Layer, panel
 

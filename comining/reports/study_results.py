@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from comining.errors import DataError
-from comining.runs.directory import write_json
+from comining.runs.files import write_json
 
 Result = Mapping[str, Any]
 

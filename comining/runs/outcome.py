@@ -25,7 +25,8 @@ from comining.config import resolve
 from comining.errors import ConfigError, DivergedError, UserError, one_line
 from comining.evaluation.coco_evaluator import Metrics, metrics_table
 from comining.evaluation.mining_metric import headline
-from comining.runs.directory import hardware, options_hash, same_options, versions, write_json
+from comining.runs.directory import hardware, options_hash, same_options, versions
+from comining.runs.files import write_json
 from comining.runs.gpu import claim_gpu
 from comining.runs.resume import requeue, with_options_of, write_overrides
 from comining.runs.signals import SIGNALS, Interrupted

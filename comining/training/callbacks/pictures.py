@@ -15,7 +15,7 @@ from comining.data.datamodule import DetectionData
 from comining.data.dataset import collate
 from comining.data.sampler import SampleKey
 from comining.evaluation.mining_metric import KINDS, judge
-from comining.runs.directory import write_json
+from comining.runs.files import write_json
 from comining.structures import Batch, Detections, Targets
 from comining.tracking.drawing import (
     ANNOTATED,

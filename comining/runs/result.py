@@ -1,0 +1,106 @@
+"""``result.json``: what a run came to, in one typed record for every way in which it can end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from comining.errors import DataError
+from comining.runs.files import write_json
+
+Status = Literal["finished", "diverged", "interrupted", "failed"]
+Figures = dict[str, float | None]
+
+
+class RunResult(BaseModel):
+    """What a run was, how it ended and what it measured; the only reader and writer of the file.
+
+    A run that did not finish has no ``metrics``; ``error`` says why, and ``step`` how far it came.
+    Fields that a later version has added are kept when a record is copied.
+    """
+
+    model_config = ConfigDict(extra="allow", validate_assignment=True)
+
+    status: Status
+    # What was run: the choice of every group of the configuration.
+    method: str
+    detector: str
+    sparsity: str
+    backbone: str
+    view: str
+    optimizer: str
+    dataset: str
+    experiment: str | None = None
+    table: str | None = None
+    seed: int | None  # None only where the option was no seed
+    max_steps: int | None  # optimizer steps; None only where the option was no number
+    method_options: dict[str, Any] = Field(default_factory=dict)
+    # Hashes of the options: runs that share `variant` are seeds of one another, runs that share
+    # `recipe` differ in no more than method, view, sparsity and threshold.
+    variant: str = ""
+    recipe: str = ""
+
+    # What it came to, on a scale of 0-100; None where nothing of that kind is annotated.
+    steps: int | None = None  # optimizer steps done when it was evaluated
+    metrics: Figures | None = None  # COCO's 12 numbers on the validation split
+    class_ap: Figures | None = None
+    test: Figures | None = None  # the same on the test split, where there is one
+    test_class_ap: Figures | None = None
+    mining: Figures = Field(default_factory=dict)  # over the last quarter of training
+    mining_classes: dict[str, Figures] = Field(default_factory=dict)
+    history: list[dict[str, float | None]] = Field(default_factory=list)  # a row per validation
+
+    # Why it did not finish.
+    error: str | None = None
+    step: int | None = None  # optimizer steps done when it stopped
+    divergence: dict[str, Any] | None = None  # what was known at the step that diverged
+    trace: str | None = None  # of a failed run
+
+    data: dict[str, dict[str, Any]] = Field(default_factory=dict)  # fingerprints and counts
+    versions: dict[str, str] = Field(default_factory=dict)
+    hardware: str = ""
+    wall_time_s: float = 0.0
+
+    @property
+    def ap(self) -> float | None:
+        """AP on the validation split; None where the run did not finish or nothing is annotated."""
+        return None if self.metrics is None else self.metrics["AP"]
+
+    @property
+    def test_ap(self) -> float | None:
+        """AP on the test split; None where there is none."""
+        return None if self.test is None else self.test["AP"]
+
+    @property
+    def score_threshold(self) -> float | None:
+        """Tau of a method that has one."""
+        value = self.method_options.get("score_threshold")
+        return None if value is None else float(value)
+
+    @classmethod
+    def read(cls, file: Path) -> Self:
+        """Read a record.
+
+        Raises:
+            DataError: the file is missing, cannot be read, or is no result; names the file and the
+                field.
+        """
+        try:
+            return cls.model_validate(json.loads(file.read_text(encoding="utf-8")))
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"])) or "top level"
+            raise DataError(f"{file}: not a result of comining ({field}: {first['msg']})") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise DataError(f"{file}: not a result of comining ({error})") from error
+
+    def write(self, file: Path) -> None:
+        """Write the record whole or not at all.
+
+        Raises:
+            ValueError: a number is NaN or infinite.
+        """
+        write_json(file, self.model_dump(mode="python"))
