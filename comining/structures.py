@@ -1,14 +1,16 @@
-"""The types that travel between the floors, with a shape on every field.
+"""The types that cross a folder, with a shape on every field.
 
-Letters: B images of a batch, A anchors (or points) of an image over all pyramid levels,
-K classes, G annotated boxes, D detections, M candidates. Boxes are ``xyxy`` in pixels.
-Labels are 0 ... K-1; in an :class:`Assignment` K means background and -1 ignored.
+Letters: B images of a batch, A regions (anchors or points) of an image over all pyramid levels,
+K classes, N boxes of a batch. Boxes are ``xyxy`` in pixels. Labels are 0 ... K-1; in an
+:class:`Assignment` K means background and -1 ignored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -17,59 +19,294 @@ IGNORED = -1
 
 
 @dataclass
-class Targets:
-    """What one image is supervised by."""
+class Boxes:
+    """Boxes of a batch of images in flat columns: annotations, candidates or detections.
 
-    boxes: Tensor  # [G, 4] float32
-    labels: Tensor  # [G] int64
+    Rows are sorted by image. Flat, so that one operation serves the whole batch, and so that a
+    batch crosses processes in a few tensors: with a tensor for every image, 128 images exhaust the
+    1,024 file descriptors that a process may open by default.
+    """
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    boxes: Tensor  # [N, 4] float32
+    labels: Tensor  # [N] int64; -1 in ignored regions: every class
+    image: Tensor  # [N] int64 position in the batch, rising
+    num_images: int  # B
+    scores: Tensor | None = None  # [N] float32, of what a network found
+    # B, how many boxes each image has; known on the host where that costs no wait for the device.
+    known_counts: list[int] | None = field(default=None, repr=False)
 
-
-@dataclass
-class Detections:
-    """Boxes that a network found in one image, best first."""
-
-    boxes: Tensor  # [D, 4] float32
-    labels: Tensor  # [D] int64
-    scores: Tensor  # [D] float32
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclass
-class Candidates:
-    """Boxes found in a whole batch, flat, so that one operation serves all images."""
-
-    boxes: Tensor  # [M, 4] float32
-    labels: Tensor  # [M] int64
-    scores: Tensor  # [M] float32
-    image: Tensor  # [M] int64, position of the image in the batch
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: Tensor) -> Candidates:
-        return Candidates(
-            self.boxes[index], self.labels[index], self.scores[index], self.image[index]
+    @classmethod
+    def empty(
+        cls, num_images: int, device: torch.device | str = "cpu", *, scores: bool = False
+    ) -> Self:
+        """No boxes in ``num_images`` images."""
+        nothing = torch.zeros(0, dtype=torch.int64, device=device)
+        return cls(
+            torch.zeros(0, 4, device=device),
+            nothing,
+            nothing,
+            num_images,
+            torch.zeros(0, device=device) if scores else None,
+            [0] * num_images,
         )
 
-    def per_image(self, num_images: int) -> list[Detections]:
-        """Split into one :class:`Detections` an image. The candidates must be sorted by image."""
-        counts = torch.bincount(self.image, minlength=num_images).tolist()
-        columns = zip(
-            torch.split(self.boxes, counts),
-            torch.split(self.labels, counts),
-            torch.split(self.scores, counts),
+    @classmethod
+    def of_images(
+        cls,
+        boxes: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        scores: Sequence[Tensor] | None = None,
+    ) -> Self:
+        """Put together from boxes [n, 4], labels [n] and scores [n] of each of B images."""
+        counts = [len(of_image) for of_image in labels]
+        device = labels[0].device
+        image = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(device)
+        return cls(
+            torch.cat(list(boxes)),
+            torch.cat(list(labels)),
+            image,
+            len(counts),
+            None if scores is None else torch.cat(list(scores)),
+            counts,
         )
-        return [Detections(*column) for column in columns]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: Tensor) -> Self:
+        """Some rows, by a mask [N] or by indices that keep the images in order."""
+        return replace(
+            self,
+            boxes=self.boxes[rows],
+            labels=self.labels[rows],
+            image=self.image[rows],
+            scores=None if self.scores is None else self.scores[rows],
+            known_counts=None,
+        )
+
+    @property
+    def counts(self) -> list[int]:
+        """How many boxes each of the B images has. Waits for the device where it is not known."""
+        if self.known_counts is None:
+            self.known_counts = torch.bincount(self.image, minlength=self.num_images).tolist()
+        return self.known_counts
+
+    def counts_on_device(self) -> Tensor:
+        """[B] int64, without the wait for the device that :attr:`counts` may cost."""
+        counts = torch.zeros(self.num_images, dtype=torch.int64, device=self.image.device)
+        return counts.index_add_(0, self.image, torch.ones_like(self.image))
+
+    def of_image(self, position: int) -> Self:
+        """The boxes of one image, as a batch of one."""
+        return self.of_range(position, position + 1)
+
+    def of_range(self, start: int, stop: int) -> Self:
+        """The boxes of the images ``start`` ... ``stop - 1``, as a batch of them."""
+        counts = self.counts
+        rows = slice(sum(counts[:start]), sum(counts[:stop]))
+        return replace(
+            self,
+            boxes=self.boxes[rows],
+            labels=self.labels[rows],
+            image=self.image[rows] - start,
+            num_images=stop - start,
+            scores=None if self.scores is None else self.scores[rows],
+            known_counts=counts[start:stop],
+        )
+
+    def split(self) -> list[Self]:
+        """The boxes of every image, each as a batch of one."""
+        return [self.of_image(position) for position in range(self.num_images)]
+
+    def repeat(self, times: int) -> Self:
+        """The same boxes for ``times`` copies of the batch, copy after copy."""
+        shift = torch.arange(times, device=self.image.device).repeat_interleave(len(self))
+        return replace(
+            self,
+            boxes=self.boxes.repeat(times, 1),
+            labels=self.labels.repeat(times),
+            image=self.image.repeat(times) + shift * self.num_images,
+            num_images=self.num_images * times,
+            scores=None if self.scores is None else self.scores.repeat(times),
+            known_counts=None if self.known_counts is None else self.known_counts * times,
+        )
+
+    def followed_by(self, other: Boxes) -> Self:
+        """In every image these boxes and then those of ``other``; scores are dropped."""
+        image = torch.cat([self.image, other.image])
+        order = image.argsort(stable=True)
+        known = None
+        if self.known_counts is not None and other.known_counts is not None:
+            pairs = zip(self.known_counts, other.known_counts, strict=True)
+            known = [first + second for first, second in pairs]
+        return replace(
+            self,
+            boxes=torch.cat([self.boxes, other.boxes])[order],
+            labels=torch.cat([self.labels, other.labels])[order],
+            image=image[order],
+            scores=None,
+            known_counts=known,
+        )
+
+    def padded(self) -> tuple[Tensor, Tensor]:
+        """Boxes [B, G, 4] and labels [B, G], G the largest count of an image (at least 1).
+
+        Where an image has fewer, the box is zero and the label -1.
+        """
+        counts = self.counts
+        most = max([1, *counts])
+        device = self.labels.device
+        boxes = torch.zeros(self.num_images, most, 4, dtype=self.boxes.dtype, device=device)
+        labels = torch.full((self.num_images, most), -1, dtype=torch.int64, device=device)
+        first = torch.tensor([0, *counts[:-1]], dtype=torch.int64).cumsum(0).to(device)
+        column = torch.arange(len(self), device=device) - first[self.image]
+        boxes[self.image, column] = self.boxes
+        labels[self.image, column] = self.labels
+        return boxes, labels
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """On another device."""
+        return replace(
+            self,
+            boxes=self.boxes.to(device, non_blocking=non_blocking),
+            labels=self.labels.to(device, non_blocking=non_blocking),
+            image=self.image.to(device, non_blocking=non_blocking),
+            scores=None
+            if self.scores is None
+            else self.scores.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> Self:
+        """In page-locked memory, from where a copy to a GPU need not be waited for."""
+        return replace(
+            self,
+            boxes=self.boxes.pin_memory(),
+            labels=self.labels.pin_memory(),
+            image=self.image.pin_memory(),
+            scores=None if self.scores is None else self.scores.pin_memory(),
+        )
 
 
 @dataclass
-class DensePredictions:
-    """The outputs of a one-stage detector for a batch of images, before any threshold.
+class Images(Sequence[Tensor]):
+    """Images of any size in one tensor, for the reason that :class:`Boxes` gives.
+
+    As a sequence it is B images [3, H, W] uint8, which share its memory.
+    """
+
+    pixels: Tensor  # [sum of 3 * H * W] uint8, image after image
+    sizes: list[tuple[int, int]]  # B times (height, width)
+
+    @classmethod
+    def of(cls, images: Sequence[Tensor]) -> Self:
+        """Put together from B images [3, H, W] uint8."""
+        sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
+        return cls(torch.cat([image.reshape(-1) for image in images]), sizes)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, position: int) -> Tensor:  # type: ignore[override]  # no slices
+        height, width = self.sizes[position]
+        position = range(len(self))[position]
+        start = sum(3 * h * w for h, w in self.sizes[:position])
+        return self.pixels[start : start + 3 * height * width].view(3, height, width)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        lengths = [3 * height * width for height, width in self.sizes]
+        for pixels, (height, width) in zip(
+            torch.split(self.pixels, lengths), self.sizes, strict=True
+        ):
+            yield pixels.view(3, height, width)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """On another device."""
+        return replace(self, pixels=self.pixels.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """In page-locked memory."""
+        return replace(self, pixels=self.pixels.pin_memory())
+
+
+@dataclass
+class Batch:
+    """What the data module hands to the training step: B images of any size."""
+
+    images: Images  # resized and flipped
+    annotated: Boxes  # the annotations that were kept: the targets
+    erased: Boxes  # those that sparsity erased, for judging pseudo-labels; empty on a user's data
+    ignored: Boxes  # regions without any loss; label -1: for every class
+    # [B, K] float32, what is known: 1 all objects of the class are annotated, 0 nobody looked for
+    # it, nan some may be missing
+    rate: Tensor
+    pseudo_labels: Boxes  # with scores: what a method attached before training; often empty
+    image_ids: list[int]  # B ids of the annotation file
+    positions: list[int]  # B global positions in the training stream; they seed the second view
+
+    def _boxes_and_images(self) -> dict[str, Boxes | Images | Tensor]:
+        names = ("images", "annotated", "erased", "ignored", "rate", "pseudo_labels")
+        return {name: getattr(self, name) for name in names}
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """On another device."""
+        moved = {
+            name: part.to(device, non_blocking=non_blocking)
+            for name, part in self._boxes_and_images().items()
+        }
+        return replace(self, **moved)  # type: ignore[arg-type]
+
+    def pin_memory(self) -> Self:
+        """Called by the data loader."""
+        pinned = {name: part.pin_memory() for name, part in self._boxes_and_images().items()}
+        return replace(self, **pinned)  # type: ignore[arg-type]
+
+
+@dataclass
+class EvaluationBatch:
+    """What the data module hands to validation and test: B images at their original size."""
+
+    image_ids: list[int]  # B
+    images: Images
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """On another device."""
+        return replace(self, images=self.images.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """Called by the data loader."""
+        return replace(self, images=self.images.pin_memory())
+
+
+class Predictions(ABC):
+    """The outputs of a detector for a batch of images, before any threshold."""
+
+    image_sizes: list[tuple[int, int]]  # B times (height, width), without the padding
+
+    def __len__(self) -> int:
+        return len(self.image_sizes)
+
+    @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """K."""
+
+    @property
+    @abstractmethod
+    def scores_per_image(self) -> int:
+        """How many class scores an image has: regions times classes."""
+
+    @abstractmethod
+    def detach(self) -> Self:
+        """The same numbers without their graph."""
+
+    @abstractmethod
+    def split(self, size: int) -> list[Self]:
+        """Cut the batch into parts of ``size`` images (the views of one forward)."""
+
+
+@dataclass
+class DensePredictions(Predictions):
+    """Predictions of a one-stage detector: a row for every location of the pyramid.
 
     ``anchors`` are boxes for an anchor-based detector; for an anchor-free one they are squares
     around the points with the level's stride as their side, as in torchvision.
@@ -79,41 +316,38 @@ class DensePredictions:
     deltas: Tensor  # [B, A, 4] float32, in the detector's own encoding
     anchors: Tensor  # [A, 4] float32, the same for every image of the padded batch
     anchors_per_level: list[int]  # sums to A
-    image_sizes: list[tuple[int, int]]  # B times (height, width), without the padding
-    centerness: Tensor | None = None  # [B, A] float32 logits, FCOS only
-
-    def __len__(self) -> int:
-        return len(self.logits)
+    image_sizes: list[tuple[int, int]]
+    # further maps by name, [B, A] float32 each, such as the centerness logits of FCOS
+    auxiliary: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
         return self.logits.shape[-1]
 
-    def detach(self) -> DensePredictions:
-        """The same numbers without their graph: mining never sends a gradient."""
+    @property
+    def scores_per_image(self) -> int:
+        return self.logits.shape[1] * self.logits.shape[2]
+
+    def detach(self) -> Self:
         return replace(
             self,
             logits=self.logits.detach(),
             deltas=self.deltas.detach(),
-            centerness=None if self.centerness is None else self.centerness.detach(),
+            auxiliary={name: m.detach() for name, m in self.auxiliary.items()},
         )
 
-    def split(self, size: int) -> list[DensePredictions]:
-        """Cut the batch into parts of ``size`` images (the views of one forward)."""
+    def split(self, size: int) -> list[Self]:
         starts = range(0, len(self), size)
-        # The backward of one split fills one table; that of a slice a whole table for every part.
-        logits: Sequence[Tensor] = self.logits.split(size)  # type: ignore[no-untyped-call]
-        deltas: Sequence[Tensor] = self.deltas.split(size)  # type: ignore[no-untyped-call]
-        centerness: Sequence[Tensor | None] = [None] * len(starts)
-        if self.centerness is not None:
-            centerness = self.centerness.split(size)  # type: ignore[no-untyped-call]
+        # The backward of one split fills one tensor; that of a slice a whole one for every part.
+        logits, deltas = torch.split(self.logits, size), torch.split(self.deltas, size)
+        auxiliary = {name: torch.split(m, size) for name, m in self.auxiliary.items()}
         return [
             replace(
                 self,
                 logits=logits[part],
                 deltas=deltas[part],
                 image_sizes=self.image_sizes[start : start + size],
-                centerness=centerness[part],
+                auxiliary={name: parts[part] for name, parts in auxiliary.items()},
             )
             for part, start in enumerate(starts)
         ]
@@ -134,55 +368,17 @@ class Assignment:
 
 
 @dataclass
-class Batch:
-    """What the data module hands to the training step: B images of any size."""
-
-    images: list[Tensor]  # B times [3, H, W] uint8, resized and flipped
-    targets: list[Targets]  # B: the annotations that were kept
-    erased: list[Targets]  # B: those that sparsity erased, for judging what is mined
-    found: list[Detections]  # B: what a method attached to the images beforehand; often empty
-    image_ids: list[int]  # B ids of the annotation file
-    positions: list[int]  # B global positions in the training stream; they seed the second view
-
-    def pin_memory(self) -> Batch:
-        """Called by the data loader: page-locked copies, which travel to a GPU unwaited for."""
-        for target in (*self.targets, *self.erased):
-            target.boxes, target.labels = target.boxes.pin_memory(), target.labels.pin_memory()
-        for one in self.found:
-            one.boxes, one.labels = one.boxes.pin_memory(), one.labels.pin_memory()
-            one.scores = one.scores.pin_memory()
-        self.images = [image.pin_memory() for image in self.images]
-        return self
-
-
-@dataclass
 class StepResult:
     """What a method makes of a batch. Whoever called it sums, logs and judges."""
 
     losses: dict[str, Tensor]  # "view/term" -> scalar with gradient
-    mined: Mapping[str, list[Detections]] = field(default_factory=dict)
-    # view -> B sets of pseudo-labels that this view produced (they supervise another one)
-    passed: Mapping[str, Tensor] = field(default_factory=dict)
-    # view -> [B, 5] int64: class scores, and how many are left after Step 1, Step 2, the image
+    # view -> the pseudo-labels that were found in this view (they may supervise another one)
+    pseudo_labels: Mapping[str, Boxes] = field(default_factory=dict)
+    # view -> [B, 5] int64: class scores, and how many remain after Step 1, Step 2, the image
     # border and Step 3; for methods that go these steps
+    remaining_counts: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def total(self) -> Tensor:
         """The plain sum of Eq. 2."""
         return torch.stack(list(self.losses.values())).sum()
-
-
-def pad_targets(targets: Sequence[Targets], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Stack the targets of B images.
-
-    Returns:
-        boxes [B, G, 4] and labels [B, G] with G the largest count (at least 1); where an image
-        has fewer, the box is zero and the label -1.
-    """
-    most = max([1, *map(len, targets)])
-    boxes = torch.zeros(len(targets), most, 4, device=device)
-    labels = torch.full((len(targets), most), -1, dtype=torch.int64, device=device)
-    for row, target in enumerate(targets):
-        boxes[row, : len(target)] = target.boxes
-        labels[row, : len(target)] = target.labels
-    return boxes, labels

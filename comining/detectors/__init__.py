@@ -1,1 +1,1 @@
-"""torchvision's one-stage detectors behind one seam, :class:`~.base.DenseDetector`."""
+"""torchvision's detectors, trained by explicit targets; see :class:`~.detector.Detector`."""

@@ -1,27 +1,22 @@
-"""The seam between detectors and everything above them."""
+"""One-stage detectors: a class score for every anchor or point of a feature pyramid."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.image_list import ImageList
 
-from comining.detectors.losses import focal_loss_sum
+from comining.detectors.detector import Background, BackgroundRule, Detector, Regions
+from comining.detectors.losses import focal_loss_sum, normalizer
 from comining.ops import paired_iou, rank_in_group
-from comining.structures import (
-    Assignment,
-    Candidates,
-    DensePredictions,
-    Detections,
-    Targets,
-    pad_targets,
-)
+from comining.structures import Assignment, Boxes, DensePredictions
 
-# The widest table of (image, box, anchor) triples that assignment builds at once, in elements of
+# The largest tensor of (image, box, anchor) triples that assignment builds at once, in elements of
 # float32, by the type of device: 64 MiB, and on a CPU what its cache holds.
 MAX_PAIRS = {"cuda": 2**24, "cpu": 2**20}
 
@@ -30,17 +25,21 @@ MAX_PAIRS = {"cuda": 2**24, "cpu": 2**20}
 MAX_ANCHOR_SHAPES = 32
 
 
-class DenseDetector(nn.Module, ABC):
-    """A torchvision one-stage detector that is trained by explicit targets.
+class DenseDetector(Detector):
+    """A torchvision one-stage detector, in which every anchor is a region.
 
-    ``self.net`` is the torchvision model and the only place with parameters: its state dict
-    loads into the plain torchvision model, and :meth:`detect` is that model's own inference.
+    A subclass says how boxes are encoded (:meth:`decode_boxes`), what anchors stand for
+    (:meth:`regions`), which targets they are trained to (:meth:`match`), and the losses that
+    place the boxes (:meth:`location_losses`).
 
     Args:
         compile: hand backbone, head and the focal loss to ``torch.compile``; pays on a GPU, after
             minutes.
         channels_last: lay weights and activations out with the channels innermost.
     """
+
+    # Names of further head outputs [B, A, 1] beside classes and boxes: torchvision's to ours.
+    auxiliary_outputs: Mapping[str, str] = MappingProxyType({})
 
     pixel_mean: Tensor  # [3, 1, 1] on the scale of uint8
     pixel_std: Tensor
@@ -89,14 +88,16 @@ class DenseDetector(nn.Module, ABC):
         features = list(self.net.backbone(padded).values())
         outputs = self.net.head(features)
         anchors, per_level = self._anchors(padded, features)
-        centerness = outputs.get("bbox_ctrness")
         return DensePredictions(
             logits=outputs["cls_logits"].float(),
             deltas=outputs["bbox_regression"].float(),
             anchors=anchors,
             anchors_per_level=per_level,
             image_sizes=sizes,
-            centerness=None if centerness is None else centerness.float().squeeze(-1),
+            auxiliary={
+                ours: outputs[name].float().squeeze(-1)
+                for name, ours in self.auxiliary_outputs.items()
+            },
         )
 
     def _anchors(self, padded: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
@@ -133,7 +134,7 @@ class DenseDetector(nn.Module, ABC):
         return batch
 
     @torch.no_grad()
-    def detect(self, images: Sequence[Tensor]) -> list[Detections]:
+    def detect(self, images: Sequence[Tensor]) -> Boxes:
         """Inference as torchvision's own forward does it.
 
         Under mixed precision only the network itself is rounded: torchvision would also make
@@ -152,29 +153,29 @@ class DenseDetector(nn.Module, ABC):
         padded = resized.tensors.contiguous(memory_format=self.layout)
         predictions = self._forward(padded, resized.image_sizes)
         columns = {"cls_logits": predictions.logits, "bbox_regression": predictions.deltas}
-        if predictions.centerness is not None:
-            columns["bbox_ctrness"] = predictions.centerness.unsqueeze(-1)
+        for name, ours in self.auxiliary_outputs.items():
+            columns[name] = predictions.auxiliary[ours].unsqueeze(-1)
         levels = predictions.anchors_per_level
-        found = self.net.postprocess_detections(
+        results = self.net.postprocess_detections(
             {name: list(torch.split(column, levels, dim=1)) for name, column in columns.items()},
             [list(torch.split(predictions.anchors, levels))] * len(images),
             resized.image_sizes,
         )
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
-        found = self.net.transform.postprocess(found, resized.image_sizes, sizes)
-        return [Detections(one["boxes"], one["labels"], one["scores"]) for one in found]
+        results = self.net.transform.postprocess(results, resized.image_sizes, sizes)
+        boxes, labels, scores = (
+            [of_image[key] for of_image in results] for key in ("boxes", "labels", "scores")
+        )
+        return Boxes.of_images(boxes, labels, scores)
 
     # -- what is mined -------------------------------------------------------------------
 
     @torch.no_grad()
-    def decode(self, predictions: DensePredictions, threshold: float) -> Candidates:
+    def candidates(self, predictions: DensePredictions, threshold: float) -> Boxes:
         """Step 1: of each level and image the best class scores, if they exceed ``threshold``.
 
         The threshold is strict and applies to the class probability alone, before anything else,
         so that only the few survivors are decoded.
-
-        Returns:
-            Candidates with the score by which NMS ranks them, boxes not clipped.
         """
         logits = predictions.logits
         # A comparison of logits spares a sigmoid of the whole map; the margin covers rounding and
@@ -193,10 +194,17 @@ class DenseDetector(nn.Module, ABC):
         order = order[(rank < self.candidates_per_level) & (probability[order] > threshold)]
         image, anchor, label = image[order], anchor[order], label[order]
         boxes = self.decode_boxes(predictions.deltas[image, anchor], predictions.anchors[anchor])
-        scores = probability[order]
-        if predictions.centerness is not None:
-            scores = (scores * predictions.centerness[image, anchor].sigmoid()).sqrt()
-        return Candidates(boxes, label, scores, image)
+        auxiliary = {name: m[image, anchor] for name, m in predictions.auxiliary.items()}
+        scores = self.ranking_scores(probability[order], auxiliary)
+        return Boxes(boxes, label, image, len(predictions), scores)
+
+    def ranking_scores(self, probability: Tensor, auxiliary: Mapping[str, Tensor]) -> Tensor:
+        """The scores [M] by which NMS ranks candidates of a class probability [M].
+
+        Args:
+            auxiliary: further outputs [M] at the candidates, by name.
+        """
+        return probability
 
     @abstractmethod
     def decode_boxes(self, deltas: Tensor, anchors: Tensor) -> Tensor:
@@ -205,17 +213,17 @@ class DenseDetector(nn.Module, ABC):
     # -- what is trained -----------------------------------------------------------------
 
     @torch.no_grad()
-    def assign(self, predictions: DensePredictions, targets: Sequence[Targets]) -> Assignment:
+    def assign(self, predictions: DensePredictions, targets: Boxes) -> Assignment:
         """Match every anchor of every image with a target, or with background.
 
-        Memory: at most four float32 tables of :data:`MAX_PAIRS` (image, box, anchor) triples at a
+        Memory: at most four float32 tensors of :data:`MAX_PAIRS` (image, box, anchor) triples at a
         time, of more triples only where a single image has more.
         """
-        boxes, labels = pad_targets(targets, predictions.logits.device)
+        boxes, labels = targets.padded()
         parts = []
         limit = MAX_PAIRS.get(boxes.device.type, 2**24) // len(predictions.anchors)
-        for images in chunks([len(target) for target in targets], limit):
-            most = max([1, *(len(target) for target in targets[images])])
+        for images in chunks(targets.counts, limit):
+            most = max([1, *targets.counts[images]])
             parts.append(self.match(predictions, boxes[images, :most], labels[images, :most]))
         assigned, matched = (torch.cat(column) for column in zip(*parts))
         return Assignment(assigned, matched, predictions.num_classes)
@@ -235,36 +243,69 @@ class DenseDetector(nn.Module, ABC):
         """
 
     @torch.no_grad()
-    def overlap(self, predictions: DensePredictions, targets: Sequence[Targets]) -> Tensor:
+    def overlap(self, predictions: DensePredictions, targets: Boxes) -> Tensor:
         """The largest IoU [B, A] of every anchor's region with a target, 0 in images without."""
-        boxes, labels = pad_targets(targets, predictions.logits.device)
+        boxes, labels = targets.padded()
         regions = self.regions(predictions)
         rows = []
-        for image in range(len(boxes)):  # one table [G, A] at a time
+        for image in range(len(boxes)):  # one tensor [G, A] at a time
             real = labels[image] >= 0
             region = regions if regions.dim() == 2 else regions[image]
-            table = torch.where(real[:, None], paired_iou(boxes[image], region), 0)
-            rows.append(table.amax(dim=0))
+            iou = torch.where(real[:, None], paired_iou(boxes[image], region), 0)
+            rows.append(iou.amax(dim=0))
         return torch.stack(rows)
 
     @abstractmethod
     def regions(self, predictions: DensePredictions) -> Tensor:
         """What an anchor stands for when its overlap with boxes matters: [A, 4] or [B, A, 4]."""
 
-    @abstractmethod
     def losses(
         self,
         predictions: DensePredictions,
-        assignment: Assignment,
-        weights: Tensor | None = None,
+        targets: Boxes,
+        background: BackgroundRule | None = None,
     ) -> dict[str, Tensor]:
-        """The losses of one branch, summed over its batch and divided by its positives.
+        assignment = self.assign(predictions, targets)
+        said = Background()
+        if background is not None:
+            said = background(DenseRegions(self, predictions, assignment))
+        count = normalizer(assignment.positive.sum().to(predictions.logits.dtype), smallest=1.0)
+        classification = self.focal_loss(
+            predictions.logits, assignment.labels, self.focal_alpha, self.focal_gamma,
+            said.weights,
+        )  # fmt: skip
+        losses = {"classification": classification / count}
+        losses |= self.location_losses(predictions, assignment, count)
+        return losses | {name: term / count for name, term in said.terms.items()}
 
-        (torchvision averages per-image ratios instead, which is not the same number.)
+    @abstractmethod
+    def location_losses(
+        self, predictions: DensePredictions, assignment: Assignment, positives: Tensor
+    ) -> dict[str, Tensor]:
+        """The losses that place the boxes of positive anchors.
 
         Args:
-            weights: [B, A] or [B, A, K], a factor on the classification terms; None means 1.
+            positives: [] what sums over the batch are divided by.
         """
+
+
+class DenseRegions(Regions):
+    """The anchors or points of a dense detector, as a :data:`BackgroundRule` sees them."""
+
+    def __init__(
+        self, detector: DenseDetector, predictions: DensePredictions, assignment: Assignment
+    ):
+        self.detector = detector
+        self.predictions = predictions
+        self.logits = predictions.logits
+        self.labels = assignment.labels
+        self.anchors = predictions.anchors
+
+    def overlap(self, boxes: Boxes) -> Tensor:
+        return self.detector.overlap(self.predictions, boxes)
+
+    def assign(self, boxes: Boxes) -> Tensor:
+        return self.detector.assign(self.predictions, boxes).labels
 
 
 def chunks(counts: Sequence[int], limit: int) -> Iterator[slice]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,6 +35,8 @@ class FCOSDetector(DenseDetector):
         candidates_per_level: best scores of a pyramid level that are looked at, everywhere.
         compile, channels_last: see :class:`DenseDetector`.
     """
+
+    auxiliary_outputs = MappingProxyType({"bbox_ctrness": "centerness"})
 
     def __init__(
         self,
@@ -83,6 +88,9 @@ class FCOSDetector(DenseDetector):
         self.level_range = level_range
         self.iou_smoothing = iou_smoothing
 
+    def ranking_scores(self, probability: Tensor, auxiliary: Mapping[str, Tensor]) -> Tensor:
+        return (probability * auxiliary["centerness"].sigmoid()).sqrt()
+
     def decode_boxes(self, deltas: Tensor, anchors: Tensor) -> Tensor:
         points, strides = points_and_strides(anchors)
         distances = deltas * strides.unsqueeze(-1)
@@ -130,32 +138,21 @@ class FCOSDetector(DenseDetector):
         upper[len(upper) - predictions.anchors_per_level[-1] :] = torch.inf
         return lower, upper
 
-    def losses(
-        self,
-        predictions: DensePredictions,
-        assignment: Assignment,
-        weights: Tensor | None = None,
+    def location_losses(
+        self, predictions: DensePredictions, assignment: Assignment, positives: Tensor
     ) -> dict[str, Tensor]:
-        if predictions.centerness is None:
-            raise ValueError("FCOS losses need predictions with centerness")
-        positive = assignment.positive
-        count = normalizer(positive.sum().to(predictions.logits.dtype), smallest=1.0)
-        classification = self.focal_loss(
-            predictions.logits, assignment.labels, self.focal_alpha, self.focal_gamma, weights
-        )
-        image, point = positive.nonzero(as_tuple=True)
+        image, point = assignment.positive.nonzero(as_tuple=True)
         points, strides = points_and_strides(predictions.anchors)
         wanted = distances_to_sides(points[point], assignment.boxes[image, point])
         centrality = centerness_target(wanted)
         distances = predictions.deltas[image, point] * strides[point].unsqueeze(-1)
         box = (giou_loss(distances, wanted, self.iou_smoothing) * centrality).sum()
         centerness = F.binary_cross_entropy_with_logits(
-            predictions.centerness[image, point], centrality, reduction="sum"
+            predictions.auxiliary["centerness"][image, point], centrality, reduction="sum"
         )
         return {
-            "classification": classification / count,
             "box": box / normalizer(centrality.sum(), smallest=1e-6),
-            "centerness": centerness / count,
+            "centerness": centerness / positives,
         }
 
 

@@ -13,7 +13,6 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 
 from comining.detectors.backbones import Backbone
 from comining.detectors.dense import DenseDetector, gather_targets
-from comining.detectors.losses import normalizer
 from comining.ops import paired_iou
 from comining.structures import IGNORED, Assignment, DensePredictions
 
@@ -112,22 +111,14 @@ class RetinaNetDetector(DenseDetector):
         assigned = torch.where(best < self.background_iou, predictions.num_classes, IGNORED)
         return torch.where(positive, matched_labels, assigned), matched_boxes
 
-    def losses(
-        self,
-        predictions: DensePredictions,
-        assignment: Assignment,
-        weights: Tensor | None = None,
+    def location_losses(
+        self, predictions: DensePredictions, assignment: Assignment, positives: Tensor
     ) -> dict[str, Tensor]:
-        positive = assignment.positive
-        count = normalizer(positive.sum().to(predictions.logits.dtype), smallest=1.0)
-        classification = self.focal_loss(
-            predictions.logits, assignment.labels, self.focal_alpha, self.focal_gamma, weights
-        )
-        image, anchor = positive.nonzero(as_tuple=True)
+        image, anchor = assignment.positive.nonzero(as_tuple=True)
         wanted: Tensor = self.net.box_coder.encode_single(
             assignment.boxes[image, anchor], predictions.anchors[anchor]
         )
         box = F.smooth_l1_loss(
             predictions.deltas[image, anchor], wanted, beta=self.smooth_l1_beta, reduction="sum"
         )
-        return {"classification": classification / count, "box": box / count}
+        return {"box": box / positives}

@@ -1,1 +1,1 @@
-"""What is done with a batch: one file a method, behind :class:`~.base.Method`."""
+"""What is done with a batch: one file a method; see :class:`~.method.Method`."""

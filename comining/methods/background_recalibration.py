@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from comining.detectors.dense import DenseDetector
-from comining.detectors.losses import focal_background, focal_foreground, normalizer
+from comining.detectors.detector import Background, Regions
+from comining.detectors.losses import focal_background, focal_foreground
 from comining.methods.method import Method, View
-from comining.structures import Batch, DensePredictions, Targets
+from comining.structures import Batch
 
 
 class BackgroundRecalibration(Method):
@@ -54,18 +54,8 @@ class BackgroundRecalibration(Method):
         foreground = focal_foreground(logits, 1 - self.alpha, self.gamma)
         return torch.where(logits.sigmoid() > self.confusion_score, foreground, background)
 
-    def branch_losses(
-        self,
-        detector: DenseDetector,
-        predictions: DensePredictions,
-        targets: Sequence[Targets],
-        batch: Batch,
-    ) -> dict[str, Tensor]:
-        assignment = detector.assign(predictions, targets)
-        overlap = detector.overlap(predictions, batch.targets)
-        negative = assignment.labels == assignment.num_classes
-        confusing = (negative & (overlap < self.confusion_iou)).to(predictions.logits.dtype)
-        losses = detector.losses(predictions, assignment, weights=1 - confusing)
-        positives = normalizer(assignment.positive.sum().to(predictions.logits.dtype), smallest=1.0)
-        mirrored = (self.mirrored(predictions.logits) * confusing.unsqueeze(-1)).sum()
-        return {**losses, "confusion": self.loss_weight * mirrored / positives}
+    def background(self, regions: Regions, batch: Batch) -> Background:
+        far = regions.overlap(batch.annotated) < self.confusion_iou
+        confusing = (regions.negative & far).to(regions.logits.dtype)
+        mirrored = (self.mirrored(regions.logits) * confusing.unsqueeze(-1)).sum()
+        return Background(1 - confusing, {"confusion": self.loss_weight * mirrored})

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
-from comining.detectors.dense import DenseDetector
+from comining.detectors.detector import Detector
 from comining.methods.method import Method, Supervision, View
-from comining.methods.mining import clip, drop_annotated, merge, suppress
-from comining.structures import Batch, Candidates, DensePredictions, Detections, Targets
+from comining.methods.mining import Miner
+from comining.structures import Batch, Predictions
 
 
 class CoMining(Method):
@@ -19,15 +18,11 @@ class CoMining(Method):
     Args:
         views: both for co-mining; ``[original]`` with ``exchange=False`` is the co-generation
             module without the Siamese network (Table 2, second row).
-        exchange: a view is supervised by what the *other* one found (Eq. 1); else by its own.
-        score_threshold: tau, the class probability that a detection must exceed (Step 1).
-        nms_threshold: theta_1 (Step 2).
-        overlap_threshold: theta_2, the IoU above which a detection counts as annotated (Step 3).
-        class_aware: Step 3 looks at annotations of the detection's own class only.
-        max_per_image: pseudo-labels of an image at the most.
-        clip_boxes: cut pseudo-labels at the image border and drop those under ``min_box_size``
-            px; a box that overlaps no anchor would make all anchors of an image positive.
+        exchange: a view is supervised by what was found in the *other* one (Eq. 1); else by its
+            own pseudo-labels.
         start_step: nothing is mined before this optimizer step.
+        score_threshold, nms_threshold, overlap_threshold, class_aware, max_per_image, clip_boxes,
+            min_box_size: see :class:`Miner`.
     """
 
     def __init__(
@@ -59,67 +54,38 @@ class CoMining(Method):
                 "method.max_per_image, start_step and min_box_size must not be negative, got "
                 f"{max_per_image}, {start_step}, {min_box_size}"
             )
-        self.exchange = exchange
+        self.miner = Miner(
+            score_threshold, nms_threshold, overlap_threshold, class_aware, max_per_image,
+            clip_boxes, min_box_size,
+        )  # fmt: skip
         self.score_threshold = score_threshold
-        self.nms_threshold = nms_threshold
-        self.overlap_threshold = overlap_threshold
-        self.class_aware = class_aware
-        self.max_per_image = max_per_image
-        self.clip_boxes = clip_boxes
-        self.min_box_size = min_box_size
+        self.exchange = exchange
         self.start_step = start_step
-
-    @torch.no_grad()
-    def cogenerate(
-        self, detector: DenseDetector, predictions: DensePredictions, targets: Sequence[Targets]
-    ) -> tuple[list[Detections], Tensor]:
-        """Steps 1-3: what the predictions of each image hold beyond its annotations.
-
-        Returns:
-            pseudo-labels of the B images, and [B, 5] int64: the class scores of each image, and
-            how many are left after Step 1, Step 2, the image border and Step 3.
-        """
-        count = len(targets)
-        found = detector.decode(predictions, self.score_threshold)
-        left = [_per_image(found, count)]
-        found = suppress(found, predictions.num_classes, self.nms_threshold, self.max_per_image)
-        left.append(_per_image(found, count))
-        if self.clip_boxes:
-            found = clip(found, predictions.image_sizes, self.min_box_size)
-        left.append(_per_image(found, count))
-        found = drop_annotated(found, targets, self.overlap_threshold, self.class_aware)
-        left.append(_per_image(found, count))
-        scores = torch.full_like(left[0], predictions.logits[0].numel())
-        return found.per_image(count), torch.stack([scores, *left], dim=1)
 
     def supervise(
         self,
-        detector: DenseDetector,
-        predictions: DensePredictions,
+        detector: Detector,
+        predictions: Predictions,
+        views: Mapping[str, Sequence[Tensor]],
         batch: Batch,
         step: int,
     ) -> Supervision:
         if step < self.start_step:
-            return super().supervise(detector, predictions, batch, step)
-        targets = batch.targets
-        found, passed = self.cogenerate(detector, predictions, [*targets] * len(self.views))
-        size = len(targets)
-        shares: dict[str, slice] = {
-            view: slice(start, start + size)
-            for view, start in zip(self.views, range(0, len(found), size), strict=True)
-        }
-        mined = {view: found[share] for view, share in shares.items()}
-        sources = self.views[::-1] if self.exchange else self.views
-        supervision: dict[str, list[Targets]] = {
-            view: merge(targets, mined[source])
-            for view, source in zip(self.views, sources, strict=True)
-        }
-        return Supervision(
-            supervision, mined, {view: passed[share] for view, share in shares.items()}
+            return super().supervise(detector, predictions, views, batch, step)
+        mined, remaining = self.miner(
+            detector, predictions, batch.annotated.repeat(len(self.views))
         )
-
-
-def _per_image(candidates: Candidates, num_images: int) -> Tensor:
-    """[B] int64, without the wait for the device that ``bincount`` costs."""
-    counts = torch.zeros(num_images, dtype=torch.int64, device=candidates.image.device)
-    return counts.index_add_(0, candidates.image, torch.ones_like(candidates.image))
+        size = batch.annotated.num_images
+        pseudo_labels = {
+            view: mined.of_range(number * size, (number + 1) * size)
+            for number, view in enumerate(self.views)
+        }
+        sources = self.views[::-1] if self.exchange else self.views
+        return Supervision(
+            {
+                view: batch.annotated.followed_by(pseudo_labels[source])  # Eq. 1
+                for view, source in zip(self.views, sources, strict=True)
+            },
+            pseudo_labels,
+            dict(zip(self.views, remaining.split(size), strict=True)),
+        )

@@ -1,126 +1,130 @@
-"""The seam between methods and everything above them."""
+"""The base class of all methods."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from comining.data.datamodule import DetectionData
-from comining.detectors.dense import DenseDetector
-from comining.structures import (
-    Assignment,
-    Batch,
-    DensePredictions,
-    Detections,
-    StepResult,
-    Targets,
-)
+from comining.detectors.detector import Background, Detector, Regions
+from comining.structures import Batch, Boxes, Predictions, StepResult
 
 View = Literal["original", "augmented"]
-Mined = Mapping[str, list[Detections]]
+
+
+class RunInfo(NamedTuple):
+    """What a method may want to know of the run that it is prepared for."""
+
+    folder: Path  # the run directory, for what the method wants to leave there
+    device: torch.device  # of this process
+    rank: int = 0
+    world_size: int = 1
 
 
 class Supervision(NamedTuple):
-    """What every view is trained by, and what it mined."""
+    """What every view is trained by, and which pseudo-labels were found."""
 
-    targets: Mapping[str, Sequence[Targets]]  # view -> B
-    mined: Mined = MappingProxyType({})  # view -> B sets of pseudo-labels that this view produced
-    passed: Mapping[str, Tensor] = MappingProxyType(
-        {}
-    )  # view -> [B, 5] int64, see :class:`StepResult`
+    targets: Mapping[str, Boxes]  # view -> targets of its B images
+    pseudo_labels: Mapping[str, Boxes] = MappingProxyType({})  # see :class:`StepResult`
+    remaining_counts: Mapping[str, Tensor] = MappingProxyType({})  # see :class:`StepResult`
 
 
-class Method:
+class Method(nn.Module):
     """Supervise every view of an image by its annotations: what all methods start from.
 
     All views go through the network in one forward. A method differs in the targets of a view
-    (:meth:`supervise`), in how much an anchor's loss counts (:meth:`weights`), or in the losses of
-    a branch altogether (:meth:`branch_losses`).
+    (:meth:`supervise`), or in how the regions that no target claims count (:meth:`background`).
+    Its state (parameters without gradient, buffers) travels in the checkpoint: what must survive
+    a resume belongs into a buffer or a submodule, not into a plain attribute.
 
     Args:
         views: the views that are trained on, each a branch of the shared network.
     """
 
+    score_threshold: float | None = None  # tau, of methods that have one
+
     def __init__(self, views: Sequence[View]):
+        super().__init__()
         if not views or len(set(views)) != len(views):
             raise ValueError(f"method.views must name different views, got {list(views)}")
-        self.views = tuple(views)
+        self.views: tuple[View, ...] = tuple(views)
 
-    def prepare(self, data: DetectionData, run: Path, device: torch.device) -> None:
-        """What is to be done once, after the data are read and before training begins.
+    @property
+    def mined_views(self) -> tuple[View, ...]:
+        """The views in which pseudo-labels are looked for, where the method looks for any."""
+        return self.views
 
-        Args:
-            run: the run directory, for what the method wants to leave there.
-            device: of this process, for work of the method's own.
+    def prepare(self, detector: Detector, data: DetectionData, run: RunInfo) -> None:
+        """What is to be done once, before training begins or goes on.
+
+        Called on every process, when the data are read, processes can communicate, and a
+        checkpoint that is resumed has not yet been loaded: submodules and buffers that are made
+        here get its state.
         """
 
-    def __call__(
+    def forward(
         self,
-        detector: DenseDetector,
-        images: Mapping[str, Sequence[Tensor]],
+        detector: Detector,
+        views: Mapping[str, Sequence[Tensor]],
         batch: Batch,
         step: int,
     ) -> StepResult:
         """Losses of one batch.
 
         Args:
-            images: for every view of :attr:`views` B images [3, H, W] uint8 of equal geometry.
+            views: for every view B images [3, H, W] uint8 of equal geometry.
             batch: annotations of the B images, shared by the views.
             step: optimizer steps done so far.
         """
-        predictions = detector.predict([image for view in self.views for image in images[view]])
-        supervision = self.supervise(detector, predictions, batch, step)
-        branches = zip(self.views, predictions.split(len(batch.targets)), strict=True)
+        predictions = detector.predict([image for view in self.views for image in views[view]])
+        supervision = self.supervise(detector, predictions, views, batch, step)
+        background = partial(self.background, batch=batch)
+        branches = zip(self.views, predictions.split(len(batch.images)), strict=True)
         losses = {
             f"{view}/{term}": loss
             for view, branch in branches
-            for term, loss in self.branch_losses(
-                detector, branch, supervision.targets[view], batch
-            ).items()
+            for term, loss in detector.losses(branch, supervision.targets[view], background).items()
         }
-        return StepResult(losses, supervision.mined, supervision.passed)
+        return StepResult(losses, supervision.pseudo_labels, supervision.remaining_counts)
 
     def supervise(
         self,
-        detector: DenseDetector,
-        predictions: DensePredictions,
+        detector: Detector,
+        predictions: Predictions,
+        views: Mapping[str, Sequence[Tensor]],
         batch: Batch,
         step: int,
     ) -> Supervision:
-        """The targets of every view, and the pseudo-labels that each view produced.
+        """The targets of every view, and the pseudo-labels that were found.
 
         Args:
-            predictions: of all views, V * B images, view after view.
-            batch: annotations of the B images.
+            predictions: of all views that are trained on, V * B images, view after view.
+            views, batch, step: see :meth:`forward`.
         """
-        return Supervision(dict.fromkeys(self.views, batch.targets))
+        return Supervision(dict.fromkeys(self.views, batch.annotated))
 
-    def branch_losses(
-        self,
-        detector: DenseDetector,
-        predictions: DensePredictions,
-        targets: Sequence[Targets],
-        batch: Batch,
-    ) -> dict[str, Tensor]:
-        """The losses of one branch under its targets."""
-        assignment = detector.assign(predictions, targets)
-        weights = self.weights(detector, predictions, assignment, batch)
-        return detector.losses(predictions, assignment, weights)
+    def background(self, regions: Regions, batch: Batch) -> Background:
+        """What the method says about the regions of a branch; nothing by default.
 
-    def weights(
-        self,
-        detector: DenseDetector,
-        predictions: DensePredictions,
-        assignment: Assignment,
-        batch: Batch,
-    ) -> Tensor | None:
-        """A factor [B, A] or [B, A, K] on the classification loss; None counts all alike.
-
-        Never sends a gradient.
+        Args:
+            regions: under the targets of :meth:`supervise`.
         """
-        return None
+        return Background()
+
+    def after_step(self, detector: Detector, step: int) -> None:
+        """Called after each optimizer step.
+
+        Args:
+            step: optimizer steps done, this one included.
+        """
+
+    def deployed(self, detector: Detector) -> Detector:
+        """The network that is evaluated, and that is meant by a checkpoint: one of the training
+        module's parts, ``detector`` itself or one that the method holds."""
+        return detector

@@ -1,83 +1,95 @@
-"""Co-generation, Steps 1-3 of Algorithm 1, and the merge of Eq. 1. Tensors in, tensors out.
+"""Mining: Steps 1-3 of Algorithm 1 (Wang et al., AAAI 2021), for all methods that mine.
 
-Everything works on all images of a batch at once and never sends a gradient. Step 1 needs to
-know how a detector encodes its boxes and is therefore :meth:`DenseDetector.decode`.
+Everything works on all images of a batch at once and never sends a gradient. Step 1 needs to know
+how a detector encodes its boxes and is therefore :meth:`Detector.candidates`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torchvision.ops import box_iou, nms
+from torch import Tensor
 
-from comining.ops import rank_in_group
-from comining.structures import Candidates, Detections, Targets
+from comining.detectors.detector import Detector
+from comining.ops import iou_in_image, suppress
+from comining.structures import Boxes, Predictions
 
 
-def suppress(
-    candidates: Candidates, num_classes: int, nms_threshold: float, max_per_image: int
-) -> Candidates:
-    """Step 2: class-wise non-maximum suppression, then the best ``max_per_image`` of an image.
+@dataclass(frozen=True)
+class Miner:
+    """Confident detections of a batch that its annotations do not cover.
 
-    One NMS serves the whole batch: boxes of different images or classes are moved apart. The
-    shift reaches millions of pixels, where float32 no longer resolves one, hence float64.
-
-    Returns:
-        Candidates sorted by image, then by falling score.
+    Args:
+        score_threshold: tau, the class probability that a detection must exceed (Step 1).
+        nms_threshold: theta_1 (Step 2).
+        overlap_threshold: theta_2, the IoU above which a detection counts as annotated (Step 3).
+        class_aware: Step 3 looks at annotations of the detection's own class only.
+        max_per_image: pseudo-labels of an image at the most.
+        clip_boxes: cut pseudo-labels at the image border and drop those under ``min_box_size``
+            px; a box that overlaps no anchor would make all anchors of an image positive.
     """
-    if len(candidates) == 0:
-        return candidates
-    boxes = candidates.boxes.double()
-    extent = boxes.max() - boxes.min() + 1
-    group = candidates.image * num_classes + candidates.labels
-    keep = nms(boxes + (group * extent).unsqueeze(-1), candidates.scores.double(), nms_threshold)
-    keep = keep[candidates.image[keep].argsort(stable=True)]  # nms returns falling scores
-    kept = candidates[keep]
-    return kept[rank_in_group(kept.image) < max_per_image]
+
+    score_threshold: float
+    nms_threshold: float
+    overlap_threshold: float
+    class_aware: bool
+    max_per_image: int
+    clip_boxes: bool
+    min_box_size: float
+
+    @torch.no_grad()
+    def __call__(
+        self, detector: Detector, predictions: Predictions, annotated: Boxes
+    ) -> tuple[Boxes, Tensor]:
+        """Steps 1-3.
+
+        Args:
+            predictions: of B images.
+            annotated: of the same images.
+
+        Returns:
+            pseudo-labels of the B images, and [B, 5] int64: the class scores of each image, and
+            how many remain after Step 1, Step 2, the image border and Step 3.
+        """
+        boxes = detector.candidates(predictions, self.score_threshold)
+        remaining = [boxes.counts_on_device()]
+        boxes = suppress(boxes, predictions.num_classes, self.nms_threshold, self.max_per_image)
+        remaining.append(boxes.counts_on_device())
+        if self.clip_boxes:
+            boxes = clip(boxes, predictions.image_sizes, self.min_box_size)
+        remaining.append(boxes.counts_on_device())
+        boxes = drop_annotated(boxes, annotated, self.overlap_threshold, self.class_aware)
+        remaining.append(boxes.counts_on_device())
+        all_scores = torch.full_like(remaining[0], predictions.scores_per_image)
+        return boxes, torch.stack([all_scores, *remaining], dim=1)
 
 
-def clip(
-    candidates: Candidates, image_sizes: Sequence[tuple[int, int]], min_size: float
-) -> Candidates:
+def clip(boxes: Boxes, image_sizes: Sequence[tuple[int, int]], min_size: float) -> Boxes:
     """Cut boxes at the border of their image and drop those with a side under ``min_size`` px."""
-    if len(candidates) == 0:
-        return candidates
-    sizes = torch.tensor(image_sizes, dtype=torch.float32).to(candidates.boxes.device)
-    limit = sizes[candidates.image][:, [1, 0, 1, 0]]
-    boxes = torch.minimum(candidates.boxes.clamp(min=0), limit)
-    big = ((boxes[:, 2:] - boxes[:, :2]) >= min_size).all(dim=1)
-    return Candidates(boxes, candidates.labels, candidates.scores, candidates.image)[big]
+    if len(boxes) == 0:
+        return boxes
+    sizes = torch.tensor(image_sizes, dtype=torch.float32).to(boxes.boxes.device)
+    limit = sizes[boxes.image][:, [1, 0, 1, 0]]
+    corners = torch.minimum(boxes.boxes.clamp(min=0), limit)
+    large = ((corners[:, 2:] - corners[:, :2]) >= min_size).all(dim=1)
+    return Boxes(corners, boxes.labels, boxes.image, boxes.num_images, boxes.scores)[large]
 
 
 def drop_annotated(
-    candidates: Candidates,
-    targets: Sequence[Targets],
-    overlap_threshold: float,
-    class_aware: bool,
-) -> Candidates:
+    boxes: Boxes, annotated: Boxes, overlap_threshold: float, class_aware: bool
+) -> Boxes:
     """Step 3: drop what the annotations of its image already cover (IoU > threshold).
 
     Args:
         class_aware: compare with annotations of the same class only, as the authors' code does.
             Algorithm 1 in the paper compares with all.
     """
-    if len(candidates) == 0 or not any(map(len, targets)):
-        return candidates
-    boxes = torch.cat([target.boxes for target in targets])
-    labels = torch.cat([target.labels for target in targets])
-    counts = torch.tensor([len(target) for target in targets])
-    image = torch.arange(len(targets)).repeat_interleave(counts).to(boxes.device)
-    comparable = candidates.image[:, None] == image
+    if len(boxes) == 0 or len(annotated) == 0:
+        return boxes
+    iou, labels = iou_in_image(boxes, annotated)
+    covered = iou > overlap_threshold
     if class_aware:
-        comparable &= candidates.labels[:, None] == labels
-    covered = (box_iou(candidates.boxes, boxes) > overlap_threshold) & comparable
-    return candidates[~covered.any(dim=1)]
-
-
-def merge(targets: Sequence[Targets], mined: Sequence[Detections]) -> list[Targets]:
-    """Eq. 1: the annotations of every image, followed by pseudo-labels as full ground truth."""
-    return [
-        Targets(torch.cat([target.boxes, found.boxes]), torch.cat([target.labels, found.labels]))
-        for target, found in zip(targets, mined, strict=True)
-    ]
+        covered &= labels == boxes.labels[:, None]
+    return boxes[~covered.any(dim=1)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,10 +12,10 @@ from torch import Tensor
 
 from comining.data.annotations import AnnotationSet
 from comining.data.datamodule import DetectionData
-from comining.detectors.dense import DenseDetector
+from comining.detectors.detector import Background, Detector, Regions
 from comining.errors import ConfigError
-from comining.methods.method import Method, View
-from comining.structures import Assignment, Batch, DensePredictions, pad_targets
+from comining.methods.method import Method, RunInfo, View
+from comining.structures import Batch
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +35,8 @@ class PartAware(Method):
             boxes of the subject, in images that annotate both.
         min_count: of mining: and if at least so many do.
     """
+
+    is_part: Tensor  # [K, K] float: subject, part
 
     def __init__(
         self,
@@ -59,9 +60,8 @@ class PartAware(Method):
         self.inside = inside
         self.min_share = min_share
         self.min_count = min_count
-        self.is_part: Tensor | None = None  # [K, K] float: subject, part
 
-    def prepare(self, data: DetectionData, run: Path, device: torch.device) -> None:
+    def prepare(self, detector: Detector, data: DetectionData, run: RunInfo) -> None:
         names = data.categories.names
         if self.hierarchy is None:
             if data.train_set is None or data.erased is None:
@@ -81,30 +81,21 @@ class PartAware(Method):
                     table[names.index(subject), names.index(part)] = True
         pairs = [f"{names[part]} in {names[subject]}" for subject, part in np.argwhere(table)]
         log.info("part-aware sampling: %s", ", ".join(pairs) or "no class is part of another")
-        self.is_part = torch.from_numpy(table).float()
+        self.register_buffer("is_part", torch.from_numpy(table).float().to(run.device))
 
-    def weights(
-        self,
-        detector: DenseDetector,
-        predictions: DensePredictions,
-        assignment: Assignment,
-        batch: Batch,
-    ) -> Tensor | None:
-        if self.is_part is None:
-            raise RuntimeError("prepare() has not been called")
+    def background(self, regions: Regions, batch: Batch) -> Background:
         if not self.is_part.any():
-            return None
-        self.is_part = self.is_part.to(predictions.logits.device)
-        boxes, labels = pad_targets(batch.targets, predictions.logits.device)
-        kept = torch.ones_like(predictions.logits)
-        for image, row in enumerate(kept):  # one table [G, A] at a time
+            return Background()
+        boxes, labels = batch.annotated.padded()
+        weights = torch.ones_like(regions.logits)
+        for image, row in enumerate(weights):  # one tensor [G, A] at a time
             real = labels[image] >= 0
             subjects = self.is_part[labels[image].clamp(min=0)] * real[:, None]  # [G, K]
             absent = torch.ones_like(row[0]).index_fill_(0, labels[image][real], 0.0)
-            inside = share_inside(predictions.anchors, boxes[image]) > self.inside  # [G, A]
+            inside = share_inside(regions.anchors, boxes[image]) > self.inside  # [G, A]
             silent = inside.T.to(subjects.dtype) @ (subjects * absent)
             row[silent > 0] = 0.0
-        return kept
+        return Background(weights)
 
 
 def share_inside(anchors: Tensor, boxes: Tensor) -> Tensor:

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from comining.data.datamodule import DetectionData
-from comining.data.dataset import EvaluationSet, collate_evaluation
-from comining.detectors.dense import DenseDetector
-from comining.errors import ConfigError
+from comining.data.dataset import EvaluationSet, TrainingSet, collate_evaluation
+from comining.detectors.detector import Background, Detector, Regions
+from comining.errors import ConfigError, UserError
 from comining.evaluation.coco_evaluator import CocoEvaluator
-from comining.methods.method import Method, Supervision, View
-from comining.methods.mining import drop_annotated, merge
+from comining.methods.method import Method, RunInfo, Supervision, View
+from comining.methods.mining import drop_annotated
 from comining.runs.checkpoint import load_detector
 from comining.runs.directory import find_run
 from comining.runs.files import write_json
-from comining.structures import (
-    Assignment,
-    Batch,
-    Candidates,
-    DensePredictions,
-    Detections,
-    Targets,
-)
+from comining.structures import Batch, Boxes, Predictions
 
 log = logging.getLogger(__name__)
 
@@ -73,19 +67,20 @@ class PseudoLabel(Method):
         self.overlap_threshold = overlap_threshold
         self.class_aware = class_aware
 
-    def prepare(self, data: DetectionData, run: Path, device: torch.device) -> None:
-        if data.train_set is None:
+    def prepare(self, detector: Detector, data: DetectionData, run: RunInfo) -> None:
+        train_set = data.train_set
+        if train_set is None:
             raise RuntimeError("the data have not been set up for training")
-        teacher = self.teacher or self._teacher_beside(run)
-        detector, description = load_detector(teacher)
+        checkpoint = self.teacher or self._teacher_beside(run.folder)
+        teacher, description = load_detector(checkpoint)
         if description["category_names"] != list(data.categories.names):
             raise ConfigError(
-                f"method.teacher={teacher} detects {description['category_names']}, but the data "
-                f"have {list(data.categories.names)}"
+                f"method.teacher={checkpoint} detects {description['category_names']}, but the "
+                f"data have {list(data.categories.names)}"
             )
-        annotations = data.train_set.annotations
         images = Subset(
-            EvaluationSet(annotations, data.train_set.folder), data.train_set.images.tolist()
+            EvaluationSet(train_set.annotations, train_set.folder),
+            train_set.images[run.rank :: run.world_size].tolist(),
         )
         loader = DataLoader(
             images,
@@ -93,26 +88,32 @@ class PseudoLabel(Method):
             num_workers=data.num_workers,
             collate_fn=collate_evaluation,
         )
-        detector.to(device)
-        position = {int(image_id): n for n, image_id in enumerate(annotations.image_ids)}
-        found: dict[int, Detections] = {}
-        for image_ids, pictures in loader:
-            detections = detector.detect([picture.to(device) for picture in pictures])
-            for image_id, one in zip(image_ids, detections, strict=True):
-                rows = data.train_set.kept_rows[position[image_id]]
-                kept = Targets(
-                    torch.from_numpy(annotations.boxes[rows]).float(),
-                    torch.from_numpy(annotations.labels[rows]),
-                )
-                found[image_id] = self.unannotated(one, kept)
-        data.train_set.found = found
-        count = sum(map(len, found.values()))
-        log.info(
-            "%s found %d boxes beyond the annotations of %d images", teacher, count, len(found)
+        pseudo_labels = shared_among_ranks(
+            lambda: self.label(teacher.to(run.device), loader, train_set), run.world_size
         )
-        writer = CocoEvaluator(annotations)
-        writer.update(list(found), list(found.values()))
-        write_json(run / "pseudo_labels.json", writer.results())
+        train_set.pseudo_labels = pseudo_labels
+        if run.rank == 0:
+            count = sum(map(len, pseudo_labels.values()))
+            log.info(
+                "%s found %d boxes beyond the annotations of %d images",
+                checkpoint, count, len(pseudo_labels),
+            )  # fmt: skip
+            writer = CocoEvaluator(train_set.annotations)
+            writer.add(pseudo_labels)
+            write_json(run.folder / "pseudo_labels.json", writer.results())
+
+    def label(
+        self, teacher: Detector, loader: DataLoader[Any], train_set: TrainingSet
+    ) -> dict[int, Boxes]:
+        """The teacher's pseudo-labels in the images of a loader: image id to boxes on the CPU."""
+        position = {int(image_id): n for n, image_id in enumerate(train_set.annotations.image_ids)}
+        pseudo_labels = {}
+        for batch in loader:
+            detections = teacher.detect(list(batch.images.to(teacher.device))).to("cpu")
+            for image_id, of_image in zip(batch.image_ids, detections.split(), strict=True):
+                annotated = train_set.annotated_boxes(position[image_id])
+                pseudo_labels[image_id] = self.unannotated(of_image, annotated)
+        return pseudo_labels
 
     def _teacher_beside(self, run: Path) -> Path:
         beside = find_run(run, {"method": "original"})
@@ -123,43 +124,58 @@ class PseudoLabel(Method):
             )
         return beside / "checkpoints" / "last.ckpt"
 
-    def unannotated(self, detections: Detections, kept: Targets) -> Detections:
+    def unannotated(self, detections: Boxes, annotated: Boxes) -> Boxes:
         """The confident detections of one image that cover none of its annotations."""
-        sure = detections.scores.cpu() > self.score_threshold
-        candidates = Candidates(
-            detections.boxes.cpu()[sure],
-            detections.labels.cpu()[sure],
-            detections.scores.cpu()[sure],
-            torch.zeros(int(sure.sum()), dtype=torch.int64),
-        )
-        left = drop_annotated(candidates, [kept], self.overlap_threshold, self.class_aware)
-        return left.per_image(1)[0]
+        if detections.scores is None:
+            raise ValueError("detections need scores")
+        confident = detections[detections.scores > self.score_threshold]
+        return drop_annotated(confident, annotated, self.overlap_threshold, self.class_aware)
 
     def supervise(
         self,
-        detector: DenseDetector,
-        predictions: DensePredictions,
+        detector: Detector,
+        predictions: Predictions,
+        views: Mapping[str, Sequence[Tensor]],
         batch: Batch,
         step: int,
     ) -> Supervision:
-        targets = merge(batch.targets, batch.found) if self.use == "positives" else batch.targets
+        targets = batch.annotated
+        if self.use == "positives":
+            targets = targets.followed_by(batch.pseudo_labels)
         return Supervision(
-            dict.fromkeys(self.views, targets), dict.fromkeys(self.views, batch.found)
+            dict.fromkeys(self.views, targets), dict.fromkeys(self.views, batch.pseudo_labels)
         )
 
-    def weights(
-        self,
-        detector: DenseDetector,
-        predictions: DensePredictions,
-        assignment: Assignment,
-        batch: Batch,
-    ) -> Tensor | None:
-        if self.use == "positives" or not any(map(len, batch.found)):
-            return None
-        found = [Targets(one.boxes, one.labels) for one in batch.found]
-        near = detector.assign(predictions, found)
-        classes = torch.arange(near.num_classes, device=near.labels.device)
-        ignored = near.labels.unsqueeze(-1) == classes
+    def background(self, regions: Regions, batch: Batch) -> Background:
+        if self.use == "positives" or not len(batch.pseudo_labels):
+            return Background()
+        near = regions.assign(batch.pseudo_labels)
+        classes = torch.arange(regions.num_classes, device=near.device)
+        ignored = near.unsqueeze(-1) == classes
         # An anchor that trains an annotation trains it, whatever else lies there.
-        ignored &= ~assignment.positive.unsqueeze(-1)
-        return (~ignored).to(predictions.logits.dtype)
+        ignored &= ~regions.positive.unsqueeze(-1)
+        return Background((~ignored).to(regions.logits.dtype))
+
+
+def shared_among_ranks(work: Callable[[], dict[int, Boxes]], world_size: int) -> dict[int, Boxes]:
+    """What ``work`` returns on all processes, put together on each of them.
+
+    Where it fails on one process, all stop: the others would wait for it without end.
+    """
+    if world_size == 1:
+        return work()
+    mine: dict[int, Boxes] | None = None
+    failure: Exception | None = None
+    try:
+        mine = work()
+    except Exception as error:
+        failure = error
+    message = None if failure is None else f"{type(failure).__name__}: {failure}"
+    shares: list[Any] = [None] * world_size
+    dist.all_gather_object(shares, (mine, message))
+    if failure is not None:
+        raise failure
+    for rank, (_, problem) in enumerate(shares):
+        if problem is not None:
+            raise UserError(f"process {rank} could not label its images: {problem}")
+    return {image_id: boxes for part, _ in shares for image_id, boxes in part.items()}

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from comining.detectors.dense import DenseDetector
+from comining.detectors.detector import Background, Regions
 from comining.methods.method import Method, View
-from comining.structures import Assignment, Batch, DensePredictions
+from comining.structures import Batch
 
 
 class SoftSampling(Method):
@@ -34,12 +34,6 @@ class SoftSampling(Method):
         """w(o), element by element."""
         return self.floor + (1 - self.floor) * torch.exp(-self.b * torch.exp(-self.c * overlap))
 
-    def weights(
-        self,
-        detector: DenseDetector,
-        predictions: DensePredictions,
-        assignment: Assignment,
-        batch: Batch,
-    ) -> Tensor | None:
-        weight = self.weight(detector.overlap(predictions, batch.targets))
-        return weight.masked_fill(assignment.positive, 1.0)
+    def background(self, regions: Regions, batch: Batch) -> Background:
+        weight = self.weight(regions.overlap(batch.annotated))
+        return Background(weights=weight.masked_fill(regions.positive, 1.0))

@@ -1,0 +1,153 @@
+"""The base class of all detectors, and what a method may say about their background."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from comining.structures import Boxes, Predictions
+
+
+class Regions(ABC):
+    """The regions of a batch that a detector classifies, under the targets of one branch.
+
+    Attributes:
+        logits: [B, A, K] with gradient.
+        labels: [B, A] int64, what each region is trained to: class, K background, -1 ignored.
+        anchors: [A, 4] or [B, A, 4], where the regions lie before anything is predicted; a point
+            is the square around it with the stride as its side.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    anchors: Tensor
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.logits.shape[-1]
+
+    @property
+    def positive(self) -> Tensor:
+        """[B, A] bool: trained to a target."""
+        return (self.labels >= 0) & (self.labels < self.num_classes)
+
+    @property
+    def negative(self) -> Tensor:
+        """[B, A] bool: trained as background."""
+        return self.labels == self.num_classes
+
+    @abstractmethod
+    def overlap(self, boxes: Boxes) -> Tensor:
+        """The largest IoU [B, A] of each region with a box, 0 in images without boxes."""
+
+    @abstractmethod
+    def assign(self, boxes: Boxes) -> Tensor:
+        """The labels [B, A] that the regions would have if these boxes were the targets."""
+
+
+@dataclass
+class Background:
+    """What a method says about the classification of the regions of a branch; by default, nothing.
+
+    Soft Sampling weights negatives, background recalibration replaces their loss, part-aware
+    sampling silences classes. Neither part sends a gradient through boxes.
+    """
+
+    weights: Tensor | None = None  # [B, A] or [B, A, K], a factor on the classification loss
+    # further losses by name, summed over the batch; the detector divides by its positives
+    terms: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+BackgroundRule = Callable[[Regions], Background]
+
+
+class Detector(nn.Module, ABC):
+    """A torchvision model that is trained by explicit targets.
+
+    ``self.net`` is the torchvision model and the only place with parameters: its state dict loads
+    into the plain torchvision model.
+    """
+
+    net: Any  # torchvision ships no types
+
+    @abstractmethod
+    def predict(self, images: Sequence[Tensor]) -> Predictions:
+        """One forward for all images (of all views), in training or evaluation mode.
+
+        Args:
+            images: B times [3, H, W] uint8, already at the size that the network shall see.
+        """
+
+    @abstractmethod
+    def candidates(self, predictions: Any, threshold: float) -> Boxes:
+        """What mining looks at (Step 1): boxes whose class probability exceeds ``threshold``.
+
+        Returns:
+            Boxes with the scores by which NMS ranks them, not clipped, not suppressed.
+        """
+
+    @abstractmethod
+    def losses(
+        self, predictions: Any, targets: Boxes, background: BackgroundRule | None = None
+    ) -> dict[str, Tensor]:
+        """The losses of one branch, summed over its batch and divided by its positives.
+
+        (torchvision averages per-image ratios instead, which is not the same number.)
+
+        Args:
+            predictions: of the B images of the branch, with their graph.
+            targets: of the same images.
+            background: what the method says; called once, with the regions of the branch.
+        """
+
+    @abstractmethod
+    def detect(self, images: Sequence[Tensor]) -> Boxes:
+        """Inference, as torchvision's own forward does it.
+
+        Args:
+            images: B times [3, H, W] uint8 of any size; the model resizes them itself.
+
+        Returns:
+            Boxes with scores, in pixels of the images as they were given, best first.
+        """
+
+    def parameter_groups(
+        self, backbone_lr_factor: float, decay_norms_and_biases: bool
+    ) -> list[dict[str, Any]]:
+        """The parameters that are trained, as groups for an optimizer.
+
+        Args:
+            backbone_lr_factor: of the learning rate, for the backbone's body (not its pyramid).
+            decay_norms_and_biases: False exempts parameters of one dimension from weight decay.
+
+        Returns:
+            Groups with ``params`` and ``lr_factor``, and with ``weight_decay: 0`` where exempt. A
+            single one where both arguments leave all parameters alike.
+        """
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for name, parameter in self._trained_parameters():
+            slower = name.startswith("net.backbone.body.") and backbone_lr_factor != 1
+            exempt = parameter.dim() <= 1 and not decay_norms_and_biases
+            groups.setdefault((slower, exempt), []).append(parameter)
+        return [
+            {
+                "params": parameters,
+                "lr_factor": backbone_lr_factor if slower else 1.0,
+                **({"weight_decay": 0.0} if exempt else {}),
+            }
+            for (slower, exempt), parameters in groups.items()
+        ]
+
+    def _trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((n, p) for n, p in self.named_parameters() if p.requires_grad)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.parameters()).device

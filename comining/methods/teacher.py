@@ -1,0 +1,51 @@
+"""An averaged copy of the detector (Tarvainen and Valpola, NeurIPS 2017)."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from comining.detectors.detector import Detector
+
+
+class Teacher(nn.Module):
+    """A detector whose weights are the exponential moving average of another one's.
+
+    Without gradient and always in evaluation mode. As a submodule of a method it travels in the
+    checkpoint.
+
+    Args:
+        detector: copied as it is now.
+        momentum: m in ``teacher = m * teacher + (1 - m) * detector``. In the first steps it is
+            smaller, ``min(m, 1 - 1 / (step + 1))``, so that the initial weights are forgotten.
+    """
+
+    def __init__(self, detector: Detector, momentum: float):
+        super().__init__()
+        self.detector = copy.deepcopy(detector).requires_grad_(False)
+        self.momentum = momentum
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Stays in evaluation mode, whatever is asked."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def update(self, detector: Detector, step: int) -> None:
+        """Average in the weights of the detector. Waits for nothing.
+
+        Args:
+            step: optimizer steps done; 1 takes half of the detector's weights.
+        """
+        momentum = min(self.momentum, 1 - 1 / (step + 1))
+        for mine, theirs in (
+            (self.detector.parameters(), detector.parameters()),
+            (self.detector.buffers(), detector.buffers()),
+        ):
+            for average, value in zip(mine, theirs, strict=True):
+                if average.is_floating_point():
+                    average.lerp_(value, 1 - momentum)
+                else:  # counters of batch norm
+                    average.copy_(value)
