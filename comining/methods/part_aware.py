@@ -16,6 +16,7 @@ from comining.data.datamodule import DetectionData
 from comining.detectors.dense import DenseDetector
 from comining.errors import ConfigError
 from comining.methods.method import Method, View
+from comining.option_types import Fraction, PositiveInt
 from comining.structures import Assignment, Batch, DensePredictions, pad_targets
 
 log = logging.getLogger(__name__)
@@ -42,16 +43,11 @@ class PartAware(Method):
         views: Sequence[View],
         *,
         hierarchy: Mapping[str, Sequence[str]] | None,
-        inside: float,
-        min_share: float,
-        min_count: int,
+        inside: Fraction,
+        min_share: Fraction,
+        min_count: PositiveInt,
     ):
         super().__init__(views)
-        for name, value in (("inside", inside), ("min_share", min_share)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"method.{name} must lie in 0 ... 1, got {value}")
-        if min_count < 1:
-            raise ValueError(f"method.min_count must be positive, got {min_count}")
         for subject, parts in (hierarchy or {}).items():
             if subject in parts:
                 raise ValueError(f"method.hierarchy: {subject!r} cannot be a part of itself")
