@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,8 +21,10 @@ from comining.data.annotations import (
 )
 from comining.data.dataset import EvaluationSet, TrainingSet, collate, collate_evaluation
 from comining.data.sampler import StepSampler
+from comining.data.shapes import DrawShapes
 from comining.data.sparsity import Sparsity
 from comining.errors import DataError
+from comining.option_types import Fraction, NonNegativeInt, PositiveInt
 from comining.structures import Batch
 
 log = logging.getLogger(__name__)
@@ -67,30 +68,19 @@ class DetectionData(L.LightningDataModule):
         test_images: str | None,
         missing_val: Literal["error", "train"],
         hint: str,
-        prepare: Callable[[str], None] | None,
+        prepare: DrawShapes | None,
         on_invalid_box: OnInvalidBox,
         check: Literal["exist", "size"],
-        batch_size: int,
-        val_batch_size: int,
-        num_workers: int,
-        min_size: int,
-        max_size: int,
-        flip: float,
+        batch_size: PositiveInt,
+        val_batch_size: PositiveInt,
+        num_workers: NonNegativeInt,
+        min_size: PositiveInt,
+        max_size: PositiveInt,
+        flip: Fraction,
     ):
         super().__init__()
-        if not 0 <= flip <= 1:
-            raise ValueError(f"data.flip must lie in 0 ... 1, got {flip}")
-        for name, value in (
-            ("batch_size", batch_size),
-            ("val_batch_size", val_batch_size),
-            ("min_size", min_size),
-        ):
-            if value < 1:
-                raise ValueError(f"data.{name} must be positive, got {value}")
         if max_size < min_size:
             raise ValueError(f"data.max_size={max_size} is smaller than data.min_size={min_size}")
-        if num_workers < 0:
-            raise ValueError(f"data.num_workers must not be negative, got {num_workers}")
         self.sparsity = sparsity
         self.seed = seed
         self.root = Path(root).expanduser()

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.error import URLError
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 from torchvision.models.detection.backbone_utils import BackboneWithFPN, resnet_fpn_backbone
 from torchvision.models.resnet import BasicBlock
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+
+from comining.option_types import PositiveInt
 
 
 class FrozenBatchNorm(FrozenBatchNorm2d):  # type: ignore[misc]  # torchvision ships no types
@@ -61,7 +64,7 @@ def resnet_fpn(
     *,
     weights: str | None,
     norm: Norm,
-    trainable_layers: int,
+    trainable_layers: Annotated[int, Field(ge=0, le=5)],
     extra_levels_from: Literal["p5", "c5"],
 ) -> Backbone:
     """ResNet-FPN with levels P3 to P7, as RetinaNet and FCOS use it.
@@ -141,7 +144,11 @@ class SlimResNet(nn.Module):
 
 
 def slim_fpn(
-    *, widths: Sequence[int], out_channels: int, norm_groups: int, first_level: int
+    *,
+    widths: Sequence[PositiveInt],
+    out_channels: PositiveInt,
+    norm_groups: PositiveInt,
+    first_level: Annotated[int, Field(ge=2)],
 ) -> Backbone:
     """A pyramid over :class:`SlimResNet`, with one pooled level on top.
 

@@ -15,6 +15,7 @@ from torchvision.models.detection.fcos import FCOSHead
 from comining.detectors.backbones import Backbone
 from comining.detectors.dense import DenseDetector, gather_targets
 from comining.detectors.losses import centerness_target, giou_loss, normalizer
+from comining.option_types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 from comining.structures import Assignment, DensePredictions
 
 
@@ -43,18 +44,18 @@ class FCOSDetector(DenseDetector):
         backbone: Backbone,
         num_classes: int,
         *,
-        norm_groups: int | None,
-        min_size: int,
-        max_size: int,
-        center_sampling_radius: float,
-        level_range: float,
-        focal_alpha: float,
-        focal_gamma: float,
-        iou_smoothing: float,
-        score_threshold: float,
-        nms_threshold: float,
-        max_detections: int,
-        candidates_per_level: int,
+        norm_groups: PositiveInt | None,
+        min_size: PositiveInt,
+        max_size: PositiveInt,
+        center_sampling_radius: PositiveFloat,
+        level_range: PositiveFloat,
+        focal_alpha: Fraction,
+        focal_gamma: NonNegativeFloat,
+        iou_smoothing: NonNegativeFloat,
+        score_threshold: Fraction,
+        nms_threshold: Fraction,
+        max_detections: PositiveInt,
+        candidates_per_level: PositiveInt,
         compile: bool,
         channels_last: bool,
     ):

@@ -14,6 +14,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from comining.detectors.backbones import Backbone
 from comining.detectors.dense import DenseDetector, gather_targets
 from comining.ops import paired_iou
+from comining.option_types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 from comining.structures import IGNORED, Assignment, DensePredictions
 
 
@@ -41,20 +42,20 @@ class RetinaNetDetector(DenseDetector):
         backbone: Backbone,
         num_classes: int,
         *,
-        anchor_scale: float,
+        anchor_scale: PositiveFloat,
         whole_anchors: bool,
-        norm_groups: int | None,
-        min_size: int,
-        max_size: int,
-        foreground_iou: float,
-        background_iou: float,
-        focal_alpha: float,
-        focal_gamma: float,
-        smooth_l1_beta: float,
-        score_threshold: float,
-        nms_threshold: float,
-        max_detections: int,
-        candidates_per_level: int,
+        norm_groups: PositiveInt | None,
+        min_size: PositiveInt,
+        max_size: PositiveInt,
+        foreground_iou: Fraction,
+        background_iou: Fraction,
+        focal_alpha: Fraction,
+        focal_gamma: NonNegativeFloat,
+        smooth_l1_beta: NonNegativeFloat,
+        score_threshold: Fraction,
+        nms_threshold: Fraction,
+        max_detections: PositiveInt,
+        candidates_per_level: PositiveInt,
         compile: bool,
         channels_last: bool,
     ):

@@ -10,6 +10,7 @@ from torch import Tensor
 from comining.detectors.detector import Background, Regions
 from comining.detectors.losses import focal_background, focal_foreground
 from comining.methods.method import Method, View
+from comining.option_types import Fraction, NonNegativeFloat
 from comining.structures import Batch
 
 
@@ -33,16 +34,13 @@ class BackgroundRecalibration(Method):
         self,
         views: Sequence[View],
         *,
-        confusion_iou: float,
-        confusion_score: float,
-        loss_weight: float,
-        alpha: float,
-        gamma: float,
+        confusion_iou: Fraction,
+        confusion_score: Fraction,
+        loss_weight: NonNegativeFloat,
+        alpha: Fraction,
+        gamma: NonNegativeFloat,
     ):
         super().__init__(views)
-        for name, value in (("confusion_iou", confusion_iou), ("confusion_score", confusion_score)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"method.{name} must lie in 0 ... 1, got {value}")
         self.confusion_iou = confusion_iou
         self.confusion_score = confusion_score
         self.loss_weight = loss_weight

@@ -9,6 +9,7 @@ from torch import Tensor
 from comining.detectors.detector import Detector
 from comining.methods.method import Method, Supervision, View
 from comining.methods.mining import Miner
+from comining.option_types import Fraction, NonNegativeFloat, NonNegativeInt
 from comining.structures import Batch, Predictions
 
 
@@ -30,30 +31,18 @@ class CoMining(Method):
         views: Sequence[View],
         *,
         exchange: bool,
-        score_threshold: float,
-        nms_threshold: float,
-        overlap_threshold: float,
+        score_threshold: Fraction,
+        nms_threshold: Fraction,
+        overlap_threshold: Fraction,
         class_aware: bool,
-        max_per_image: int,
+        max_per_image: NonNegativeInt,
         clip_boxes: bool,
-        min_box_size: float,
-        start_step: int,
+        min_box_size: NonNegativeFloat,
+        start_step: NonNegativeInt,
     ):
         super().__init__(views)
         if exchange and len(self.views) != 2:
             raise ValueError("method.exchange=true needs two views in method.views")
-        for name, value in (
-            ("score_threshold", score_threshold),
-            ("nms_threshold", nms_threshold),
-            ("overlap_threshold", overlap_threshold),
-        ):
-            if not 0 <= value <= 1:
-                raise ValueError(f"method.{name} must lie in 0 ... 1, got {value}")
-        if min(max_per_image, start_step, min_box_size) < 0:
-            raise ValueError(
-                "method.max_per_image, start_step and min_box_size must not be negative, got "
-                f"{max_per_image}, {start_step}, {min_box_size}"
-            )
         self.miner = Miner(
             score_threshold, nms_threshold, overlap_threshold, class_aware, max_per_image,
             clip_boxes, min_box_size,

@@ -15,6 +15,7 @@ from comining.data.datamodule import DetectionData
 from comining.detectors.detector import Background, Detector, Regions
 from comining.errors import ConfigError
 from comining.methods.method import Method, RunInfo, View
+from comining.option_types import Fraction, PositiveInt
 from comining.structures import Batch
 
 log = logging.getLogger(__name__)
@@ -43,16 +44,11 @@ class PartAware(Method):
         views: Sequence[View],
         *,
         hierarchy: Mapping[str, Sequence[str]] | None,
-        inside: float,
-        min_share: float,
-        min_count: int,
+        inside: Fraction,
+        min_share: Fraction,
+        min_count: PositiveInt,
     ):
         super().__init__(views)
-        for name, value in (("inside", inside), ("min_share", min_share)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"method.{name} must lie in 0 ... 1, got {value}")
-        if min_count < 1:
-            raise ValueError(f"method.min_count must be positive, got {min_count}")
         for subject, parts in (hierarchy or {}).items():
             if subject in parts:
                 raise ValueError(f"method.hierarchy: {subject!r} cannot be a part of itself")

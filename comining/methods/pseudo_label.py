@@ -19,6 +19,7 @@ from comining.errors import ConfigError, UserError
 from comining.evaluation.coco_evaluator import CocoEvaluator
 from comining.methods.method import Method, RunInfo, Supervision, View
 from comining.methods.mining import drop_annotated
+from comining.option_types import Fraction
 from comining.runs.checkpoint import load_detector
 from comining.runs.directory import find_run
 from comining.runs.files import write_json
@@ -50,17 +51,11 @@ class PseudoLabel(Method):
         *,
         teacher: str | None,
         use: Literal["positives", "ignore"],
-        score_threshold: float,
-        overlap_threshold: float,
+        score_threshold: Fraction,
+        overlap_threshold: Fraction,
         class_aware: bool,
     ):
         super().__init__(views)
-        for name, value in (
-            ("score_threshold", score_threshold),
-            ("overlap_threshold", overlap_threshold),
-        ):
-            if not 0 <= value <= 1:
-                raise ValueError(f"method.{name} must lie in 0 ... 1, got {value}")
         self.teacher = teacher
         self.use = use
         self.score_threshold = score_threshold

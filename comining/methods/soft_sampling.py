@@ -9,6 +9,7 @@ from torch import Tensor
 
 from comining.detectors.detector import Background, Regions
 from comining.methods.method import Method, View
+from comining.option_types import Fraction, NonNegativeFloat
 from comining.structures import Batch
 
 
@@ -24,10 +25,10 @@ class SoftSampling(Method):
         b, c: displacement and growth of the function.
     """
 
-    def __init__(self, views: Sequence[View], *, floor: float, b: float, c: float):
+    def __init__(
+        self, views: Sequence[View], *, floor: Fraction, b: NonNegativeFloat, c: NonNegativeFloat
+    ):
         super().__init__(views)
-        if not 0 <= floor <= 1:
-            raise ValueError(f"method.floor must lie in 0 ... 1, got {floor}")
         self.floor, self.b, self.c = floor, b, c
 
     def weight(self, overlap: Tensor) -> Tensor:
