@@ -13,15 +13,16 @@ from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from comining.config import CONFIG_FOLDER, instantiate, instantiate_file
-from comining.detectors.dense import DenseDetector
+from comining.detectors.detector import Detector
 from comining.errors import ConfigError, one_line_errors
 from comining.evaluation.coco_evaluator import metrics_table
 from comining.evaluation.evaluation_module import EvaluationModule
-from comining.evaluation.predict import predict_folder
+from comining.evaluation.predict import find_pictures, predict_pictures
 from comining.runs.checkpoint import load_detector
 from comining.runs.directory import versions
 from comining.runs.files import write_json
 from comining.runs.outcome import quiet_lightning
+from comining.runs.predictions import write_predictions
 
 
 @hydra.main(config_path="conf", config_name="evaluate", version_base="1.3")
@@ -41,18 +42,21 @@ def main(cfg: DictConfig) -> None:
     if cfg.images is None:
         evaluate(cfg, run, trainer, detector, description)
         return
-    counts = predict_folder(
-        detector.to(trainer.strategy.root_device).eval(), Path(to_absolute_path(cfg.images)), run,
+    folder = Path(to_absolute_path(cfg.images))
+    files = find_pictures(folder)
+    predictions = predict_pictures(
+        detector.to(trainer.strategy.root_device).eval(), files, folder,
         category_ids=description["category_ids"], category_names=description["category_names"],
         score_threshold=cfg.score_threshold,
     )  # fmt: skip
-    print(f"{counts['images']} images, {counts['detections']} detections")
-    print(f"skipped: {len(counts['skipped'])} {', '.join(counts['skipped'])}".rstrip())
+    counts = write_predictions(predictions, len(files), run)
+    print(f"{counts.images} images, {counts.detections} detections")
+    print(f"skipped: {len(counts.skipped)} {', '.join(counts.skipped)}".rstrip())
     print(f"written: {run / 'coco_results.json'} and {run / 'pictures'}")
 
 
 def evaluate(
-    cfg: DictConfig, run: Path, trainer: L.Trainer, detector: DenseDetector, description: Any
+    cfg: DictConfig, run: Path, trainer: L.Trainer, detector: Detector, description: Any
 ) -> None:
     """Evaluate on a split of annotated data."""
     options = OmegaConf.create(description["config"]["data"]) if "data" not in cfg else cfg.data

@@ -30,13 +30,14 @@ def main(cfg: DictConfig, config: dict[str, Any], run: Path) -> Mapping[str, Any
     check(config["trainer"], "trainer", {})
     if cfg.trainer.log_every_n_steps < 1:
         raise ConfigError("trainer.log_every_n_steps must be positive")
-    method, view, schedule, optimizer, sparsity, checkpoint, pictures = (
+    method, view, schedule, optimizer, parameter_groups, sparsity, checkpoint, pictures = (
         instantiate(cfg[name], name)
         for name in (
             "method",
             "view",
             "schedule",
             "optimizer",
+            "parameter_groups",
             "sparsity",
             "checkpoint",
             "pictures",
@@ -52,6 +53,8 @@ def main(cfg: DictConfig, config: dict[str, Any], run: Path) -> Mapping[str, Any
         plugins=[WholeCheckpoints()], enable_progress_bar=False,
         callbacks=[guard, figures, pictures, progress, checkpoint],
         use_distributed_sampler=False, num_sanity_val_steps=0, enable_model_summary=False,
+        # Lightning counts batches here, and steps everywhere else.
+        val_check_interval=cfg.trainer.val_check_interval * cfg.trainer.accumulate_grad_batches,
     )  # fmt: skip
     resumed = checkpoint_to_resume(cfg, run)
     if resumed is not None:
@@ -61,10 +64,9 @@ def main(cfg: DictConfig, config: dict[str, Any], run: Path) -> Mapping[str, Any
         print_start(run, data.summary(), trainer.strategy.root_device)
     begin(run, config)
     detector = build_detector(config, len(data.categories), pretrained=resumed is None)
-    method.prepare(data, run, trainer.strategy.root_device)
     module = DetectionModule(
-        detector, method, view, optimizer, schedule, data.evaluated, cfg.seed,
-        describe(config, data.categories),
+        detector, method, view, optimizer, parameter_groups, schedule, data.evaluated, run,
+        cfg.seed, describe(config, data.categories),
     )  # fmt: skip
     with finished(loggers, config):
         trainer.fit(module, datamodule=data, ckpt_path=resumed)

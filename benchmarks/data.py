@@ -31,7 +31,7 @@ from benchmarks import measure
 from comining.config import CONFIG_FOLDER, instantiate_file
 from comining.data.annotations import read_annotations
 from comining.data.dataset import TrainingSet, collate
-from comining.data.sampler import StepSampler
+from comining.data.sampler import StreamSampler
 from comining.data.views import SecondView
 
 WIDTH, HEIGHT = 640, 480
@@ -150,7 +150,7 @@ def main(given: list[str] | None = None) -> None:
         )
         workers = 0 if chosen.quick else 1  # to start one takes seconds
         steps = chosen.images // chosen.batch
-        sampler = StepSampler(data.landscape.tolist(), chosen.batch, start=0, stop=steps, seed=0)
+        sampler = StreamSampler(data.landscape.tolist(), chosen.batch, start=0, stop=steps, seed=0)
         ours = Loader(data, workers, batch_sampler=sampler, collate_fn=collate)
         naive = Loader(
             TwoFloatViews(files, chosen.min_size, chosen.max_size, jitter),

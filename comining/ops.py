@@ -60,14 +60,12 @@ def suppress(boxes: Boxes, num_classes: int, iou_threshold: float, max_per_image
 
 def _separated_nms(boxes: Boxes, group: Tensor, iou_threshold: float) -> Tensor:
     """Indices of the boxes that NMS keeps among those of their group [N], by falling score."""
-    if boxes.scores is None:
-        raise ValueError("suppression needs scores")
     device = boxes.boxes.device
     work = torch.device("cpu") if widest_float(device) == torch.float32 else device
     corners = boxes.boxes.to(work).double()
     extent = corners.max() - corners.min() + 1
     moved = corners + (group.to(work) * extent).unsqueeze(-1)
-    keep: Tensor = nms(moved, boxes.scores.to(work).double(), iou_threshold)
+    keep: Tensor = nms(moved, boxes.known_scores.to(work).double(), iou_threshold)
     return keep.to(device)
 
 

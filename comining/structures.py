@@ -85,6 +85,13 @@ class Boxes:
         )
 
     @property
+    def known_scores(self) -> Tensor:
+        """[N] scores, of boxes that must have them."""
+        if self.scores is None:
+            raise ValueError("these boxes have no scores")
+        return self.scores
+
+    @property
     def counts(self) -> list[int]:
         """How many boxes each of the B images has. Waits for the device where it is not known."""
         if self.known_counts is None:

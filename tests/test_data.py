@@ -15,7 +15,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from comining.data.annotations import read_annotations
 from comining.data.dataset import TrainingSet, collate, resized_shape
 from comining.data.images import load_image
-from comining.data.sampler import SampleKey, StepSampler
+from comining.data.sampler import SampleKey, StreamSampler
 from comining.data.shapes import SHAPES, DrawShapes
 from comining.errors import DataError
 from tests.helpers import write_coco
@@ -28,7 +28,7 @@ MIXED = [k % 3 != 0 for k in range(50)]
 def steps(start: int = 0, stop: int = 40, **options: int) -> list[list[SampleKey]]:
     given = {"seed": 0, "batch_size": 8, **options}
     size = given.pop("batch_size")
-    return list(StepSampler(MIXED, size, start=start, stop=stop, **given))
+    return list(StreamSampler(MIXED, size, start=start, stop=stop, **given))
 
 
 def test_a_run_that_starts_later_sees_what_an_uninterrupted_one_sees() -> None:
@@ -74,7 +74,7 @@ def test_another_seed_is_another_order() -> None:
 
 @pytest.mark.parametrize(("count", "batch"), [(1, 4), (3, 4), (5, 4), (4, 4)])
 def test_a_set_smaller_than_a_batch_fills_it_evenly(count: int, batch: int) -> None:
-    keys = list(StepSampler([True] * count, batch, start=0, stop=30, seed=0))
+    keys = list(StreamSampler([True] * count, batch, start=0, stop=30, seed=0))
     assert all(len(step) == batch for step in keys)
     seen = Counter(key.item for step in keys for key in step)
     assert set(seen) == set(range(count))

@@ -20,12 +20,12 @@ from comining.data.annotations import (
     read_annotations,
 )
 from comining.data.dataset import EvaluationSet, TrainingSet, collate, collate_evaluation
-from comining.data.sampler import StepSampler
+from comining.data.sampler import StreamSampler
 from comining.data.shapes import DrawShapes
 from comining.data.sparsity import Sparsity
 from comining.errors import DataError
 from comining.option_types import Fraction, NonNegativeInt, PositiveInt
-from comining.structures import Batch
+from comining.structures import Batch, EvaluationBatch
 
 log = logging.getLogger(__name__)
 
@@ -105,19 +105,25 @@ class DetectionData(L.LightningDataModule):
         self.train_set: TrainingSet | None = None
         self.val_set: EvaluationSet | None = None
         self.test_set: EvaluationSet | None = None
+        self._categories: Categories | None = None  # of the split that was read first
+        self._categories_of: Path | None = None
         self.erased: np.ndarray[Any, np.dtype[np.bool_]] | None = None
 
     # -- reading -------------------------------------------------------------------------
 
     def setup(self, stage: str | None = None) -> None:
-        """Read and check everything that ``stage`` (``fit``, ``validate``, None for all) needs.
+        """Read and check what a stage needs, once.
+
+        Args:
+            stage: ``fit`` reads all splits, ``validate`` the validation split, ``test`` the test
+                split; None all.
 
         Raises:
             DataError: something is missing or wrong.
         """
-        if self.val_set is None:
-            if self.prepare is not None:
-                self.prepare(str(self.root))
+        if self._categories is None and self.prepare is not None:
+            self.prepare(str(self.root))
+        if self.val_set is None and stage != "test":
             if (
                 self.missing_val == "train"
                 and not any(path.exists() for path in self.paths["val"])
@@ -132,10 +138,8 @@ class DetectionData(L.LightningDataModule):
             self.val_set = EvaluationSet(self._read("val"), self.paths["val"][1])
         if self.test_set is None and "test" in self.paths and stage != "validate":
             self.test_set = EvaluationSet(self._read("test"), self.paths["test"][1])
-            self._same_categories("test", self.test_set.annotations)
         if self.train_set is None and stage in (None, "fit"):
             annotations = self._read("train")
-            self._same_categories("train", annotations)
             self.erased = self.sparsity.erase(annotations)
             self.train_set = TrainingSet(
                 annotations,
@@ -149,27 +153,26 @@ class DetectionData(L.LightningDataModule):
             if not len(self.train_set):
                 raise DataError(f"{annotations.path}: no image has an annotation to train on")
 
-    def _same_categories(self, split: str, annotations: AnnotationSet) -> None:
-        if annotations.categories != self.categories:
-            raise DataError(
-                f"the categories of {self.paths[split][0]} and {self.paths['val'][0]} differ"
-            )
-
     def _read(self, split: str) -> AnnotationSet:
         file, folder = self.paths[split]
         missing = [str(path) for path in (file, folder) if not path.exists()]
         if missing:
             raise DataError(f"missing for {split}: {' and '.join(missing)}\n{self.hint}".rstrip())
         annotations = read_annotations(file, self.on_invalid_box)
+        if self._categories is None:
+            self._categories = annotations.categories
+            self._categories_of = file
+        elif annotations.categories != self._categories:
+            raise DataError(f"the categories of {file} and {self._categories_of} differ")
         check_images(annotations, folder, sizes=self.check == "size")
         return annotations
 
     @property
     def categories(self) -> Categories:
         """The classes of the data, after :meth:`setup`."""
-        if self.val_set is None:
+        if self._categories is None:
             raise RuntimeError("setup() has not been called")
-        return self.val_set.annotations.categories
+        return self._categories
 
     @property
     def evaluated(self) -> dict[str, AnnotationSet]:
@@ -213,14 +216,14 @@ class DetectionData(L.LightningDataModule):
     # -- loading -------------------------------------------------------------------------
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """The rest of the training stream as one epoch."""
+        """The rest of the training stream as one epoch; a step is one batch or several."""
         if self.train_set is None or self.trainer is None:
             raise RuntimeError("setup() has not been called, or no trainer is attached")
-        sampler = StepSampler(
+        sampler = StreamSampler(
             self.train_set.landscape.tolist(),
             self.batch_size,
-            start=self.trainer.global_step,
-            stop=self.trainer.max_steps,
+            start=self.trainer.global_step * self.trainer.accumulate_grad_batches,
+            stop=self.trainer.max_steps * self.trainer.accumulate_grad_batches,
             seed=self.seed,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
@@ -241,7 +244,9 @@ class DetectionData(L.LightningDataModule):
         rank, ranks = (
             (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         )
-        share = Subset(images, range(rank, len(images), ranks))
+        # A process for which there is no image evaluates one again, which counts once: without a
+        # batch it would not take part in bringing the detections together.
+        share = Subset(images, range(rank, len(images), ranks) or [rank % len(images)])
         return self._loader(share, batch_size=self.val_batch_size, collate_fn=collate_evaluation)
 
     @property
@@ -258,14 +263,6 @@ class DetectionData(L.LightningDataModule):
         self, batch: Any, device: torch.device, dataloader_idx: int
     ) -> Any:
         """Move tensors; lists of ids stay where they are."""
-        if isinstance(batch, Batch):
-            for target in (*batch.targets, *batch.erased):
-                target.boxes = target.boxes.to(device, non_blocking=True)
-                target.labels = target.labels.to(device, non_blocking=True)
-            for one in batch.found:
-                one.boxes = one.boxes.to(device, non_blocking=True)
-                one.labels = one.labels.to(device, non_blocking=True)
-                one.scores = one.scores.to(device, non_blocking=True)
-            batch.images = [image.to(device, non_blocking=True) for image in batch.images]
-            return batch
+        if isinstance(batch, Batch | EvaluationBatch):
+            return batch.to(device, non_blocking=True)
         return super().transfer_batch_to_device(batch, device, dataloader_idx)

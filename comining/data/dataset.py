@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,9 +20,7 @@ from comining.data.annotations import AnnotationSet
 from comining.data.images import load_image
 from comining.data.sampler import SampleKey
 from comining.data.seeding import derive_seed
-from comining.structures import Batch, Detections, Targets
-
-NOTHING = Detections(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
+from comining.structures import Batch, Boxes, EvaluationBatch, Images
 
 
 def resized_shape(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
@@ -37,9 +37,11 @@ class Sample(NamedTuple):
 
     key: SampleKey
     image: Tensor  # [3, H, W] uint8, resized and flipped as the boxes are
-    targets: Targets  # kept
-    erased: Targets
-    found: Detections
+    annotated: Boxes
+    erased: Boxes
+    ignored: Boxes
+    rate: Tensor  # [K] float32, see :class:`Batch`
+    pseudo_labels: Boxes
     image_id: int
 
 
@@ -73,8 +75,8 @@ class TrainingSet(Dataset[Sample]):
         self.seed = seed
         kept = ~erased & ~annotations.crowd
         self.images = np.unique(annotations.image[kept])
-        # image id -> boxes in original pixels that a method found there before training began.
-        self.found: dict[int, Detections] = {}
+        # image id -> boxes in original pixels that a method attached before training began.
+        self.pseudo_labels: dict[int, Boxes] = {}
         # Rows of every image, so that an item is found without a search.
         self.kept_rows = _rows_of_image(annotations, kept)
         self.erased_rows = _rows_of_image(annotations, erased)
@@ -104,23 +106,39 @@ class TrainingSet(Dataset[Sample]):
         if flipped:
             image = image.flip(-1)
 
-        def move(boxes: Tensor) -> Tensor:
-            moved = (boxes * scale).float()
+        def move(boxes: Boxes) -> Boxes:
+            moved = (boxes.boxes * scale).float()
             if flipped:
                 moved[:, [0, 2]] = shape[1] - moved[:, [2, 0]]
-            return moved
+            return replace(boxes, boxes=moved)
 
-        targets, erased = (
-            Targets(
-                move(torch.from_numpy(self.annotations.boxes[rows[image_index]])),
-                torch.from_numpy(self.annotations.labels[rows[image_index]]),
-            )
-            for rows in (self.kept_rows, self.erased_rows)
-        )
         image_id = int(self.annotations.image_ids[image_index])
-        found = self.found.get(image_id, NOTHING)
-        found = Detections(move(found.boxes), found.labels, found.scores)
-        return Sample(key, image, targets, erased, found, image_id)
+        return Sample(
+            key,
+            image,
+            annotated=move(self._boxes(self.kept_rows[image_index])),
+            erased=move(self._boxes(self.erased_rows[image_index])),
+            ignored=Boxes.empty(1),  # nothing says so yet: crowds are set aside
+            rate=torch.full((len(self.annotations.categories),), torch.nan),
+            pseudo_labels=move(self.pseudo_labels.get(image_id, Boxes.empty(1, scores=True))),
+            image_id=image_id,
+        )
+
+    def annotated_boxes(self, image_index: int) -> Boxes:
+        """The annotations of an image that were kept, float32 in original pixels.
+
+        Args:
+            image_index: position in the annotation set.
+        """
+        boxes = self._boxes(self.kept_rows[image_index])
+        return replace(boxes, boxes=boxes.boxes.float())
+
+    def _boxes(self, rows: NDArray[np.int64]) -> Boxes:
+        """Rows of the annotations of one image, float64 in original pixels."""
+        return Boxes.of_images(
+            [torch.from_numpy(self.annotations.boxes[rows])],
+            [torch.from_numpy(self.annotations.labels[rows])],
+        )
 
 
 def _rows_of_image(
@@ -136,12 +154,24 @@ def _rows_of_image(
 def collate(samples: list[Sample]) -> Batch:
     """Samples of a :class:`TrainingSet` to a :class:`Batch`."""
     return Batch(
-        images=[sample.image for sample in samples],
-        targets=[sample.targets for sample in samples],
-        erased=[sample.erased for sample in samples],
-        found=[sample.found for sample in samples],
+        images=Images.of([sample.image for sample in samples]),
+        annotated=_flat([sample.annotated for sample in samples]),
+        erased=_flat([sample.erased for sample in samples]),
+        ignored=_flat([sample.ignored for sample in samples]),
+        rate=torch.stack([sample.rate for sample in samples]),
+        pseudo_labels=_flat([sample.pseudo_labels for sample in samples]),
         image_ids=[sample.image_id for sample in samples],
         positions=[sample.key.position for sample in samples],
+    )
+
+
+def _flat(of_images: Sequence[Boxes]) -> Boxes:
+    """Boxes of single images as those of a batch."""
+    scores = [boxes.scores for boxes in of_images if boxes.scores is not None]
+    return Boxes.of_images(
+        [boxes.boxes for boxes in of_images],
+        [boxes.labels for boxes in of_images],
+        scores or None,
     )
 
 
@@ -161,7 +191,7 @@ class EvaluationSet(Dataset[tuple[int, Tensor]]):
         return int(self.annotations.image_ids[index]), load_image(file, (height, width))
 
 
-def collate_evaluation(samples: list[tuple[int, Tensor]]) -> tuple[list[int], list[Tensor]]:
+def collate_evaluation(samples: list[tuple[int, Tensor]]) -> EvaluationBatch:
     """Image ids and images of a batch."""
     image_ids, images = zip(*samples, strict=True)
-    return list(image_ids), list(images)
+    return EvaluationBatch(list(image_ids), Images.of(images))

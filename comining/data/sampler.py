@@ -1,4 +1,4 @@
-"""Which images make up step k: a function of (seed, step) alone."""
+"""Which images make up batch k: a function of (seed, k) alone."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ class SampleKey(NamedTuple):
     item: int  # of the training set
 
 
-class StepSampler(Sampler[list[SampleKey]]):
-    """Batches of images of one orientation, for a given range of steps.
+class StreamSampler(Sampler[list[SampleKey]]):
+    """Batches of images of one orientation, for a given range of the training stream.
 
-    A run that starts at step k sees what an uninterrupted run sees there, on any number of
+    A run that starts at batch k sees what an uninterrupted run sees there, on any number of
     workers and ranks. Within a round every image occurs equally often, but for the fewer than
     ``batch_size`` that do not fill a batch. Images of one orientation share a batch, so that
     little of it is padding; what is left of both is mixed.
 
     Args:
         landscape: for every image whether it is wider than high.
-        batch_size: images of a step over all ranks.
-        start, stop: the steps to serve.
+        batch_size: images of a batch over all ranks.
+        start, stop: the batches to serve.
         rank, world_size: this process takes its contiguous share of every batch.
     """
 
@@ -50,7 +50,7 @@ class StepSampler(Sampler[list[SampleKey]]):
             raise ValueError("there is no image to train on")
         if batch_size < 1 or batch_size % world_size:
             raise ConfigError(
-                f"data.batch_size={batch_size} counts the images of a step over all processes and "
+                f"data.batch_size={batch_size} counts the images of a batch over all processes and "
                 f"must be a positive multiple of their number, {world_size}"
             )
         self.landscape = np.asarray(landscape, dtype=np.bool_)
@@ -60,20 +60,20 @@ class StepSampler(Sampler[list[SampleKey]]):
         self.share = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
         # A set smaller than a batch is passed over several times to fill one.
         self.passes = -(-batch_size // len(self.landscape))
-        self.steps_per_round = self.passes * len(self.landscape) // batch_size
+        self.batches_per_round = self.passes * len(self.landscape) // batch_size
 
     def __len__(self) -> int:
-        """Steps of the whole stream: what Lightning counts in, also where it is resumed."""
+        """Batches of the whole stream: what Lightning counts in, also where it is resumed."""
         return self.stop
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         current = -1
         batches: list[NDArray[np.int64]] = []
-        for step in range(self.start, self.stop):
-            number, within = divmod(step, self.steps_per_round)
+        for batch in range(self.start, self.stop):
+            number, within = divmod(batch, self.batches_per_round)
             if number != current:
                 current, batches = number, self._round(number)
-            first = step * self.batch_size
+            first = batch * self.batch_size
             keys = [
                 SampleKey(first + offset, int(item)) for offset, item in enumerate(batches[within])
             ]

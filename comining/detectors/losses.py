@@ -14,12 +14,19 @@ from torch.autograd.function import once_differentiable
 
 def focal_background(logits: Tensor, alpha: float, gamma: float) -> Tensor:
     """Focal loss of logits whose target is 0, element by element (Lin et al. 2017, Eq. 5)."""
-    return (1 - alpha) * logits.sigmoid() ** gamma * F.softplus(logits)
+    return (1 - alpha) * _power(logits.sigmoid(), gamma) * F.softplus(logits)
 
 
 def focal_foreground(logits: Tensor, alpha: float, gamma: float) -> Tensor:
     """Focal loss of logits whose target is 1, element by element."""
-    return alpha * (-logits).sigmoid() ** gamma * F.softplus(-logits)
+    return alpha * _power((-logits).sigmoid(), gamma) * F.softplus(-logits)
+
+
+def _power(probability: Tensor, exponent: float) -> Tensor:
+    """``probability ** exponent`` with a gradient that is finite at 0, where float32 ends up."""
+    if exponent < 1:
+        probability = probability.clamp(min=torch.finfo(probability.dtype).tiny)
+    return probability**exponent
 
 
 def focal_loss_sum(
@@ -61,10 +68,10 @@ class _BackgroundSum(torch.autograd.Function):
     """The sum of :func:`focal_background`, and the logits of the true classes.
 
     The numbers, and the gradients to the last bit, are those of the plain formula; but parts of the
-    map that fit the cache go through all of its operations one after the other, a single table is
-    kept for the backward instead of three, the gradient takes the place of that table, and the
+    map that fit the cache go through all of its operations one after the other, a single tensor is
+    kept for the backward instead of three, the gradient takes the place of that tensor, and the
     gradient of the true classes is added in place. (A second backward through the same graph is
-    refused by autograd, since the table is gone by then.)
+    refused by autograd, since the tensor is gone by then.)
     """
 
     @staticmethod
@@ -89,12 +96,12 @@ class _BackgroundSum(torch.autograd.Function):
     ) -> tuple[Tensor, None, None, None, None]:
         logits, entry, factor, softplus = ctx.saved_tensors
         alpha, gamma = ctx.alpha, ctx.gamma
-        # A fresh table of this size costs a CPU more time in page faults than the arithmetic does.
+        # A fresh tensor of this size costs a CPU more time in page faults than the arithmetic does.
         parts = _parts(logits, factor * of_sum, softplus, entry, of_true)
         for logit, weight, kept, true, of_entry in parts:
             probability = logit.sigmoid()
             inner = (weight * kept).mul_(1 - alpha)
-            inner.mul_(probability.pow(gamma - 1).mul_(gamma))
+            inner.mul_(_power(probability, gamma - 1).mul_(gamma))
             modulated = probability.pow(gamma).mul_(1 - alpha).mul_(weight)
             torch.ops.aten.softplus_backward.grad_input(modulated, logit, 1, 20, grad_input=kept)
             kept.scatter_add_(1, true, of_entry)
@@ -107,7 +114,7 @@ PART = {"cpu": 2**16, "cuda": 2**26}
 
 
 def _parts(first: Tensor, *others: Tensor) -> Iterator[list[Tensor]]:
-    """Cut tables [B, A, any] into the same rows, about :data:`PART` elements of the first each."""
+    """Cut tensors [B, A, any] into the same rows, about :data:`PART` elements of the first each."""
     tables = [table.reshape(-1, table.shape[-1]) for table in (first, *others)]
     # Whole vectors of the processor: what is left over at an end is rounded another way.
     rows = max(1, PART.get(first.device.type, 2**26) // max(1, first.shape[-1]) // 64) * 64

@@ -6,7 +6,7 @@ By faster-coco-eval, whose numbers are those of pycocotools to the last bit (tes
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 
 from comining.data.annotations import AnnotationSet
 from comining.errors import DivergedError
-from comining.structures import Detections
+from comining.structures import Boxes
 
 log = logging.getLogger(__name__)
 
@@ -34,58 +34,84 @@ class CocoEvaluator:
 
     def __init__(self, annotations: AnnotationSet):
         self.annotations = annotations
-        self.found: dict[int, Detections] = {}
+        self.detections: dict[int, Boxes] = {}  # image id -> boxes of one image, on the CPU
+        self.not_finite: list[int] = []  # ids of images with a NaN or infinite detection
         self.class_ap: dict[str, float | None] = {}  # after compute(): AP of every class, 0-100
 
     def reset(self) -> None:
         """Forget all detections."""
-        self.found = {}
+        self.detections, self.not_finite = {}, []
 
-    def update(self, image_ids: Sequence[int], detections: Sequence[Detections]) -> None:
-        """Add the detections of some images; an image that comes again counts once.
+    def update(self, image_ids: Sequence[int], detections: Boxes) -> None:
+        """Add the detections of a batch of images; an image that comes again counts once.
 
-        Raises:
-            DivergedError: a box or score is NaN or infinite; COCOeval would score it as right.
+        Args:
+            image_ids: B ids of the annotation file.
+            detections: of the B images, with scores, in original pixels.
         """
-        for image_id, one in zip(image_ids, detections, strict=True):
-            if not (torch.isfinite(one.boxes).all() and torch.isfinite(one.scores).all()):
-                raise DivergedError(
-                    f"detections of image {image_id} are not finite", {"image_id": image_id}
-                )
-            self.found[image_id] = Detections(one.boxes.cpu(), one.labels.cpu(), one.scores.cpu())
+        self.add(dict(zip(image_ids, detections.to("cpu").split(), strict=True)))
+
+    def add(self, detections: Mapping[int, Boxes]) -> None:
+        """Add detections of single images on the CPU, by image id."""
+        for image_id, boxes in detections.items():
+            columns = (boxes.boxes, boxes.known_scores)
+            if not all(torch.isfinite(column).all() for column in columns):
+                self.not_finite.append(image_id)
+            self.detections[image_id] = boxes
 
     def gather(self) -> Metrics:
         """Bring the detections of all processes together on the first, and compute there.
 
         Returns:
             the 12 numbers, on every process.
+
+        Raises:
+            DivergedError: on every process, where a detection of any of them is NaN or infinite;
+                COCOeval would score it as right.
         """
         if not (dist.is_available() and dist.is_initialized()):
+            self._check_finite()
             return self.compute()
         first = dist.get_rank() == 0
         shares: list[Any] | None = [None] * dist.get_world_size() if first else None
-        dist.gather_object(self.found, shares)
-        outcome: list[Any] = [None, None]
+        dist.gather_object((self.detections, self.not_finite), shares)
+        outcome: list[Any] = [None, None, None]
         if shares is not None:
-            self.found = {image_id: one for share in shares for image_id, one in share.items()}
-            outcome = [self.compute(), self.class_ap]
+            self.reset()
+            for detections, not_finite in shares:
+                # The first process that evaluated an image decides.
+                self.detections = {**detections, **self.detections}
+                self.not_finite += not_finite
+            if not self.not_finite:
+                outcome[:2] = [self.compute(), self.class_ap]
+            outcome[2] = self.not_finite
         dist.broadcast_object_list(outcome)
         metrics: Metrics = outcome[0]
-        self.class_ap = outcome[1]
+        self.class_ap, self.not_finite = outcome[1], outcome[2]
+        self._check_finite()
         return metrics
+
+    def _check_finite(self) -> None:
+        if self.not_finite:
+            image_id = min(self.not_finite)
+            count = len(set(self.not_finite))
+            others = "" if count == 1 else f", and of {count - 1} more images,"
+            raise DivergedError(
+                f"detections of image {image_id}{others} are not finite", {"image_id": image_id}
+            )
 
     def results(self) -> list[dict[str, Any]]:
         """The detections in COCO's results format: category ids and xywh."""
         category_ids = self.annotations.categories.ids
         rows = []
-        for image_id in sorted(self.found):
-            one = self.found[image_id]
-            boxes = one.boxes.double()
-            boxes[:, 2:] -= boxes[:, :2]
-            columns = zip(
-                one.labels.tolist(), boxes.tolist(), one.scores.double().tolist(), strict=True
-            )
-            for label, bbox, score in columns:
+        for image_id in sorted(self.detections):
+            boxes = self.detections[image_id]
+            xywh = boxes.boxes.double()
+            xywh[:, 2:] -= xywh[:, :2]
+            scores = boxes.known_scores.double().tolist()
+            for label, bbox, score in zip(
+                boxes.labels.tolist(), xywh.tolist(), scores, strict=True
+            ):
                 rows.append(
                     {
                         "image_id": image_id,

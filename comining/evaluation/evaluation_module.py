@@ -6,15 +6,13 @@ import logging
 from collections.abc import Mapping
 
 import lightning as L
-from torch import Tensor
 
 from comining.data.annotations import AnnotationSet
-from comining.detectors.dense import DenseDetector
+from comining.detectors.detector import Detector
 from comining.evaluation.coco_evaluator import CocoEvaluator, Metrics, metrics_table
+from comining.structures import EvaluationBatch
 
 log = logging.getLogger(__name__)
-
-ImageBatch = tuple[list[int], list[Tensor]]  # ids, images [3, H, W] uint8 of any size
 
 
 class EvaluationModule(L.LightningModule):
@@ -24,7 +22,7 @@ class EvaluationModule(L.LightningModule):
         annotations: of the splits ``val`` and, where there is one, ``test``.
     """
 
-    def __init__(self, detector: DenseDetector, annotations: Mapping[str, AnnotationSet]):
+    def __init__(self, detector: Detector, annotations: Mapping[str, AnnotationSet]):
         super().__init__()
         self.detector = detector
         self.evaluators = {split: CocoEvaluator(one) for split, one in annotations.items()}
@@ -36,9 +34,13 @@ class EvaluationModule(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self.evaluators["val"].reset()
 
-    def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        image_ids, images = batch
-        self.evaluators["val"].update(image_ids, self.detector.detect(images))
+    @property
+    def deployed(self) -> Detector:
+        """The network that is evaluated."""
+        return self.detector
+
+    def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
+        self._detect("val", batch)
 
     def on_validation_epoch_end(self) -> None:
         self._evaluate("val")
@@ -50,12 +52,15 @@ class EvaluationModule(L.LightningModule):
     def on_test_epoch_start(self) -> None:
         self.evaluators["test"].reset()
 
-    def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        image_ids, images = batch
-        self.evaluators["test"].update(image_ids, self.detector.detect(images))
+    def test_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
+        self._detect("test", batch)
 
     def on_test_epoch_end(self) -> None:
         self._evaluate("test")
+
+    def _detect(self, split: str, batch: EvaluationBatch) -> None:
+        detections = self.deployed.detect(list(batch.images))
+        self.evaluators[split].update(batch.image_ids, detections)
 
     def _evaluate(self, split: str) -> None:
         evaluator = self.evaluators[split]

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchvision.ops import box_iou
 
-from comining.ops import rank_in_group
-from comining.structures import Batch, Detections, StepResult, Targets
+from comining.ops import iou_in_image, rank_in_group, widest_float
+from comining.structures import Batch, Boxes, StepResult
 
 # A mined box is right if it covers an erased one of its class by this IoU, as in AP50.
 RIGHT_IOU = 0.5
@@ -29,9 +28,7 @@ SUMS = ("images", "mined", *KINDS, "erased", "kept", "score_sum", "in_other_view
 Figures = dict[str, float | None]
 
 
-def judge(
-    mined: Sequence[Detections], erased: Sequence[Targets], kept: Sequence[Targets]
-) -> Tensor:
+def judge(mined: Boxes, erased: Boxes, annotated: Boxes) -> Tensor:
     """What kind of box every pseudo-label is.
 
     ``right``: an erased annotation of its class, found again (IoU >= 0.5, one to one: the best of
@@ -40,90 +37,60 @@ def judge(
     it touches one of its class (IoU 0.1 ... 0.5). ``background``: none of these.
 
     Args:
-        mined, erased, kept: of the same B images.
+        mined, erased, annotated: of the same B images.
 
     Returns:
-        [P] int64 positions in :data:`KINDS`, for the P mined boxes of all images, image after
-        image.
+        [N] int64 positions in :data:`KINDS`, for the N mined boxes.
     """
-    device = mined[0].boxes.device
-    boxes, labels, image = _flat(mined, device)
-    found = right_ones(mined, erased)
-    same, other = (
-        torch.zeros_like(found, dtype=boxes.dtype),
-        torch.zeros_like(found, dtype=boxes.dtype),
-    )
-    for truth in (erased, kept):
-        true_boxes, true_labels, true_image = _flat(truth, device)
-        if len(labels) and len(true_labels):
-            overlap = box_iou(boxes, true_boxes) * (image[:, None] == true_image)
-            equal = labels[:, None] == true_labels
-            same = torch.maximum(same, (overlap * equal).amax(dim=1))
-            other = torch.maximum(other, (overlap * ~equal).amax(dim=1))
-    kind = torch.full_like(labels, KINDS.index("background"))
+    same = torch.zeros_like(mined.boxes[:, 0])
+    other = torch.zeros_like(same)
+    for truth in (erased, annotated):
+        iou, labels = iou_in_image(mined, truth)
+        equal = labels == mined.labels[:, None]
+        same = torch.maximum(same, (iou * equal).amax(dim=1))
+        other = torch.maximum(other, (iou * ~equal).amax(dim=1))
+    kind = torch.full_like(mined.labels, KINDS.index("background"))
     kind[same >= TOUCHING_IOU] = KINDS.index("poor_localisation")
     kind[other >= RIGHT_IOU] = KINDS.index("wrong_class")
     kind[same >= RIGHT_IOU] = KINDS.index("duplicate")
-    kind[found] = KINDS.index("right")
+    kind[are_right(mined, erased)] = KINDS.index("right")
     return kind
 
 
-def right_ones(mined: Sequence[Detections], erased: Sequence[Targets]) -> Tensor:
+def are_right(mined: Boxes, erased: Boxes) -> Tensor:
     """Which mined boxes are erased annotations, found again.
 
     One to one: of several boxes on the same erased annotation, only the best is right.
 
     Args:
-        mined, erased: of the same B images.
+        mined: with scores.
+        erased: of the same B images.
 
     Returns:
-        [P] bool for the P mined boxes of all images, image after image.
+        [N] bool for the N mined boxes.
     """
-    device = mined[0].boxes.device
-    boxes, labels, image = _flat(mined, device)
-    erased_boxes, erased_labels, of = _flat(erased, device)
-    if not len(labels) or not len(erased_labels):
-        return torch.zeros(len(labels), dtype=torch.bool, device=device)
-    overlap = box_iou(boxes, erased_boxes)
-    comparable = (image[:, None] == of) & (labels[:, None] == erased_labels)
-    best, claimed = torch.where(comparable, overlap, -1).max(dim=1)
+    iou, labels = iou_in_image(mined, erased)
+    best, claimed = torch.where(labels == mined.labels[:, None], iou, -1).max(dim=1)
+    claimed = mined.image * iou.shape[1] + claimed
     # Boxes that cover nothing claim a place of their own, so that they do not compete.
-    claimed = torch.where(best >= RIGHT_IOU, claimed, len(erased_labels))
-    order = torch.cat([one.scores for one in mined]).argsort(descending=True, stable=True)
+    nothing = erased.num_images * iou.shape[1]
+    claimed = torch.where(best >= RIGHT_IOU, claimed, nothing)
+    order = mined.known_scores.argsort(descending=True, stable=True)
     order = order[claimed[order].argsort(stable=True)]
     first = rank_in_group(claimed[order]) == 0
     right = torch.zeros_like(first)
     right[order] = first
-    return right & (claimed < len(erased_labels))
+    return right & (claimed < nothing)
 
 
-def in_other_view(mined: Sequence[Detections], other: Sequence[Detections]) -> Tensor:
-    """Which boxes of one view the other view mined, too (same class, IoU >= 0.5).
+def in_other_view(mined: Boxes, other: Boxes) -> Tensor:
+    """Which boxes of one view were mined in the other view, too (same class, IoU >= 0.5).
 
     Returns:
-        [P] bool for the P boxes of ``mined``, image after image.
+        [N] bool for the N boxes of ``mined``.
     """
-    device = mined[0].boxes.device
-    boxes, labels, image = _flat(mined, device)
-    other_boxes, other_labels, of = _flat(other, device)
-    if not len(labels) or not len(other_labels):
-        return torch.zeros(len(labels), dtype=torch.bool, device=device)
-    comparable = (image[:, None] == of) & (labels[:, None] == other_labels)
-    close: Tensor = box_iou(boxes, other_boxes) >= RIGHT_IOU
-    return (close & comparable).any(dim=1)
-
-
-def _flat(
-    of_images: Sequence[Detections] | Sequence[Targets], device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes [P, 4], labels [P] and images [P] of B images in a row."""
-    counts = torch.tensor([len(one) for one in of_images])
-    image = torch.arange(len(of_images)).repeat_interleave(counts).to(device)
-    return (
-        torch.cat([one.boxes for one in of_images]),
-        torch.cat([one.labels for one in of_images]),
-        image,
-    )
+    iou, labels = iou_in_image(mined, other)
+    return ((iou >= RIGHT_IOU) & (labels == mined.labels[:, None])).any(dim=1)
 
 
 @dataclass
@@ -144,22 +111,28 @@ class MiningScore(Metric):
     Args:
         views: that are trained on, in the order of the rows.
         num_classes: K.
+        device: where the sums are kept; in float64 where it has that.
     """
 
     full_state_update = False
-    sums: Tensor  # [V, len(SUMS)] float64
-    most: Tensor  # [V] float64: pseudo-labels of one image, at the most
-    classes: Tensor  # [3, K] float64: mined, right, erased, of all views
+    sums: Tensor  # [V, len(SUMS)] float
+    most: Tensor  # [V] float: pseudo-labels of one image, at the most
+    classes: Tensor  # [3, K] float: mined, right, erased, of all views
 
-    def __init__(self, views: Sequence[str], num_classes: int) -> None:
+    def __init__(
+        self, views: Sequence[str], num_classes: int, device: torch.device | str = "cpu"
+    ) -> None:
         super().__init__()
         self.views = tuple(views)
+        device = torch.device(device)
+        dtype = widest_float(device)
         shape = (len(self.views), len(SUMS))
-        self.add_state("sums", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
-        most = torch.zeros(len(self.views), dtype=torch.float64)
+        self.add_state("sums", torch.zeros(shape, dtype=dtype), dist_reduce_fx="sum")
+        most = torch.zeros(len(self.views), dtype=dtype)
         self.add_state("most", most, dist_reduce_fx="max")
-        classes = torch.zeros(3, num_classes, dtype=torch.float64)
+        classes = torch.zeros(3, num_classes, dtype=dtype)
         self.add_state("classes", classes, dist_reduce_fx="sum")
+        self.to(device)
 
     def update(self, sums: Tensor, most: Tensor, classes: Tensor) -> None:
         """Add what :meth:`measure` returned for some images."""
@@ -174,15 +147,15 @@ class MiningScore(Metric):
             torch.zeros_like(state) for state in (self.sums, self.most, self.classes)
         )
         for row, view in enumerate(self.views):
-            if view not in result.mined:
+            if view not in result.pseudo_labels:
                 continue
-            mined = result.mined[view]
-            kinds = judge(mined, batch.erased, batch.targets)
+            mined = result.pseudo_labels[view]
+            kinds = judge(mined, batch.erased, batch.annotated)
             known = {
-                "images": len(mined),
-                "mined": len(kinds),
-                "erased": sum(map(len, batch.erased)),
-                "kept": sum(map(len, batch.targets)),
+                "images": mined.num_images,
+                "mined": len(mined),
+                "erased": len(batch.erased),
+                "kept": len(batch.annotated),
             }
             for name, value in known.items():
                 sums[row, SUMS.index(name)] = value
@@ -190,21 +163,19 @@ class MiningScore(Metric):
             sums[row, first : first + len(KINDS)] = (
                 kinds[:, None] == torch.arange(len(KINDS), device=device)
             ).sum(dim=0)
-            sums[row, SUMS.index("score_sum")] = torch.cat([one.scores for one in mined]).sum()
-            others = [other for name, other in result.mined.items() if name != view]
+            sums[row, SUMS.index("score_sum")] = mined.known_scores.sum()
+            others = [other for name, other in result.pseudo_labels.items() if name != view]
             if others:
                 sums[row, SUMS.index("in_other_view")] = in_other_view(mined, others[0]).sum()
-            if view in result.passed:
-                passed = result.passed[view].sum(dim=0)
-                sums[row, -len(STAGES) :] = (passed[:-1] - passed[1:]).to(sums.dtype)
-            most[row] = max(map(len, mined))
-            labels = torch.cat([one.labels for one in mined])
+            if view in result.remaining_counts:
+                remaining = result.remaining_counts[view].sum(dim=0)
+                sums[row, -len(STAGES) :] = (remaining[:-1] - remaining[1:]).to(sums.dtype)
+            most[row] = mined.counts_on_device().max()
             right = (kinds == KINDS.index("right")).to(classes.dtype)
-            classes[0].index_add_(0, labels, torch.ones_like(right))
-            classes[1].index_add_(0, labels, right)
-            erased = torch.cat([one.labels for one in batch.erased])
-            ones = torch.ones(len(erased), dtype=classes.dtype, device=device)
-            classes[2].index_add_(0, erased, ones)
+            classes[0].index_add_(0, mined.labels, torch.ones_like(right))
+            classes[1].index_add_(0, mined.labels, right)
+            ones = torch.ones(len(batch.erased), dtype=classes.dtype, device=device)
+            classes[2].index_add_(0, batch.erased.labels, ones)
         return sums, most, classes
 
     def compute(self) -> MiningFigures:

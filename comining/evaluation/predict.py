@@ -1,71 +1,77 @@
-"""Detections on a folder of pictures that nobody annotated."""
+"""Detections in pictures that nobody annotated."""
 
 from __future__ import annotations
 
-import logging
-import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
+from PIL import Image
 
 from comining.data.images import load_image
-from comining.detectors.dense import DenseDetector
+from comining.detectors.detector import Detector
 from comining.errors import DataError
-from comining.runs.files import write_json
-from comining.structures import Detections
 from comining.tracking.drawing import DETECTED, Layer, panel
-
-log = logging.getLogger(__name__)
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 LONGEST = 1600  # px: larger pictures are drawn reduced
 
 
-def predict_folder(
-    detector: DenseDetector,
-    folder: Path,
-    output: Path,
-    *,
-    category_ids: list[int],
-    category_names: list[str],
-    score_threshold: float,
-) -> dict[str, Any]:
-    """Detect in every image file below ``folder``; files that cannot be read are skipped and named.
+@dataclass
+class PicturePrediction:
+    """What was detected in one file, or why it was skipped."""
 
-    Writes ``output/pictures/...`` with the detections that exceed ``score_threshold``, and all of
-    them to ``output/coco_results.json``, in COCO's results format with the ``file_name`` added;
-    ``image_id`` counts the files, sorted by path, from 1.
+    name: Path  # relative to the folder
+    rows: list[dict[str, Any]] = field(default_factory=list)  # COCO's results, with file_name
+    drawing: Image.Image | None = None  # with the detections that exceed the threshold
+    problem: str | None = None  # why the file was skipped
 
-    Returns:
-        how many images were read, the files that were skipped, and how many detections there are.
+
+def find_pictures(folder: Path) -> list[Path]:
+    """The image files below a folder, sorted by path.
 
     Raises:
-        DataError: the folder does not exist, or holds no image that can be read.
+        DataError: the folder does not exist, or holds no image file.
     """
     if not folder.is_dir():
         raise DataError(f"images={folder}: no such folder")
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
     if not files:
         raise DataError(f"images={folder}: no image files ({', '.join(sorted(SUFFIXES))})")
-    device = next(detector.parameters()).device
-    skipped: list[str] = []
-    rows: list[dict[str, Any]] = []
-    for image_id, file in enumerate(
-        tqdm(files, unit="image", file=sys.stdout, disable=not sys.stdout.isatty()), start=1
-    ):
+    return files
+
+
+def predict_pictures(
+    detector: Detector,
+    files: list[Path],
+    folder: Path,
+    *,
+    category_ids: list[int],
+    category_names: list[str],
+    score_threshold: float,
+) -> Iterator[PicturePrediction]:
+    """Detect in image files, one after the other; a file that cannot be read is skipped.
+
+    The caller writes what comes out. In the rows, ``image_id`` counts the files from 1.
+
+    Args:
+        folder: names are relative to it.
+        score_threshold: detections that do not exceed it are not drawn.
+    """
+    for image_id, file in enumerate(files, start=1):
         name = file.relative_to(folder)
         try:
             image = load_image(file)
         except DataError as error:
-            log.warning("skipped: %s", error)
-            skipped.append(str(name))
+            yield PicturePrediction(name, problem=str(error))
             continue
-        found = detector.detect([image.to(device)])[0]
-        boxes = found.boxes.double().cpu()
-        boxes[:, 2:] -= boxes[:, :2]
-        columns = zip(found.labels.tolist(), boxes.tolist(), found.scores.double().tolist())
-        rows += [
+        detections = detector.detect([image.to(detector.device)]).to("cpu")
+        xywh = detections.boxes.double()
+        xywh[:, 2:] -= xywh[:, :2]
+        scores = detections.known_scores
+        columns = zip(detections.labels.tolist(), xywh.tolist(), scores.double().tolist())
+        rows = [
             {
                 "image_id": image_id,
                 "file_name": name.as_posix(),
@@ -75,22 +81,10 @@ def predict_folder(
             }
             for label, bbox, score in columns
         ]
-        sure = found.scores > score_threshold
-        drawn = Detections(found.boxes[sure], found.labels[sure], found.scores[sure])
-        words = [
-            f"{category_names[label]} {score:.2f}"
-            for label, score in zip(drawn.labels.tolist(), drawn.scores.tolist(), strict=True)
-        ]
-        picture = panel(
-            image,
-            [Layer(DETECTED, drawn.boxes, words)],
-            min(1.0, LONGEST / max(image.shape[-2:])),
+        drawn = detections[scores > score_threshold]
+        labelled = zip(drawn.labels.tolist(), drawn.known_scores.tolist(), strict=True)
+        captions = [f"{category_names[label]} {score:.2f}" for label, score in labelled]
+        scale = min(1.0, LONGEST / max(image.shape[-2:]))
+        yield PicturePrediction(
+            name, rows, panel(image, [Layer(DETECTED, drawn.boxes, captions)], scale)
         )
-        # The suffix stays in the name: a.jpg and a.png are two pictures.
-        target = output / "pictures" / name.with_name(name.name + ".png")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(target)
-    if len(skipped) == len(files):
-        raise DataError(f"images={folder}: none of {len(files)} files could be read")
-    write_json(output / "coco_results.json", rows)
-    return {"images": len(files) - len(skipped), "skipped": skipped, "detections": len(rows)}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from comining.detectors.detector import Detector
 from comining.methods.method import Method, Supervision, View
 from comining.methods.mining import Miner
 from comining.option_types import Fraction, NonNegativeFloat, NonNegativeInt
-from comining.structures import Batch, Predictions
+from comining.structures import Batch, Boxes, Predictions
 
 
 class CoMining(Method):
@@ -65,7 +66,7 @@ class CoMining(Method):
             detector, predictions, batch.annotated.repeat(len(self.views))
         )
         size = batch.annotated.num_images
-        pseudo_labels = {
+        pseudo_labels: dict[str, Boxes] = {
             view: mined.of_range(number * size, (number + 1) * size)
             for number, view in enumerate(self.views)
         }
@@ -76,5 +77,5 @@ class CoMining(Method):
                 for view, source in zip(self.views, sources, strict=True)
             },
             pseudo_labels,
-            dict(zip(self.views, remaining.split(size), strict=True)),
+            dict(zip(self.views, torch.split(remaining, size), strict=True)),
         )

@@ -45,6 +45,8 @@ class PseudoLabel(Method):
         class_aware: compare with annotations of the same class only.
     """
 
+    score_threshold: float
+
     def __init__(
         self,
         views: Sequence[View],
@@ -121,9 +123,7 @@ class PseudoLabel(Method):
 
     def unannotated(self, detections: Boxes, annotated: Boxes) -> Boxes:
         """The confident detections of one image that cover none of its annotations."""
-        if detections.scores is None:
-            raise ValueError("detections need scores")
-        confident = detections[detections.scores > self.score_threshold]
+        confident = detections[detections.known_scores > self.score_threshold]
         return drop_annotated(confident, annotated, self.overlap_threshold, self.class_aware)
 
     def supervise(

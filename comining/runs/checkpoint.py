@@ -12,7 +12,7 @@ from torch import Tensor
 
 from comining.config import instantiate
 from comining.data.annotations import Categories
-from comining.detectors.dense import DenseDetector
+from comining.detectors.detector import Detector
 from comining.errors import CheckpointError, UserError
 
 
@@ -73,7 +73,7 @@ def _problem(description: Any, weights: Any) -> str:
     return ""
 
 
-def build_detector(config: dict[str, Any], num_classes: int, pretrained: bool) -> DenseDetector:
+def build_detector(config: dict[str, Any], num_classes: int, pretrained: bool) -> Detector:
     """The detector of a configuration.
 
     Args:
@@ -84,13 +84,13 @@ def build_detector(config: dict[str, Any], num_classes: int, pretrained: bool) -
     if not pretrained and "weights" in backbone:
         backbone.weights = None
     built = instantiate(backbone, "backbone")
-    detector: DenseDetector = instantiate(
+    detector: Detector = instantiate(
         node.detector, "detector", backbone=built, num_classes=num_classes
     )
     return detector
 
 
-def load_detector(path: str | Path) -> tuple[DenseDetector, dict[str, Any]]:
+def load_detector(path: str | Path) -> tuple[Detector, dict[str, Any]]:
     """The trained detector of a checkpoint in evaluation mode, and the checkpoint's description.
 
     Raises:
@@ -104,7 +104,7 @@ def load_detector(path: str | Path) -> tuple[DenseDetector, dict[str, Any]]:
         detector = build_detector(description["config"], num_classes, pretrained=False)
     except UserError as error:
         raise type(error)(f"{path}: {error}") from error
-    prefix = "detector."
+    prefix = f"{description.get('deployed', 'detector')}."
     weights = {
         name.removeprefix(prefix): value
         for name, value in content["state_dict"].items()

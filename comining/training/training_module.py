@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from comining.data.annotations import AnnotationSet
+from comining.data.datamodule import DetectionData
 from comining.data.views import SecondView
-from comining.detectors.dense import DenseDetector
+from comining.detectors.detector import Detector
 from comining.evaluation.evaluation_module import EvaluationModule
-from comining.methods.method import Method
+from comining.methods.method import Method, RunInfo
 from comining.structures import Batch, StepResult
+
+
+@dataclass(frozen=True)
+class ParameterGroups:
+    """How parameters differ in what the optimizer does with them.
+
+    Args:
+        backbone_lr_factor: of ``optimizer.lr``, for the backbone's body.
+        decay_norms_and_biases: False exempts them from weight decay.
+    """
+
+    backbone_lr_factor: float
+    decay_norms_and_biases: bool
 
 
 class DetectionModule(EvaluationModule):
@@ -22,21 +37,25 @@ class DetectionModule(EvaluationModule):
 
     Args:
         view: makes the second view, where the method wants one.
-        optimizer: given the parameters to train, returns the optimizer.
+        optimizer: given groups of parameters, returns the optimizer.
+        parameter_groups: what the groups are.
         schedule: step to factor on the learning rate.
         annotations: of the splits ``val`` and, where there is one, ``test``.
+        folder: the run directory, for what the method wants to leave there.
         seed: of the run.
-        description: what a checkpoint tells about itself: plain containers only.
+        description: what a checkpoint says about itself: plain containers only.
     """
 
     def __init__(
         self,
-        detector: DenseDetector,
+        detector: Detector,
         method: Method,
         view: SecondView,
-        optimizer: Callable[[Iterable[Parameter]], torch.optim.Optimizer],
+        optimizer: Callable[[Iterable[dict[str, Any]]], torch.optim.Optimizer],
+        parameter_groups: ParameterGroups,
         schedule: Callable[[int], float],
         annotations: Mapping[str, AnnotationSet],
+        folder: Path,
         seed: int,
         description: dict[str, Any],
     ):
@@ -44,24 +63,58 @@ class DetectionModule(EvaluationModule):
         self.method = method
         self.view = view
         self.optimizer = optimizer
+        self.parameter_groups = parameter_groups
         self.schedule = schedule
+        self.folder = folder
         self.seed = seed
         self.description = description
-        self.result: StepResult | None = None  # of the latest step, for callbacks
+        self.result: StepResult | None = None  # of the latest batch, for callbacks
 
-    def views(self, batch: Batch) -> dict[str, list[Tensor]]:
-        """The images of every view that the method wants: B times [3, H, W] uint8 each."""
-        images = {"original": batch.images}
-        if "augmented" in self.method.views:
-            images["augmented"] = self.view(batch.images, batch.positions, self.seed)
+    def setup(self, stage: str) -> None:
+        """Prepare the method, when processes can communicate and no checkpoint is loaded yet."""
+        if stage != "fit":
+            return
+        data = self.trainer.datamodule  # type: ignore[attr-defined]  # set by a connector
+        if not isinstance(data, DetectionData):
+            raise TypeError(f"training needs DetectionData, not {type(data).__name__}")
+        run = RunInfo(
+            self.folder,
+            self.trainer.strategy.root_device,
+            self.trainer.global_rank,
+            self.trainer.world_size,
+        )
+        self.method.prepare(self.detector, data, run)
+
+    @property
+    def deployed(self) -> Detector:
+        """The network that is evaluated."""
+        return self.method.deployed(self.detector)
+
+    def views(self, batch: Batch, wanted: Sequence[str]) -> dict[str, Sequence[Tensor]]:
+        """The images of the original view and of those wanted: B times [3, H, W] uint8 each."""
+        original = list(batch.images)
+        images: dict[str, Sequence[Tensor]] = {"original": original}
+        if "augmented" in wanted:
+            images["augmented"] = self.view(original, batch.positions, self.seed)
         return images
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        self.result = self.method(self.detector, self.views(batch), batch, self.global_step)
+        views = self.views(batch, self.method.views)
+        self.result = self.method(self.detector, views, batch, self.global_step)
         return self.result.total
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take the step, and let the method see its outcome."""
+        super().optimizer_step(*args, **kwargs)
+        self.method.after_step(self.detector, self.global_step + 1)  # counted when this returns
+
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
+        groups = self.detector.parameter_groups(
+            self.parameter_groups.backbone_lr_factor, self.parameter_groups.decay_norms_and_biases
+        )
+        optimizer = self.optimizer(groups)
+        for group in optimizer.param_groups:
+            group["lr"] *= group.pop("lr_factor")
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule)
         return {
             "optimizer": optimizer,
@@ -69,4 +122,5 @@ class DetectionModule(EvaluationModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["comining"] = self.description
+        deployed = next(name for name, part in self.named_modules() if part is self.deployed)
+        checkpoint["comining"] = {**self.description, "deployed": deployed}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import lightning as L
@@ -11,8 +12,26 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from comining.errors import DivergedError
-from comining.structures import Batch
+from comining.structures import Batch, Boxes
 from comining.training.training_module import DetectionModule
+
+
+@dataclass
+class _BatchFacts:
+    """What is known about one batch of a step; a step is one batch or several."""
+
+    image_ids: list[int]
+    losses: dict[str, torch.Tensor] = field(default_factory=dict)
+    mined: dict[str, Boxes] = field(default_factory=dict)
+
+    def described(self) -> dict[str, Any]:
+        return {
+            "losses": {name: str(loss.item()) for name, loss in self.losses.items()},  # "nan"
+            "pseudo_labels_per_image": {
+                view: len(mined) / mined.num_images for view, mined in self.mined.items()
+            },
+            "image_ids": self.image_ids,
+        }
 
 
 class DivergenceGuard(L.Callback):
@@ -24,22 +43,33 @@ class DivergenceGuard(L.Callback):
     """
 
     def __init__(self) -> None:
-        self.batch: Batch | None = None
         self.gradient_norm: torch.Tensor | None = None  # [] of the latest step
+        self._batches: list[_BatchFacts] = []  # of the step that is under way
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        self.batch = batch
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._batches = []
+        self._batches.append(_BatchFacts(batch.image_ids))
+
+    def on_before_backward(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor
+    ) -> None:
+        module = _trained(pl_module)
+        if module.result is None:
+            raise RuntimeError("a step was taken before any batch")
+        facts = self._batches[-1]
+        facts.losses = {name: value.detach() for name, value in module.result.losses.items()}
+        facts.mined = dict(module.result.pseudo_labels)
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
     ) -> None:
-        if not isinstance(pl_module, DetectionModule) or pl_module.result is None:
-            return
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         self.gradient_norm = get_total_norm(gradients)
-        fine = torch.isfinite(pl_module.result.total.detach())
+        losses = [loss for facts in self._batches for loss in facts.losses.values()]
+        fine = torch.isfinite(torch.stack(losses).sum())
         if trainer.scaler is None:  # with fp16 an infinite gradient is skipped by its scaler
             fine = fine & torch.isfinite(self.gradient_norm)
         if trainer.world_size > 1:
@@ -47,33 +77,27 @@ class DivergenceGuard(L.Callback):
             dist.all_reduce(everywhere, dist.ReduceOp.MIN)
             fine = everywhere.bool()
         if not fine:
-            self._stop(trainer, pl_module)
+            self._stop(trainer, _trained(pl_module))
 
     def _stop(self, trainer: L.Trainer, module: DetectionModule) -> None:
-        result, batch = module.result, self.batch
-        if result is None or batch is None or self.gradient_norm is None:
+        if self.gradient_norm is None:
             raise RuntimeError("a step was taken before any batch")
-        mine: dict[str, Any] = {
-            "losses": {name: str(loss.item()) for name, loss in result.losses.items()},  # "nan"
-            "pseudo_labels_per_image": {
-                view: sum(map(len, mined)) / len(mined) for view, mined in result.mined.items()
-            },
-            "image_ids": batch.image_ids,
-        }
+        mine = [facts.described() for facts in self._batches]
         of_ranks = [mine]
         if trainer.world_size > 1:
-            of_ranks = [{} for _ in range(trainer.world_size)]
+            of_ranks = [[] for _ in range(trainer.world_size)]
             dist.all_gather_object(of_ranks, mine)
+        batches = [facts for of_rank in of_ranks for facts in of_rank]
         bad = [
-            one
-            for one in of_ranks
-            if any(v in ("nan", "inf", "-inf") for v in one["losses"].values())
+            facts
+            for facts in batches
+            if any(v in ("nan", "inf", "-inf") for v in facts["losses"].values())
         ]
         facts = {
             "step": trainer.global_step,
-            **(bad or of_ranks)[0],
+            **(bad or batches)[0],
             "gradient_norm": str(self.gradient_norm.item()),
-            "score_threshold": getattr(module.method, "score_threshold", None),
+            "score_threshold": module.method.score_threshold,
             "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
         }
         what = "loss" if bad else "gradient"
@@ -91,3 +115,9 @@ class DivergenceGuard(L.Callback):
             if not torch.isfinite(parameter).all():
                 facts = {"step": trainer.global_step, "parameter": name}
                 raise DivergedError(f"{name} is not finite after the last step", facts)
+
+
+def _trained(module: L.LightningModule) -> DetectionModule:
+    if not isinstance(module, DetectionModule):
+        raise TypeError(f"{type(module).__name__} is not trained by this project")
+    return module

@@ -43,6 +43,7 @@ class TrainingFigures(L.Callback):
         self.rows = 0  # logged so far
         self.images = 0
         self.since = 0.0
+        self._losses: list[torch.Tensor] = []  # of the batches of the step that is under way
         self._restored: dict[str, list[torch.Tensor]] = {}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -51,7 +52,7 @@ class TrainingFigures(L.Callback):
         module, device = _trained(pl_module), trainer.strategy.root_device
         classes = len(module.evaluators["val"].annotations.categories)
         for name in ("recent", "since_validation", "final"):
-            score = MiningScore(module.method.views, classes).to(device)
+            score = MiningScore(module.method.mined_views, classes, device)
             if name in self._restored and trainer.is_global_zero:
                 # The sums of all processes as they were saved; the others begin at zero.
                 score.update(*(state.to(device) for state in self._restored.pop(name)))
@@ -80,18 +81,25 @@ class TrainingFigures(L.Callback):
             raise RuntimeError("no step has been taken")
         with torch.no_grad():
             measured = self.scores["recent"].measure(module.result, batch)
+        # In the middle of a step, that step is not yet counted.
+        under_way = step + bool((batch_idx + 1) % trainer.accumulate_grad_batches)
         for name, score in self.scores.items():
-            if name != "final" or step > int((1 - FINAL_PART) * trainer.max_steps):
+            if name != "final" or under_way > int((1 - FINAL_PART) * trainer.max_steps):
                 score.update(*measured)
         self.images += len(batch.images) * trainer.world_size
+        losses = [module.result.total, *module.result.losses.values()]
+        self._losses.append(torch.stack(losses).detach().float())
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # in the middle of a step
         if step % self.every_n_steps == 0:
             self._log_step(trainer, module)
+        self._losses = []
 
     def _log_step(self, trainer: L.Trainer, module: DetectionModule) -> None:
         result = module.result
         if result is None or self.guard.gradient_norm is None:
             raise RuntimeError("no step has been taken")
-        losses = torch.stack([result.total, *result.losses.values()]).detach().float()
+        losses = torch.stack(self._losses).mean(dim=0)  # what Lightning trains by
         if trainer.world_size > 1:  # each process normalises so that their mean is the loss
             dist.all_reduce(losses)
             losses /= trainer.world_size
@@ -100,7 +108,7 @@ class TrainingFigures(L.Callback):
         figures["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         figures["images_per_s"] = self.images / (time.perf_counter() - self.since)
         row = {f"train/{name}": value for name, value in figures.items()}
-        if result.mined:
+        if result.pseudo_labels:
             mining = self.scores["recent"].compute()
             row |= _numbers("mining", mining.together)
             for view, of_view in mining.views.items():

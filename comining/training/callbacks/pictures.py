@@ -16,7 +16,7 @@ from comining.data.dataset import collate
 from comining.data.sampler import SampleKey
 from comining.evaluation.mining_metric import KINDS, judge
 from comining.runs.files import write_json
-from comining.structures import Batch, Detections, Targets
+from comining.structures import Batch, Boxes
 from comining.tracking.drawing import (
     ANNOTATED,
     DETECTED,
@@ -85,6 +85,8 @@ class Pictures(L.Callback):
         batch: object,
         batch_idx: int,
     ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # in the middle of a step
         if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
             self._draw(trainer, pl_module)
 
@@ -102,9 +104,9 @@ class Pictures(L.Callback):
             raise TypeError(f"{type(module).__name__} mines nothing")
         self.drawn_step = step
         data = _data(trainer)
+        self._draw_mined(trainer, module, data, step)
         training = module.training
         module.eval()
-        self._draw_mined(trainer, module, data, step)
         self._draw_detections(trainer, module, data, step)
         module.train(training)
 
@@ -118,18 +120,19 @@ class Pictures(L.Callback):
         sides: dict[str, list[Image.Image]] = {}
         for view, images in views.items():
             sides[view] = [
-                panel(image, _layers(MINED, kept, erased, found), _scale(image))
-                for image, kept, erased, found in zip(
-                    images, batch.targets, batch.erased, mined[view], strict=True
+                panel(image, _layers(MINED, *of_image), _scale(image))
+                for image, *of_image in zip(
+                    images, batch.annotated.split(), batch.erased.split(), mined[view].split(),
+                    strict=True,
                 )
-            ]
+            ]  # fmt: skip
         panels = [
             captioned(side, f"{view} view, image {image_id}")
             for image_id, *both in zip(batch.image_ids, *sides.values(), strict=True)
             for view, side in zip(sides, both, strict=True)
         ]
         styles = [ANNOTATED, ERASED, MINED]
-        title = f"Step {step}: what each view mined (it supervises the other view)"
+        title = f"Step {step}: what was mined in each view (it supervises the other view)"
         if len(views) == 1:
             title = f"Step {step}: what was mined"
         page = sheet(panels, 2 * len(views), styles, title)
@@ -137,13 +140,12 @@ class Pictures(L.Callback):
         log_picture(trainer.loggers, "pictures/mined", page, step)
         self._draw_over_time(next(iter(sides.values())), batch.image_ids, step)
         logged = []
+        drawn = [(ANNOTATED, batch.annotated), (ERASED, batch.erased)]
+        drawn += [(MINED_BY[view], boxes) for view, boxes in mined.items()]
         for n, image in enumerate(batch.images):
-            drawn: list[tuple[Style, Targets | Detections]] = [
-                (ANNOTATED, batch.targets[n]), (ERASED, batch.erased[n]),
-                *((MINED_BY[view], found[n]) for view, found in mined.items()),
-            ]  # fmt: skip
-            layers = [Layer(style, one.boxes) for style, one in drawn]
-            logged.append((image, layers, [one.labels for _, one in drawn]))
+            of_image = [(style, boxes.of_image(n)) for style, boxes in drawn]
+            layers = [Layer(style, boxes.boxes) for style, boxes in of_image]
+            logged.append((image, layers, [boxes.labels for _, boxes in of_image]))
         for logger in trainer.loggers:
             if isinstance(logger, WandbRun):
                 logger.log_boxes("pictures/mined", logged, data.categories.names, step)
@@ -183,21 +185,20 @@ class Pictures(L.Callback):
         chosen = np.linspace(0, len(images) - 1, min(self.images, len(images))).astype(int)
         for index in chosen.tolist():
             image_id, image = images[index]
-            found = module.detector.detect([image.to(module.device)])[0]
-            sure = found.scores >= self.score_threshold
-            found = Detections(found.boxes[sure], found.labels[sure], found.scores[sure])
+            detections = module.deployed.detect([image.to(module.device)])
+            detections = detections[detections.known_scores >= self.score_threshold]
             rows = np.flatnonzero((annotations.image == index) & ~annotations.crowd)
-            truth = Targets(
-                torch.from_numpy(annotations.boxes[rows]).float(),
-                torch.from_numpy(annotations.labels[rows]),
-            )
+            boxes = torch.from_numpy(annotations.boxes[rows]).float()
             captions = [
                 f"{data.categories.names[label]} {score:.2f}"
-                for label, score in zip(found.labels.tolist(), found.scores.tolist(), strict=True)
+                for label, score in zip(
+                    detections.labels.tolist(), detections.known_scores.tolist(), strict=True
+                )
             ]
-            layers = [Layer(ANNOTATED, truth.boxes), Layer(DETECTED, found.boxes, captions)]
+            layers = [Layer(ANNOTATED, boxes), Layer(DETECTED, detections.boxes, captions)]
             panels.append(captioned(panel(image, layers, _scale(image)), f"image {image_id}"))
-            logged.append((image, layers, [truth.labels, found.labels]))
+            labels = [torch.from_numpy(annotations.labels[rows]), detections.labels]
+            logged.append((image, layers, labels))
         title = f"Step {step}: detections over {self.score_threshold:g} on validation images"
         page = sheet(panels, min(4, len(panels)), [ANNOTATED, DETECTED], title)
         self._save(page, f"detections_{step:06d}.png")
@@ -213,9 +214,7 @@ class Pictures(L.Callback):
         data, step = _data(trainer), trainer.global_step
         if data.train_set is None:
             raise RuntimeError("the data have not been set up")
-        training = module.training
-        module.eval()
-        wrong = WrongOnes(data.categories.names)
+        wrong = WrongPseudoLabels(data.categories.names)
         chosen = np.linspace(
             0, len(data.train_set) - 1, min(self.judged_images, len(data.train_set))
         ).astype(int)
@@ -225,7 +224,6 @@ class Pictures(L.Callback):
             views, mined = mine(module, batch, step)
             for view, found in mined.items():
                 wrong.add(view, views[view], batch, found)
-        module.train(training)
         if not wrong.judged:
             return
         page = wrong.sheet(f"Step {step}, {len(chosen)} training images")
@@ -244,7 +242,7 @@ class Pictures(L.Callback):
             self.written.append(self.folder / name)
 
 
-class WrongOnes:
+class WrongPseudoLabels:
     """Collects mined boxes and draws those that are wrong, kind by kind.
 
     Args:
@@ -264,24 +262,23 @@ class WrongOnes:
         """Boxes that were added: the sum of all counts."""
         return sum(self.counts.values())
 
-    def add(
-        self, view: str, images: Sequence[Tensor], batch: Batch, mined: Sequence[Detections]
-    ) -> None:
-        """Judge what one view mined in the images of a batch."""
+    def add(self, view: str, images: Sequence[Tensor], batch: Batch, mined: Boxes) -> None:
+        """Judge what was mined in one view of the images of a batch."""
         self.judged = True
-        kinds = iter(judge(mined, batch.erased, batch.targets).tolist())
-        rows = zip(images, batch.image_ids, batch.targets, batch.erased, mined, strict=True)
-        for image, image_id, kept, erased, found in rows:
-            for n in range(len(found)):
+        kinds = iter(judge(mined, batch.erased, batch.annotated).tolist())
+        rows = zip(
+            images, batch.image_ids, batch.annotated.split(), batch.erased.split(), mined.split(),
+            strict=True,
+        )  # fmt: skip
+        for image, image_id, annotated, erased, of_image in rows:
+            for n in range(len(of_image)):
                 kind = KINDS[next(kinds)]
                 self.counts[kind] += 1
                 if kind == "right" or len(self.panels[kind]) >= self.examples:
                     continue
-                one = Detections(
-                    found.boxes[n : n + 1], found.labels[n : n + 1], found.scores[n : n + 1]
-                )
-                words = f"{self.class_names[int(one.labels)]} {one.scores.item():.2f}"
-                around = crop(image, one.boxes[0], _layers(MINED, kept, erased, one))
+                box = of_image[torch.tensor([n], device=of_image.image.device)]
+                words = f"{self.class_names[int(box.labels)]} {box.known_scores.item():.2f}"
+                around = crop(image, box.boxes[0], _layers(MINED, annotated, erased, box))
                 small = panel(*around, 180 / max(around[0].shape[-2:]))
                 self.panels[kind].append(captioned(small, f"{words}\n{view}, image {image_id}"))
 
@@ -302,20 +299,27 @@ class WrongOnes:
         return sheet(panels, self.examples + 1, [ANNOTATED, ERASED, MINED], words)
 
 
+@torch.no_grad()
 def mine(
     module: DetectionModule, batch: Batch, step: int
-) -> tuple[dict[str, list[Tensor]], Mapping[str, list[Detections]]]:
+) -> tuple[dict[str, Sequence[Tensor]], Mapping[str, Boxes]]:
     """What the method mines in a batch with the network as it is now, as in a training step.
 
+    The network is in training mode, as it is there; statistics that it would update are put back.
+
     Returns:
-        the images of every view, and the pseudo-labels that each view produced.
+        the images of every view that is mined, and the pseudo-labels that were found in each.
     """
-    views = module.views(batch)
-    images = [image for view in module.method.views for image in views[view]]
-    predictions = module.detector.predict(images)
-    return {view: views[view] for view in module.method.views}, module.method.supervise(
-        module.detector, predictions, batch, step
-    ).mined
+    method = module.method
+    views = module.views(batch, [*method.views, *method.mined_views])
+    training, statistics = module.training, {n: b.clone() for n, b in module.named_buffers()}
+    module.train()
+    predictions = module.detector.predict([image for view in method.views for image in views[view]])
+    supervision = method.supervise(module.detector, predictions, views, batch, step)
+    for name, buffer in module.named_buffers():
+        buffer.copy_(statistics[name])
+    module.train(training)
+    return {view: views[view] for view in method.mined_views}, supervision.pseudo_labels
 
 
 def _data(trainer: L.Trainer) -> DetectionData:
@@ -330,8 +334,7 @@ def _batch(data: DetectionData, items: Sequence[int], device: torch.device) -> B
     if data.train_set is None:
         raise RuntimeError("the data have not been set up")
     batch = collate([data.train_set[SampleKey(item, item)] for item in items])
-    moved: Batch = data.transfer_batch_to_device(batch, device, 0)
-    return moved
+    return batch.to(device)
 
 
 def _spread_where_erased(data: DetectionData, count: int) -> list[int]:
@@ -347,10 +350,9 @@ def _spread_where_erased(data: DetectionData, count: int) -> list[int]:
     return [items[n] for n in np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)]
 
 
-def _layers(style: Style, kept: Targets, erased: Targets, mined: Detections) -> list[Layer]:
-    return [
-        Layer(ANNOTATED, kept.boxes), Layer(ERASED, erased.boxes), Layer(style, mined.boxes)
-    ]  # fmt: skip
+def _layers(style: Style, annotated: Boxes, erased: Boxes, mined: Boxes) -> list[Layer]:
+    columns = ((ANNOTATED, annotated), (ERASED, erased), (style, mined))
+    return [Layer(of_layer, boxes.boxes) for of_layer, boxes in columns]
 
 
 def _scale(image: Tensor) -> float:

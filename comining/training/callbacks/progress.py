@@ -46,7 +46,7 @@ class Progress(L.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        if not self.enabled:
+        if not self.enabled or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         step, fresh = trainer.global_step, trainer.global_step % self.figures.every_n_steps == 0
         if self.bar is not None:

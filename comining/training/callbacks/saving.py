@@ -78,9 +78,9 @@ def draft_of(target: Path) -> Path:
 class StepCheckpoint(Checkpoint):
     """Keeps ``last.ckpt``, ``best.ckpt`` (by AP) and, every so many steps, ``step_NNNNNN.ckpt``.
 
-    A checkpoint is written at the end of a step, after its validation where there is one; that is
-    all that a resumed run needs to do again what an uninterrupted one would do. A run that is told
-    to stop (see :class:`Signals`) stops there, too.
+    A checkpoint is written at the end of a step, and before every validation: an error there, or
+    a kill, loses no training. A run that is resumed from it validates first. A run that is told to
+    stop (see :class:`Signals`) stops at the end of a step, after its validation.
 
     (Lightning's ModelCheckpoint names files ``step=400.ckpt``, which Hydra's command line cannot
     take back, and writes no ``last`` between its own intervals.)
@@ -96,6 +96,8 @@ class StepCheckpoint(Checkpoint):
         self.folder = Path(folder)
         self.every_n_steps = every_n_steps
         self.saved_step = -1
+        # Nothing is validated before the first step; None where a checkpoint does not say.
+        self.validated_step: int | None = 0
         self.best: float | None = None  # AP
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -106,6 +108,21 @@ class StepCheckpoint(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         SIGNALS.install()  # Lightning has just taken SIGTERM
         SIGNALS.deferred = True
+        if self._validates(trainer) and self.validated_step not in (None, trainer.global_step):
+            # The checkpoint was written before the validation of its step. Lightning would leave it
+            # out, taking it for done.
+            loop = trainer.fit_loop.epoch_loop.val_loop
+            loop.restarting = False
+            trainer.validating = True
+            loop.run()
+            trainer.training = True
+
+    def _validates(self, trainer: L.Trainer) -> bool:
+        """Whether this step is one that is validated."""
+        interval = trainer.val_check_interval  # in batches
+        return isinstance(interval, int) and (
+            trainer.global_step * trainer.accumulate_grad_batches % interval == 0
+        )
 
     def on_train_batch_end(
         self,
@@ -115,25 +132,27 @@ class StepCheckpoint(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        interval = trainer.val_check_interval
-        if not (isinstance(interval, int) and trainer.global_step % interval == 0):
-            self._end_of_step(trainer)  # else after the validation that follows
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # in the middle of a step
+        step, validates = trainer.global_step, self._validates(trainer)
+        due = self.every_n_steps and step % self.every_n_steps == 0
+        if due or validates:
+            self._save_last(trainer)
+        if due and trainer.is_global_zero:
+            keep_as(self.folder / "last.ckpt", self.folder / f"step_{step:06d}.ckpt")
+        if not validates:
+            self._stop_if_told(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if isinstance(pl_module, DetectionModule) and trainer.state.fn == "fit":
-            ap = pl_module.metrics["val"]["AP"]
-            if ap is not None and (self.best is None or ap > self.best):
-                self.best = ap
-                trainer.save_checkpoint(self.folder / "best.ckpt")
-            self._end_of_step(trainer)
-
-    def _end_of_step(self, trainer: L.Trainer) -> None:
-        step = trainer.global_step
-        if self.every_n_steps and step % self.every_n_steps == 0 and step != self.saved_step:
-            self._save_last(trainer)
-            if trainer.is_global_zero:
-                keep_as(self.folder / "last.ckpt", self.folder / f"step_{step:06d}.ckpt")
-        self._stop_if_told(trainer)
+        if not isinstance(pl_module, DetectionModule):
+            return
+        self.validated_step = trainer.global_step
+        ap = pl_module.metrics["val"]["AP"]
+        if ap is not None and (self.best is None or ap > self.best):
+            self.best = ap
+            trainer.save_checkpoint(self.folder / "best.ckpt")
+        if trainer.state.fn == "fit":
+            self._stop_if_told(trainer)
 
     def _stop_if_told(self, trainer: L.Trainer) -> None:
         signum = self._agreed_signal(trainer)
@@ -162,7 +181,8 @@ class StepCheckpoint(Checkpoint):
         SIGNALS.deferred = False
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best, "validated_step": self.validated_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
+        self.validated_step = state_dict.get("validated_step")
