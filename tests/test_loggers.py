@@ -1,12 +1,14 @@
 """What trackers receive: metrics.csv, TensorBoard's events, an offline W&B run, one of a user."""
 
 import csv
+import itertools
 import json
 import os
 import shutil
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -285,14 +287,22 @@ def test_going_online_needs_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not (tmp_path / "wandb").exists()
 
 
-def test_processes_agree_on_the_id_of_a_run(tmp_path: Path) -> None:
-    for number in range(20):  # fault 11: the later of two writers won, the earlier used its own
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        with ThreadPoolExecutor(8) as pool:
-            ids = set(pool.map(run_id, [folder] * 8))
-        assert ids == {(folder / "wandb_id").read_text()}
-        assert len(ids.pop()) == 8
+def test_processes_agree_on_the_id_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 11: each of them drew an id, logged under it, and wrote it over that of another."""
+    numbers = itertools.count(1)
+
+    def slow(size: int) -> str:
+        number = next(numbers)
+        time.sleep(0.05 * number)
+        return f"{number:0{2 * size}x}"
+
+    monkeypatch.setattr("comining.tracking.wandb_run.secrets.token_hex", slow)
+    with ThreadPoolExecutor(4) as pool:
+        ids = set(pool.map(run_id, [tmp_path] * 4))
+    assert ids == {(tmp_path / "wandb_id").read_text()} == {"00000001"}
+    assert run_id(tmp_path) == "00000001"
 
 
 @pytest.mark.parametrize("content", [b"", b"../../x", b"1234567", b"12345678\n", b"\xff" * 8])
