@@ -13,7 +13,8 @@ from comining.errors import ConfigError
 from comining.runs.checkpoint import build_detector, describe
 from comining.runs.outcome import begin, print_outcome, print_start, recorded
 from comining.runs.resume import check_same_options, checkpoint_to_resume
-from comining.tracking.loggers import finished, summarize
+from comining.tracking.metrics_csv import MetricsFile
+from comining.tracking.tracker import TrackerGroup
 from comining.training.callbacks.divergence import DivergenceGuard
 from comining.training.callbacks.figures import TrainingFigures
 from comining.training.callbacks.progress import Progress
@@ -30,7 +31,7 @@ def main(cfg: DictConfig, config: dict[str, Any], run: Path) -> Mapping[str, Any
     check(config["trainer"], "trainer", {})
     if cfg.trainer.log_every_n_steps < 1:
         raise ConfigError("trainer.log_every_n_steps must be positive")
-    method, view, schedule, optimizer, parameter_groups, sparsity, checkpoint, pictures = (
+    method, view, schedule, optimizer, parameter_groups, sparsity, checkpoint = (
         instantiate(cfg[name], name)
         for name in (
             "method",
@@ -40,16 +41,16 @@ def main(cfg: DictConfig, config: dict[str, Any], run: Path) -> Mapping[str, Any
             "parameter_groups",
             "sparsity",
             "checkpoint",
-            "pictures",
         )
     )
     data = instantiate(cfg.data, "data", sparsity=sparsity, seed=cfg.seed)
+    tracker = TrackerGroup([MetricsFile(run), instantiate(cfg.logger, "logger")])
+    pictures = instantiate(cfg.pictures, "pictures", tracker=tracker)
     guard = DivergenceGuard()
-    figures = TrainingFigures(cfg.trainer.log_every_n_steps, guard)
+    figures = TrainingFigures(cfg.trainer.log_every_n_steps, guard, tracker, config)
     progress = Progress(figures, cfg.trainer.enable_progress_bar)
-    loggers = instantiate(cfg.logger, "logger")
     trainer = instantiate(
-        cfg.trainer, "trainer", logger=loggers, default_root_dir=str(run),
+        cfg.trainer, "trainer", logger=False, default_root_dir=str(run),
         plugins=[WholeCheckpoints()], enable_progress_bar=False,
         callbacks=[guard, figures, pictures, progress, checkpoint],
         use_distributed_sampler=False, num_sanity_val_steps=0, enable_model_summary=False,
@@ -68,13 +69,13 @@ def main(cfg: DictConfig, config: dict[str, Any], run: Path) -> Mapping[str, Any
         detector, method, view, optimizer, parameter_groups, schedule, data.evaluated, run,
         cfg.seed, describe(config, data.categories),
     )  # fmt: skip
-    with finished(loggers, config):
+    with tracker:
         trainer.fit(module, datamodule=data, ckpt_path=resumed)
         if module.metrics_step != trainer.global_step:  # else the last validation has just done it
             trainer.validate(module, datamodule=data, verbose=False)
         if "test" in data.evaluated:
             trainer.test(module, datamodule=data, verbose=False)
-        summarize(loggers, figures.summary(module))
+        tracker.summary(figures.summary(module))
     if trainer.is_global_zero:
         print_outcome(run, module.metrics, figures.mining)
     return {**figures.facts(module), "data": data.summary()}

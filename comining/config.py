@@ -42,7 +42,7 @@ CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "conf"
 # is built but classes of this package, functions of its modules that hold nothing but builders, and
 # what the configurations need of torch and Lightning.
 ALLOWED_TARGETS = ("comining.", "torch.optim.", "lightning.pytorch.Trainer")
-BUILDERS = ("comining.detectors.", "comining.tracking.")
+BUILDERS = ("comining.detectors.",)
 CLASSES = ("comining.", "torch.optim.", "lightning.pytorch.trainer.")
 
 # _convert_ is accepted for those who know Hydra: containers are always plain ones.

@@ -241,7 +241,7 @@ FOREIGN = [
     "comining.data.sparsity.main",
     "comining.data.datamodule.L.LightningDataModule.load_from_checkpoint",
     "comining.detectors.backbones.get_model_weights",
-    "comining.tracking.loggers.os.replace",
+    "comining.tracking.metrics_csv.os.replace",
 ]
 
 

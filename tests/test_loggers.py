@@ -1,19 +1,31 @@
-"""What loggers are told: metrics.csv, TensorBoard's events, and an offline W&B run read back."""
+"""What trackers receive: metrics.csv, TensorBoard's events, an offline W&B run, one of a user."""
 
 import csv
+import itertools
 import json
+import os
+import shutil
 import struct
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from comining.config import CONFIG_FOLDER
+from comining.config import CONFIG_FOLDER, locate
 from comining.errors import ConfigError
-from comining.tracking.loggers import MetricsFile, csv_only, wandb
+from comining.tracking.metrics_csv import MetricsFile
+from comining.tracking.tensorboard_events import TensorBoardEvents
+from comining.tracking.tracker import LabelledImage, NoTracker, Tracker, TrackerGroup
+from comining.tracking.wandb_run import WandbRun, run_id
+from tests import ddp
 from tests.helpers import composed
 
 ROOT = CONFIG_FOLDER.parent
@@ -45,11 +57,11 @@ def rows_of(file: Path) -> list[dict[str, float]]:
 
 
 def test_columns_grow_and_earlier_rows_stay(tmp_path: Path) -> None:
-    logger = MetricsFile(tmp_path)
-    logger.begin(0)
-    logger.log_metrics({"a": 1.0}, step=1)
-    logger.log_metrics({"a": 2.0, "b": 0.1}, step=2)
-    logger.log_metrics({"b": 0.3}, step=2)
+    tracker = MetricsFile(tmp_path)
+    tracker.start({}, step=0, rows=0)
+    tracker.figures({"a": 1.0}, step=1)
+    tracker.figures({"a": 2.0, "b": 0.1}, step=2)
+    tracker.figures({"b": 0.3}, step=2)
     assert rows_of(tmp_path / "metrics.csv") == [
         {"step": 1, "a": 1}, {"step": 2, "a": 2, "b": 0.1}, {"step": 2, "b": 0.3},
     ]  # fmt: skip
@@ -57,33 +69,39 @@ def test_columns_grow_and_earlier_rows_stay(tmp_path: Path) -> None:
 
 def test_a_resumed_run_goes_on_without_loss_or_repetition(tmp_path: Path) -> None:
     killed = MetricsFile(tmp_path)
-    killed.begin(0)
+    killed.start({}, step=0, rows=0)
     for step in (1, 2, 3, 4):
-        killed.log_metrics({"a": step * 0.1}, step=step)
+        killed.figures({"a": step * 0.1}, step=step)
     with (tmp_path / "metrics.csv").open("a") as file:
         file.write("5")  # it died while it wrote a row
     resumed = MetricsFile(tmp_path)
-    resumed.begin(2)  # there were two rows at the last checkpoint
+    resumed.start({}, step=2, rows=2)
     for step in (3, 4, 5):
-        resumed.log_metrics({"a": step * 0.1, "c": 1.0}, step=step)
+        resumed.figures({"a": step * 0.1, "c": 1.0}, step=step)
     rows = rows_of(tmp_path / "metrics.csv")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     assert [row["a"] for row in rows] == [step * 0.1 for step in (1, 2, 3, 4, 5)]
-    MetricsFile(tmp_path).begin(0)
+    MetricsFile(tmp_path).start({}, step=0, rows=0)
     assert not (tmp_path / "metrics.csv").exists()  # a new run in an old directory
 
 
 # -- TensorBoard -------------------------------------------------------------------------
 
 
-def train(tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "train.py")]
-    command += [one for one in overrides if one == "-m"]  # hydra wants it ahead of all options
-    data = f"data.root={tmp_path / 'shapes'}"
+def train(
+    folder: Path,
+    *overrides: str,
+    root: Path = ROOT,
+    launcher: tuple[str, ...] = (sys.executable,),
+) -> subprocess.CompletedProcess[str]:
+    """``python train.py`` of the project in ``root`` on a tiny embedded set in ``folder``."""
+    flags = [one for one in overrides if one == "-m"]  # Hydra wants it ahead of all options
     options = [one for one in overrides if one != "-m"]  # behind TINY's, which they replace
+    data = f"data.root={folder / 'shapes'}"
     return subprocess.run(
-        [*command, data, *TINY, *options], cwd=tmp_path, capture_output=True, text=True,
-        timeout=300, check=False,
+        [*launcher, str(root / "train.py"), *flags, data, *TINY, *options], cwd=folder,
+        capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, "PYTHONPATH": str(root)},
     )  # fmt: skip
 
 
@@ -101,6 +119,30 @@ def test_tensorboard_gets_what_metrics_csv_has(tmp_path: Path) -> None:
     assert {"pictures/mined", "pictures/detections", "pictures/wrong"} <= set(
         events.Tags()["images"]
     )
+    config, summary = (
+        events.Tensors(f"{name}/text_summary")[0].tensor_proto.string_val[0].decode()
+        for name in ("config", "summary")
+    )
+    assert "\ntau: 0.008\n" in config
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert f"| final/AP | {result['metrics']['AP']:.6g} |" in summary
+
+
+def test_tensorboard_hides_what_a_resumed_run_repeats(tmp_path: Path) -> None:
+    killed = TensorBoardEvents(tmp_path)
+    killed.start({}, step=0, rows=0)
+    for step in (1, 2, 3, 4):
+        killed.figures({"a": 10.0 + step}, step)
+    killed.close(failed=True)
+    resumed = TensorBoardEvents(tmp_path)
+    resumed.start({}, step=2, rows=2)
+    for step in (3, 4, 5):
+        resumed.figures({"a": 20.0 + step}, step)
+    resumed.close(failed=False)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    shown = [(event.step, event.value) for event in events.Scalars("a")]
+    assert shown == [(1, 11), (2, 12), (3, 23), (4, 24), (5, 25)]
 
 
 # -- Weights & Biases --------------------------------------------------------------------
@@ -237,24 +279,317 @@ def test_a_run_that_fails_is_finished_as_failed(tmp_path: Path) -> None:
 
 
 def test_going_online_needs_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    composed(run=tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    options: dict[str, Any] = {"project": "p", "entity": None, "tags": []}
     with pytest.raises(ConfigError, match="WANDB_API_KEY"):
-        wandb(str(tmp_path), mode="online", **options)
+        WandbRun(tmp_path, mode="online", project="p", entity=None, tags=[])
     assert not (tmp_path / "wandb").exists()
 
 
-def test_csv_alone_imports_no_wandb(tmp_path: Path) -> None:
-    assert [type(one) for one in csv_only(str(tmp_path))] == [MetricsFile]
-    code = (
-        "import sys, runpy; sys.argv = ['train.py', '--cfg', 'job'];\n"
-        "import comining.tracking.loggers, comining.training.callbacks.pictures\n"
-        "assert 'wandb' not in sys.modules, 'wandb was imported'"
+def test_processes_agree_on_the_id_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 11: each of them drew an id, logged under it, and wrote it over that of another."""
+    numbers = itertools.count(1)
+
+    def slow(size: int) -> str:
+        number = next(numbers)
+        time.sleep(0.05 * number)
+        return f"{number:0{2 * size}x}"
+
+    monkeypatch.setattr("comining.tracking.wandb_run.secrets.token_hex", slow)
+    with ThreadPoolExecutor(4) as pool:
+        ids = set(pool.map(run_id, [tmp_path] * 4))
+    assert ids == {(tmp_path / "wandb_id").read_text()} == {"00000001"}
+    assert run_id(tmp_path) == "00000001"
+
+
+@pytest.mark.parametrize("content", [b"", b"../../x", b"1234567", b"12345678\n", b"\xff" * 8])
+def test_a_damaged_id_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "wandb_id").write_bytes(content)  # W&B makes it part of a path
+    with pytest.raises(ConfigError, match=r"wandb_id: .* is no run id"):
+        run_id(tmp_path)
+    assert (tmp_path / "wandb_id").read_bytes() == content
+
+
+def test_what_wandb_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    def refuse(**options: Any) -> None:
+        raise wandb.errors.CommError("no\nsuch entity")
+
+    composed(run=tmp_path)
+    monkeypatch.setattr(wandb, "init", refuse)
+    tracker = WandbRun(tmp_path, mode="offline", project="p", entity="nobody", tags=[])
+    with pytest.raises(ConfigError, match=r"^logger=wandb: no such entity$"):
+        tracker.start({}, step=0, rows=0)
+
+
+# -- all of them -------------------------------------------------------------------------
+
+
+def test_only_what_is_asked_for_is_imported(tmp_path: Path) -> None:
+    """A whole run with ``logger=csv`` imports neither W&B nor TensorBoard."""
+    (tmp_path / "watched.py").write_text(
+        "import runpy, sys\n"
+        "sys.argv[0] = sys.argv.pop(1)\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "print('imported:', *{'wandb', 'tensorboard'} & set(sys.modules))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    outputs = []
+    for logger in ("csv", "tensorboard"):
+        done = train(
+            tmp_path, f"logger={logger}", f"hydra.run.dir={logger}", "trainer.max_steps=2",
+            launcher=(sys.executable, "watched.py"),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        outputs.append(done.stdout.splitlines()[-1].split())
+        assert len(rows_of(tmp_path / logger / "metrics.csv")) == 2
+    assert outputs == [["imported:"], ["imported:", "tensorboard"]]
+
+
+def test_a_constructor_leaves_no_trace(tmp_path: Path) -> None:
+    """A configuration may come out of somebody else's checkpoint, and name any folder."""
+    MetricsFile(tmp_path)
+    TensorBoardEvents(tmp_path)
+    WandbRun(tmp_path, mode="offline", project="p", entity=None, tags=[])
+    NoTracker()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("function", ["wandb_run.run_id", "drawing.panel", "drawing.sheet"])
+def test_functions_beside_the_trackers_cannot_be_built(function: str) -> None:
+    with pytest.raises(ConfigError, match="outside of what may be built"):
+        locate(f"comining.tracking.{function}", "logger")
+
+
+def test_tensorboard_that_is_not_installed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install -e \"\.\[tensorboard\]\""):
+        TensorBoardEvents(tmp_path)
+
+
+def test_two_processes_log_one_run(tmp_path: Path) -> None:
+    done = ddp.train(tmp_path, "hydra.run.dir=two", "logger=wandb", *ddp.TWO)
     assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "two").glob("wandb/offline-run-*/*.wandb"))) == 1
+    kinds = [record.WhichOneof("record_type") for record in records(tmp_path / "two")]
+    rows = rows_of(tmp_path / "two" / "metrics.csv")
+    assert [row["step"] for row in rows] == [2, 3, 4, 6, 6]
+    assert kinds.count("exit") == 1
+    assert kinds.count("history") == len({row["step"] for row in rows})
+
+
+# -- the protocol ------------------------------------------------------------------------
+
+
+class Remembers(Tracker):
+    """Keeps the names of the calls, and raises in one of them."""
+
+    def __init__(self, calls: list[Any], raises_in: str = ""):
+        self.calls = calls
+        self.raises_in = raises_in
+
+    def _note(self, name: str, *values: Any) -> None:
+        self.calls.append((name, *values))
+        if name == self.raises_in:
+            raise RuntimeError(f"{name} raises")
+
+    def start(self, config: Mapping[str, Any], step: int, rows: int) -> None:
+        self._note("start", config, step, rows)
+
+    def figures(self, row: Mapping[str, float], step: int) -> None:
+        self._note("figures", row, step)
+
+    def close(self, failed: bool) -> None:
+        self._note("close", failed)
+
+
+def test_a_tracker_needs_figures_only() -> None:
+    class Least(Tracker):
+        def figures(self, row: Mapping[str, float], step: int) -> None:
+            self.seen = (row, step)
+
+    tracker = Least()
+    tracker.start({"seed": 0}, step=0, rows=0)
+    tracker.figures({"a": 1.0}, step=1)
+    picture = Image.new("RGB", (4, 4))
+    tracker.picture("pictures/mined", picture, step=1)
+    image = LabelledImage(torch.zeros(3, 4, 4, dtype=torch.uint8), [], [])
+    tracker.boxes("pictures/mined", [image], step=1, class_names=["x"])
+    tracker.summary({"a": 1.0})
+    tracker.close(failed=False)
+    assert vars(tracker) == {"seen": ({"a": 1.0}, 1)}
+    with pytest.raises(TypeError, match="figures"):
+        Tracker()  # type: ignore[abstract]
+
+
+def test_a_group_is_silent_until_it_is_started() -> None:
+    calls: list[Any] = []
+    with TrackerGroup([Remembers(calls), Remembers(calls)]) as group:
+        group.figures({"a": 1.0}, step=1)
+        assert calls == []
+        group.start({"seed": 3}, step=4, rows=5)
+        group.figures({"a": 1.0}, step=5)
+    assert calls == [
+        *[("start", {"seed": 3}, 4, 5)] * 2,
+        *[("figures", {"a": 1.0}, 5)] * 2,
+        *[("close", False)] * 2,
+    ]
+    group.close(failed=True)  # there is nothing left to close
+    assert len(calls) == 6
+
+
+def test_a_tracker_that_does_not_start_closes_those_before_it() -> None:
+    first: list[Any] = []
+    second: list[Any] = []
+    group = TrackerGroup([Remembers(first), Remembers(second, raises_in="start")])
+    with pytest.raises(RuntimeError, match="start raises"), group:
+        group.start({}, step=0, rows=0)
+    assert first == [("start", {}, 0, 0), ("close", True)]
+    assert second == [("start", {}, 0, 0)]
+
+
+def test_all_are_closed_even_if_one_of_them_cannot_be() -> None:
+    calls: list[Any] = []
+    trackers = [Remembers(calls, raises_in="close"), Remembers(calls, raises_in="close")]
+    group = TrackerGroup([*trackers, Remembers(calls)])
+    with pytest.raises(RuntimeError, match="close raises"), group:
+        group.start({}, step=0, rows=0)
+    assert calls[3:] == [("close", False)] * 3
+
+
+def test_the_error_that_ended_a_run_outlives_a_failed_close(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    group = TrackerGroup([Remembers([], raises_in="close")])
+
+    def run() -> None:
+        with group:
+            group.start({}, step=0, rows=0)
+            raise KeyError("of the run")
+
+    with pytest.raises(KeyError, match="of the run"):
+        run()
+    assert "a logger could not be closed" in caplog.text
+    assert "close raises" in caplog.text
+
+
+# -- a tracker of one's own --------------------------------------------------------------
+
+RECORDER = """
+import json
+from pathlib import Path
+
+from comining.tracking.tracker import Tracker
+
+
+class Recorder(Tracker):
+    def __init__(self, folder: str, crash_at: int = -1):
+        self.file = Path(folder) / "recorded.jsonl"
+        self.crash_at = crash_at
+
+    def _write(self, name, **values):
+        with self.file.open("a") as file:
+            file.write(json.dumps({"call": name, **values}) + "\\n")
+
+    def start(self, config, step, rows):
+        self._write("start", seed=config["seed"], step=step, rows=rows)
+
+    def figures(self, row, step):
+        self._write("figures", row=dict(row), step=step)
+        if step == self.crash_at:
+            raise RuntimeError("the recorder is full")
+
+    def picture(self, key, picture, step):
+        self._write("picture", key=key, size=picture.size, step=step)
+
+    def boxes(self, key, images, step, class_names):
+        layers = [[layer.style.name for layer in one.layers] for one in images]
+        counts = [[len(layer.boxes) for layer in one.layers] for one in images]
+        assert counts == [[len(labels) for labels in one.labels] for one in images]
+        self._write("boxes", key=key, layers=layers, step=step, class_names=class_names)
+
+    def summary(self, values):
+        self._write("summary", values=values)
+
+    def close(self, failed):
+        self._write("close", failed=failed)
+"""
+RECORDER_YAML = """
+_target_: comining.tracking.recorder.Recorder
+folder: ${hydra:runtime.output_dir}
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project, with one Python file and one yaml added."""
+    copy = tmp_path_factory.mktemp("project")
+    for name in ("comining", "conf"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "train.py", copy)
+    (copy / "comining" / "tracking" / "recorder.py").write_text(RECORDER)
+    (copy / "conf" / "logger" / "recorder.yaml").write_text(RECORDER_YAML)
+    return copy
+
+
+def recorded(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_a_tracker_of_ones_own_receives_everything_in_order(project: Path) -> None:
+    done = train(project, "logger=recorder", "seed=7", "hydra.run.dir=out", root=project)
+    assert done.returncode == 0, done.stderr
+    calls = recorded(project / "out" / "recorded.jsonl")
+    assert calls[0] == {"call": "start", "seed": 7, "step": 0, "rows": 0}
+    names = [call["call"] for call in calls]
+    assert list(dict.fromkeys(names)) == [
+        "start", "figures", "picture", "boxes", "summary", "close",
+    ]  # fmt: skip
+    assert names[-2:] == ["summary", "close"]
+    assert names.count("start") == names.count("close") == 1
+    assert calls[-1]["failed"] is False
+
+    rows = [{"step": c["step"], **c["row"]} for c in calls if c["call"] == "figures"]
+    assert rows == rows_of(project / "out" / "metrics.csv")
+    assert {"train/loss", "mining/precision", "val/AP"} <= {name for row in rows for name in row}
+
+    pictures = [(c["key"], c["step"]) for c in calls if c["call"] == "picture"]
+    both = [(f"pictures/{name}", step) for step in (3, 6) for name in ("mined", "detections")]
+    assert pictures == [*both, ("pictures/wrong", 6)]
+    boxes = [c for c in calls if c["call"] == "boxes"]
+    assert [(c["key"], c["step"]) for c in boxes] == both
+    assert boxes[0]["layers"] == [
+        ["annotated", "erased", "mined by original", "mined by augmented"]
+    ] * 2  # fmt: skip
+    assert boxes[1]["layers"] == [["annotated", "detected"]] * 2
+    assert boxes[0]["class_names"][0] == "circle"
+
+    result = json.loads((project / "out" / "result.json").read_text())
+    assert calls[-2]["values"]["final/AP"] == result["metrics"]["AP"]
+    assert calls[-2]["values"]["best/AP"] == max(row["AP"] for row in result["history"])
+
+    done = train(project, "resume=out", "trainer.max_steps=8", "allow_changes=true", root=project)
+    assert done.returncode == 0, done.stderr
+    resumed = recorded(project / "out" / "recorded.jsonl")[len(calls) :]
+    assert resumed[0] == {"call": "start", "seed": 7, "step": 6, "rows": len(rows)}
+    rows += [{"step": c["step"], **c["row"]} for c in resumed if c["call"] == "figures"]
+    assert rows == rows_of(project / "out" / "metrics.csv")
+    assert rows[-1]["step"] == 8
+
+
+def test_a_crash_in_training_closes_as_failed(project: Path) -> None:
+    done = train(
+        project, "logger=recorder", "+logger.crash_at=4", "hydra.run.dir=crashed", root=project
+    )
+    assert done.returncode == 1
+    assert "the recorder is full" in done.stderr
+    calls = recorded(project / "crashed" / "recorded.jsonl")
+    assert [call["call"] for call in calls[-2:]] == ["figures", "close"]
+    assert calls[-1]["failed"] is True
+    rows = [{"step": c["step"], **c["row"]} for c in calls if c["call"] == "figures"]
+    assert rows == rows_of(project / "crashed" / "metrics.csv")

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from comining.evaluation.mining_metric import Figures, MiningScore, headline
-from comining.tracking.loggers import MetricsFile
+from comining.tracking.tracker import Tracker
 from comining.training.callbacks.divergence import DivergenceGuard
 from comining.training.training_module import DetectionModule
 
@@ -20,7 +20,7 @@ FINAL_PART = 0.25
 
 
 class TrainingFigures(L.Callback):
-    """Logs losses, mining and AP to every logger, and keeps what ``result.json`` tells.
+    """Logs losses, mining and AP, and keeps what ``result.json`` tells.
 
     Names: ``train/...`` (losses per view, learning rate, gradient norm, images per second),
     ``mining/...`` (all views), ``mining/VIEW/...``, ``mining/class/NAME/...``, ``val/...``,
@@ -30,17 +30,28 @@ class TrainingFigures(L.Callback):
     Args:
         every_n_steps: how often training is logged; validation always is.
         guard: whose gradient norm is logged, too.
+        tracker: gets the figures; started here, in the first process only.
+        config: all options of the run, for the tracker.
     """
 
-    def __init__(self, every_n_steps: int, guard: DivergenceGuard):
+    def __init__(
+        self,
+        every_n_steps: int,
+        guard: DivergenceGuard,
+        tracker: Tracker,
+        config: Mapping[str, Any],
+    ):
         self.every_n_steps = every_n_steps
         self.guard = guard
+        self.tracker = tracker
+        self.config = config
         self.scores: dict[str, MiningScore] = {}
         self.history: list[dict[str, Any]] = []  # a row per validation
         self.latest: dict[str, float] = {}  # the last value of every figure
         self.mining: Figures = {}  # over the final part
         self.classes: dict[str, Figures] = {}  # mining per class over the final part
         self.rows = 0  # logged so far
+        self.resumed_step = 0
         self.images = 0
         self.since = 0.0
         self._losses: list[torch.Tensor] = []  # of the batches of the step that is under way
@@ -57,9 +68,8 @@ class TrainingFigures(L.Callback):
                 # The sums of all processes as they were saved; the others begin at zero.
                 score.update(*(state.to(device) for state in self._restored.pop(name)))
             self.scores[name] = score
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsFile):
-                logger.begin(self.rows)
+        if trainer.is_global_zero:  # in other processes the tracker stays silent
+            self.tracker.start(self.config, self.resumed_step, self.rows)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._restart_clock()
@@ -143,8 +153,7 @@ class TrainingFigures(L.Callback):
     def _log(self, trainer: L.Trainer, row: Mapping[str, float]) -> None:
         self.latest |= row
         self.rows += 1
-        for logger in trainer.loggers:
-            logger.log_metrics(dict(row), step=trainer.global_step)
+        self.tracker.figures(row, trainer.global_step)
 
     # -- what is left ----------------------------------------------------------------------
 
@@ -181,6 +190,11 @@ class TrainingFigures(L.Callback):
                     one.detach().cpu().clone() for one in (score.sums, score.most, score.classes)
                 ]
         return state
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.resumed_step = checkpoint["global_step"]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = state_dict["rows"]

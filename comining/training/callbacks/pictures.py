@@ -1,4 +1,4 @@
-"""Pictures of what is mined, on disk for everyone, and as layers of boxes in W&B."""
+"""Pictures of what is mined, on disk and for the logger."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from comining.tracking.drawing import (
     panel,
     sheet,
 )
-from comining.tracking.loggers import WandbRun, log_picture
+from comining.tracking.tracker import LabelledImage, Tracker
 from comining.training.training_module import DetectionModule
 
 # The longer side of a picture in a sheet, px: of small pictures and of larger ones.
@@ -53,6 +53,7 @@ class Pictures(L.Callback):
         images: how many training images and validation images.
         judged_images: how many training images the sheet of wrong boxes looks at.
         score_threshold: detections below it are not drawn.
+        tracker: gets the pictures, and the boxes in them.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Pictures(L.Callback):
         images: int,
         judged_images: int,
         score_threshold: float,
+        tracker: Tracker,
     ):
         if every_n_steps < 0 or min(images, judged_images) < 1:
             raise ValueError(
@@ -74,6 +76,7 @@ class Pictures(L.Callback):
         self.images = images
         self.judged_images = judged_images
         self.score_threshold = score_threshold
+        self.tracker = tracker
         self.drawn_step = -1
         self.written: list[Path] = []  # sheets, in the order of their first appearance
 
@@ -137,7 +140,7 @@ class Pictures(L.Callback):
             title = f"Step {step}: what was mined"
         page = sheet(panels, 2 * len(views), styles, title)
         self._save(page, f"mined_{step:06d}.png")
-        log_picture(trainer.loggers, "pictures/mined", page, step)
+        self.tracker.picture("pictures/mined", page, step)
         self._draw_over_time(next(iter(sides.values())), batch.image_ids, step)
         logged = []
         drawn = [(ANNOTATED, batch.annotated), (ERASED, batch.erased)]
@@ -145,10 +148,9 @@ class Pictures(L.Callback):
         for n, image in enumerate(batch.images):
             of_image = [(style, boxes.of_image(n)) for style, boxes in drawn]
             layers = [Layer(style, boxes.boxes) for style, boxes in of_image]
-            logged.append((image, layers, [boxes.labels for _, boxes in of_image]))
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbRun):
-                logger.log_boxes("pictures/mined", logged, data.categories.names, step)
+            labels = [boxes.labels for _, boxes in of_image]
+            logged.append(LabelledImage(image, layers, labels))
+        self.tracker.boxes("pictures/mined", logged, step, data.categories.names)
 
     def _draw_over_time(
         self, panels: Sequence[Image.Image], image_ids: Sequence[int], step: int
@@ -198,14 +200,12 @@ class Pictures(L.Callback):
             layers = [Layer(ANNOTATED, boxes), Layer(DETECTED, detections.boxes, captions)]
             panels.append(captioned(panel(image, layers, _scale(image)), f"image {image_id}"))
             labels = [torch.from_numpy(annotations.labels[rows]), detections.labels]
-            logged.append((image, layers, labels))
+            logged.append(LabelledImage(image, layers, labels))
         title = f"Step {step}: detections over {self.score_threshold:g} on validation images"
         page = sheet(panels, min(4, len(panels)), [ANNOTATED, DETECTED], title)
         self._save(page, f"detections_{step:06d}.png")
-        log_picture(trainer.loggers, "pictures/detections", page, step)
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbRun):
-                logger.log_boxes("pictures/detections", logged, data.categories.names, step)
+        self.tracker.picture("pictures/detections", page, step)
+        self.tracker.boxes("pictures/detections", logged, step, data.categories.names)
 
     @torch.no_grad()
     def _draw_wrong(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -228,7 +228,7 @@ class Pictures(L.Callback):
             return
         page = wrong.sheet(f"Step {step}, {len(chosen)} training images")
         self._save(page, "wrong.png")
-        log_picture(trainer.loggers, "pictures/wrong", page, step)
+        self.tracker.picture("pictures/wrong", page, step)
         write_json(
             self.folder / "wrong.json",
             {"step": step, "images": len(chosen), "mined": wrong.total, **wrong.counts},
