@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from comining.reports.tables import Cell, main, read_results, summary, tables
 
 from comining.config import CONFIG_FOLDER
 from comining.reports.published import LAYOUTS
-from comining.reports.tables import Cell, main, read_results, summary, tables
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from comining.reports.study_results import collect, read
 
 from comining.errors import DataError
-from comining.reports.study_results import collect, read
 from comining.study import main
 
 ROOT = Path(__file__).resolve().parents[1]
