@@ -7,7 +7,7 @@ import math
 import pandas as pd
 
 # The best that is known of a run comes first.
-STATUSES = ("finished", "diverged", "interrupted", "failed")
+STATUSES = ("finished", "diverged", "failed", "interrupted")
 CELL_COUNTS = ("runs", "seeds", *STATUSES, "settings")
 
 

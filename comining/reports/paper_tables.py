@@ -38,7 +38,7 @@ class ResultTable:
         self.cells = cells.fillna(dict.fromkeys(CELL_COUNTS, 0)).astype(
             dict.fromkeys(CELL_COUNTS, "int64")
         )
-        self.cells["published"] = layout.numbers.stack().reindex(places)
+        self.cells["published"] = layout.numbers.T.unstack().reindex(places).astype(object)
 
     def missing(self) -> list[str]:
         """Cells of the paper's table for which there is no run."""
@@ -59,14 +59,13 @@ class ResultTable:
         texts = self.cells.apply(cell_text, axis="columns")
         best = texts.index.isin(self.best_cells())
         ours = texts.mask(best, "**" + texts + "**").unstack()
-        published = self.cells["published"].map("*{}*".format, na_action="ignore")
-        papers = published.replace("*-*", "-").fillna("-").unstack()
+        papers = self.cells["published"].fillna("-").map("*{}*".format).unstack()
         labels = [self.layout.labels.get(row, row) for row in self.rows]
         columns = {("", "label"): pd.Series(labels, self.rows)}
         for column in self.columns:
             columns[column, "ours"] = ours[column]
             if column in self.layout.numbers:
-                columns["*paper*", column] = papers[column]
+                columns["*paper*", column] = papers[column].replace("*-*", "-")
         lines = pd.DataFrame(columns, index=self.rows).droplevel(1, axis="columns")
         notes = []
         if len(self.layout.numbers):

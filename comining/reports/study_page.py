@@ -182,7 +182,7 @@ def method_table(runs: pd.DataFrame) -> list[str]:
 
 def view_table(runs: pd.DataFrame) -> list[str]:
     """Second views of co-mining on the main sparse set (the paper's Table 4)."""
-    choices = ("retinanet", MAIN_SPARSITY, "comining")
+    choices = ["retinanet", MAIN_SPARSITY, "comining"]
     matches = (runs[["detector", "sparsity", "method"]] == choices).all(axis="columns")
     runs = runs[matches].assign(value=runs["test_AP"])
     cells: dict[Any, pd.Series[float]] = {

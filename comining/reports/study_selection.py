@@ -46,7 +46,7 @@ def threshold_sweep(runs: pd.DataFrame, sparsity: str) -> pd.DataFrame:
 
     Only thresholds that were run with seed 0, which all thresholds have in common.
     """
-    choices = ("retinanet", sparsity, "comining", DEFAULT_VIEW)
+    choices = ["retinanet", sparsity, "comining", DEFAULT_VIEW]
     matches = (runs[["detector", "sparsity", "method", "view"]] == choices).all(axis="columns")
     sweep = runs[matches & runs["score_threshold"].notna()]
     common = sweep.loc[sweep["seed"] == 0, "score_threshold"]
