@@ -1,45 +1,37 @@
-"""Tables out of result files, worked out by hand."""
+"""Tables out of records that runs wrote, worked out by hand."""
 
 import csv
-import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+from omegaconf import OmegaConf
 
 from comining.config import CONFIG_FOLDER
+from comining.report import main
+from comining.reports.cells import CELL_COUNTS, cell_text, number, paired_text, summarise
+from comining.reports.paper_tables import ResultTable, report_text, result_tables
 from comining.reports.published import LAYOUTS
-from comining.reports.tables import Cell, main, read_results, summary, tables
+from comining.reports.records import find_results, read_results, runs_frame, validations_frame
+from comining.reports.sweep import SweepReport
+from tests.recorded import RunFolder
 
-NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+Trained = tuple[Path, dict]
 
 
-def write(root: Path, number: int, ap: float | None = None, **changes: Any) -> None:
-    result: dict[str, Any] = {
-        "status": "finished",
-        "method": "comining",
-        "detector": "retinanet",
-        "sparsity": "hard",
-        "backbone": "slim",
-        "view": "color",
-        "dataset": "shapes",
-        "optimizer": "adamw",
-        "experiment": None,
-        "table": None,
-        "seed": 0,
-        "max_steps": 100,
-        "method_options": {"score_threshold": 0.5},
-    }
-    if ap is not None:
-        result["metrics"] = {**dict.fromkeys(NAMES, ap), "APl": None}
-        result["mining"] = {"pseudo_labels_per_image": 0.4, "precision": 0.9, "recall": 0.3}
-    else:
-        result["error"] = "ValueError: out of luck"
-    folder = root / str(number)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "result.json").write_text(json.dumps({**result, **changes}))
+def frame(folder: Path) -> pd.DataFrame:
+    return runs_frame(read_results(find_results([folder])[0]))
+
+
+def report(runs: RunFolder) -> str:
+    return report_text(frame(runs.root))
+
+
+def tables(runs: RunFolder) -> list[ResultTable]:
+    return result_tables(frame(runs.root))
 
 
 def row(text: str, label: str) -> list[str]:
@@ -47,25 +39,113 @@ def row(text: str, label: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")][1:]
 
 
+def cell(values: list[float], usual_seeds: int | None = None, **counts: int) -> str:
+    """The text of a cell of finished runs with these values, and of others by status."""
+    statuses = ["finished"] * len(values)
+    statuses += [status for status, count in counts.items() for _ in range(count)]
+    values = values + [np.nan] * (len(statuses) - len(values))
+    runs = pd.DataFrame({"cell": "x", "status": statuses, "value": values, "setting": "s"})
+    return cell_text(summarise(runs, ["cell"]).loc["x"], usual_seeds)
+
+
 def test_a_cell_is_mean_and_sample_deviation_over_seeds() -> None:
-    assert Cell([30.0, 32.0, 34.0]).text() == "32.0 ± 2.0"
-    assert Cell([30.04]).text() == "30.0"
-    assert Cell().text() == "missing"
-    assert Cell(diverged=1).text() == "NaN"
-    assert Cell([30.0, 31.0], diverged=1).text() == "NaN (1 of 3)"
-    assert Cell(failed=2).text() == "failed"
-    assert Cell([30.0], failed=1).text() == "30.0 (1 failed)"
-    assert Cell(without=1).text() == "-"
+    assert cell([30.0, 32.0, 34.0]) == "32.0 ± 2.0"
+    assert cell([30.04]) == "30.0"
+    assert cell([], diverged=1) == "NaN"
+    assert cell([30.0, 31.0], diverged=1) == "NaN (1 of 3)"
+    assert cell([], failed=2) == "failed"
+    assert cell([30.0], failed=1) == "30.0 (1 failed)"
+    assert cell([], interrupted=1) == "interrupted"
+    assert cell([], interrupted=1, failed=1) == "failed, interrupted"
+    assert cell([30.0, 31.0], interrupted=2, failed=1) == "30.5 ± 0.7 (1 failed, 2 interrupted)"
+    assert cell([30.0], diverged=1, interrupted=1) == "NaN (1 of 3)"
+    assert cell([np.nan]) == "-"  # finished, and nothing of the kind is annotated
+    assert cell([30.0], 3) == "30.0 (1 seed)"
+    assert cell([30.0, 30.0], 3, failed=1) == "30.0 ± 0.0 (2 seeds, 1 failed)"
+    assert cell([30.0, 30.0, 30.0], 3) == "30.0 ± 0.0"
+    assert cell_text(pd.Series(dict.fromkeys(CELL_COUNTS, 0))) == "missing"
 
 
-def test_table_1_in_the_papers_layout(tmp_path: Path) -> None:
-    number = 0
+def test_statistics_are_those_of_numpy() -> None:
+    rng = np.random.default_rng(0)
+    runs = pd.DataFrame({
+        "cell": rng.integers(0, 5, 60), "value": rng.uniform(0, 100, 60),
+        "status": "finished", "setting": "s",
+    })  # fmt: skip
+    for name, cells in summarise(runs, ["cell"]).iterrows():
+        values = runs.loc[runs["cell"] == name, "value"].to_numpy()
+        assert cells["mean"] == pytest.approx(np.mean(values), rel=1e-12)
+        assert cells["spread"] == pytest.approx(np.std(values, ddof=1), rel=1e-12)
+        assert cells["seeds"] == cells["runs"] == cells["finished"] == len(values)
+
+
+def test_differences_are_of_seeds_that_both_cells_have() -> None:
+    ours = pd.Series([43.0, 45.0, 99.0], index=[2, 0, 7])
+    other = pd.Series([40.0, 41.0, 41.5], index=[0, 1, 2])
+    assert paired_text(ours, other) == "+3.2 (+5.0, +1.5)"  # 3.25, by seed
+    assert paired_text(ours, other[other.index == 1]) == "-"
+    assert paired_text(ours.replace(45.0, np.nan), other) == "NaN (NaN, +1.5)"
+    assert (number(float("nan")), number(0.125, ".1%")) == ("-", "12.5%")
+
+
+def test_every_status_is_read_into_one_row(trained: Trained) -> None:
+    """Records as the program wrote them, without any change."""
+    found = frame(trained[0]).set_index(["status", "method"]).sort_index()
+    counts = found.index.get_level_values("status").value_counts().to_dict()
+    assert counts == {"finished": 2, "diverged": 2, "failed": 4, "interrupted": 1}
+    assert found.loc["finished", "AP"].notna().all()
+    for status in ("diverged", "failed", "interrupted"):
+        assert found.loc[status, ["AP", "test_AP"]].isna().all(axis=None)
+    assert "not finite" in found.loc[("diverged", "comining"), "error"]
+    assert "data.batch_size" in found.loc[("failed", "original"), "error"].iloc[0]
+    assert "SIGTERM" in found.loc[("interrupted", "comining"), "error"]
+    record = trained[1]["finished", "comining"]
+    finished = found.loc[("finished", "comining")]
+    assert finished["AP75"] == record.metrics["AP75"]
+    assert finished["test_AP"] == record.test["AP"]
+    assert finished["score_threshold"] == 0.5
+    assert np.isnan(found.loc[("finished", "original"), "score_threshold"])
+    assert finished["pseudo_labels_per_image"] == record.mining["pseudo_labels_per_image"]
+    validations = validations_frame({Path("a"): record})
+    assert validations["step"].tolist() == [3, 6] == [row["step"] for row in record.history]
+
+
+def test_a_report_of_every_status(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(trained[0]), "--output", str(trained[0].parent / "report")]) == 0
+    text = capsys.readouterr().out
+    assert "2 runs finished, 2 runs diverged, 4 runs failed, 1 runs interrupted" in text
+    assert "| hard | NaN | NaN |" in text
+    assert "| hard | interrupted |" in text
+    assert "| hard | failed | failed |" in text
+    assert text.count("stopped by SIGTERM") == 1
+
+
+def test_a_single_run_is_enough(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    run = trained[0] / "interrupted"
+    assert main([str(run)]) == 0
+    assert row(capsys.readouterr().out, "hard") == ["interrupted"]
+    assert (run / "report.md").exists()
+
+
+def test_a_run_without_a_result_is_named(trained: Trained, tmp_path: Path) -> None:
+    """Of a run that is under way there is the configuration."""
+    source = trained[0] / "interrupted" / "config.yaml"
+    (tmp_path / "under way" / ".hydra").mkdir(parents=True)
+    (tmp_path / "under way" / "config.yaml").write_text(source.read_text())
+    (tmp_path / "under way" / ".hydra" / "config.yaml").write_text("")
+    files, waiting = find_results([tmp_path])
+    assert (files, waiting) == ([], [tmp_path / "under way"])
+    text = report_text(runs_frame({}), waiting)
+    assert "without a result" in text
+    assert f"* {tmp_path / 'under way'}\n" in text
+
+
+def test_table_1_in_the_papers_layout(runs: RunFolder) -> None:
     for method, values in {"original": (50.0, 54.0), "comining": (60.0, 61.0)}.items():
         for seed, ap in enumerate(values):
-            write(tmp_path, number, ap, table="table1", method=method, seed=seed)
-            number += 1
-    write(tmp_path, number, 40.0, table="table1", method="joint", sparsity="extreme")
-    text = summary(read_results([tmp_path]))
+            runs.add(ap, table="table1", method=method, seed=seed)
+    runs.add(40.0, table="table1", method="joint", sparsity="extreme")
+    text = report(runs)
     assert row(text, "Hard") == [
         "52.0 ± 2.8", "*30.4*", "missing", "*30.8*", "missing", "*30.6*",
         "**60.5 ± 0.7**", "*31.8*",
@@ -78,150 +158,219 @@ def test_table_1_in_the_papers_layout(tmp_path: Path) -> None:
     assert "5 runs finished, 0 runs diverged, 0 runs failed" in text
 
 
-def test_diverged_and_failed_cells_are_shown_and_explained(tmp_path: Path) -> None:
-    for number, (tau, ap) in enumerate([(0.5, 30.0), (0.6, 31.0)]):
-        write(tmp_path, number, ap, table="table3", method_options={"score_threshold": tau})
-    low = {"score_threshold": 0.4}
-    write(tmp_path, 2, table="table3", status="diverged", method_options=low)
-    write(tmp_path, 3, table="table3", status="failed", method_options={"score_threshold": 0.8})
-    text = summary(read_results([tmp_path]))
+def test_cells_without_numbers_are_shown_and_explained(runs: RunFolder) -> None:
+    for tau, ap in ((0.5, 30.0), (0.6, 31.0)):
+        runs.add(ap, table="table3", tau=tau)
+    for tau, status in ((0.4, "diverged"), (0.8, "failed"), (0.7, "interrupted")):
+        runs.add(table="table3", status=status, tau=tau)
+    text = report(runs)
     assert row(text, "0.4") == ["NaN", "*NaN*"]
     assert row(text, "0.5") == ["30.0", "*30.6*"]
     assert row(text, "0.6") == ["**31.0**", "*31.8*"]
+    assert row(text, "0.7") == ["interrupted", "*30.7*"]
     assert row(text, "0.8") == ["failed", "*30.7*"]
-    assert "Missing: 0.7." in text
-    assert text.count("ValueError: out of luck") == 2
+    assert "Missing" not in text
+    reasons = text.split("### Runs without numbers")[1]
+    assert [line.split(":")[0] for line in reasons.strip().splitlines()] == [
+        "* diverged", "* failed", "* interrupted",
+    ]  # fmt: skip
 
 
-def test_table_4_tells_the_baseline_from_the_views(tmp_path: Path) -> None:
-    write(tmp_path, 0, 30.0, table="table4", method="original", method_options={})
-    write(tmp_path, 1, 33.0, table="table4", view="blur")
-    text = summary(read_results([tmp_path]))
+def test_table_4_tells_the_baseline_from_the_views(runs: RunFolder) -> None:
+    runs.add(30.0, table="table4", method="original")
+    runs.add(33.0, table="table4", view="blur")
+    text = report(runs)
     assert row(text, "baseline")[:4] == ["30.0", "*30.4*", "30.0", "*49.4*"]
     assert row(text, "blur")[0] == "**33.0**"
     assert row(text, "blur")[-2:] == ["-", "*42.4*"]  # no large object is annotated
     assert "Missing: w/o aug, color." in text
 
 
-def test_runs_of_different_kinds_are_never_averaged(tmp_path: Path) -> None:
-    write(tmp_path, 0, 30.0, table="table2")
-    write(tmp_path, 1, 40.0, table="table2", max_steps=200)
-    write(tmp_path, 2, 50.0, table="table2", detector="fcos")
-    found = tables(read_results([tmp_path]))
-    assert [table.cells["comining", "AP"].values for _, table in found] == [[50.0], [30.0], [40.0]]
+def test_runs_of_different_kinds_are_never_averaged(runs: RunFolder) -> None:
+    runs.add(30.0, table="table2")
+    runs.add(40.0, table="table2", max_steps=200)
+    runs.add(50.0, table="table2", detector="fcos")
+    means = [table.cells.loc[("comining", "AP"), "mean"] for table in tables(runs)]
+    assert means == [50.0, 40.0, 30.0]  # fcos, 200 steps, 6 steps
 
 
-def test_different_settings_in_one_cell_are_named_and_not_averaged(tmp_path: Path) -> None:
+def test_different_settings_in_one_cell_are_named_and_not_averaged(runs: RunFolder) -> None:
     """For example sparsity.fraction=0.3,0.5: the same protocol by name."""
-    for number, variant in enumerate("ab"):
-        write(tmp_path, number, 30.0 + number, variant=variant, recipe="r")
-    text = summary(read_results([tmp_path]))
-    assert row(text, "hard") == ["mixed: 2 settings"]
+    for number_, variant in enumerate("ab"):
+        runs.add(30.0 + number_, variant=variant)
+    runs.add(status="interrupted", variant="c", seed=1)
+    assert row(report(runs), "hard") == ["mixed: 2 settings"]
+    assert tables(runs)[0].cells["mean"].isna().all()
 
 
-def test_the_same_run_found_twice_counts_once(tmp_path: Path) -> None:
-    for number, seed in enumerate((0, 1, 1)):
-        write(tmp_path, number, 30.0 + 2 * seed, variant="a", recipe="r", seed=seed)
-    assert row(summary(read_results([tmp_path])), "hard") == ["31.0 ± 1.4"]
+def test_the_same_run_found_twice_counts_once(runs: RunFolder) -> None:
+    for seed in (0, 1, 1):
+        runs.add(30.0 + 2 * seed, seed=seed)
+    assert row(report(runs), "hard") == ["31.0 ± 1.4"]
 
 
-def test_other_recipes_are_other_tables(tmp_path: Path) -> None:
-    for number, recipe in enumerate("rs"):
-        write(tmp_path, number, 30.0 + number, table="table2", variant=recipe, recipe=recipe)
-    found = tables(read_results([tmp_path]))
-    assert [table.cells["comining", "AP"].values for _, table in found] == [[30.0], [31.0]]
-    assert found[0][1].kind.endswith("recipe r")
+def test_a_run_that_was_made_again_counts_as_finished(runs: RunFolder) -> None:
+    for status in ("interrupted", "finished", "failed"):
+        runs.add(30.0 if status == "finished" else None, status=status)
+    assert row(report(runs), "hard") == ["30.0"]
 
 
-def test_what_the_paper_does_not_have_gets_its_own_place(tmp_path: Path) -> None:
-    write(tmp_path, 0, 30.0, table="table6", method="mine")
-    write(tmp_path, 1, 20.0, table="table6")
-    write(tmp_path, 2, 40.0, table="table1", method="mine", sparsity="miss30")
-    text = summary(read_results([tmp_path]))
+def test_a_folder_named_twice_is_read_once(runs: RunFolder) -> None:
+    file = runs.add(30.0)
+    files, _ = find_results([runs.root, file.parent, runs.root / "." / file.parent.name])
+    assert len(files) == 1
+
+
+def test_other_recipes_are_other_tables(runs: RunFolder) -> None:
+    for place, recipe in enumerate("rs"):
+        runs.add(30.0 + place, table="table2", variant=recipe, recipe=recipe)
+    found = tables(runs)
+    assert [table.cells.loc[("comining", "AP"), "mean"] for table in found] == [30.0, 31.0]
+    assert found[0].kind.endswith("recipe r")
+
+
+def test_what_the_paper_does_not_have_gets_its_own_place(runs: RunFolder) -> None:
+    runs.add(30.0, table="table6", method="mine")
+    runs.add(20.0, table="table6")
+    runs.add(40.0, table="table1", method="mine", sparsity="miss30")
+    text = report(runs)
     assert row(text, "mine")[:2] == ["**30.0**", "-"]
     assert row(text, "miss30")[-1] == "40.0"
 
 
-def test_a_threshold_sweep_by_hand_has_a_row_each_and_a_plot(tmp_path: Path) -> None:
-    for number, tau in enumerate((0.4, 0.5)):
-        write(tmp_path, number, 30.0 + number, method_options={"score_threshold": tau})
-    write(tmp_path, 2, 25.0, method="original", method_options={})
-    text = summary(read_results([tmp_path]))
+def test_a_threshold_sweep_by_hand_has_a_row_each_and_a_plot(runs: RunFolder) -> None:
+    for tau in (0.4, 0.5):
+        runs.add(26.0 + 10 * tau, tau=tau)
+    runs.add(25.0, method="original")
+    text = report(runs)
     assert row(text, "hard, τ = 0.5") == ["31.0", "missing"]
     assert row(text, "hard") == ["missing", "25.0"]
-    main([str(tmp_path)])
-    assert (tmp_path / "ap_by_threshold.png").exists()
+    main([str(runs.root)])
+    assert (runs.root / "ap_by_threshold.png").exists()
 
 
-def test_plots_take_protocols_of_ones_own_and_runs_without_mining(tmp_path: Path) -> None:
-    write(tmp_path, 0, 30.0, sparsity="miss30")
-    write(tmp_path, 1, 31.0, sparsity="hard")
+def test_plots_take_protocols_of_ones_own_and_runs_without_mining(runs: RunFolder) -> None:
+    runs.add(30.0, sparsity="miss30")
+    runs.add(31.0)
     nothing = dict.fromkeys(("pseudo_labels_per_image", "precision", "recall"))
-    write(tmp_path, 2, 32.0, sparsity="hard", mining=nothing, seed=1)
-    assert main([str(tmp_path)]) == 0
-    assert (tmp_path / "ap_by_sparsity.png").exists()
+    runs.add(32.0, mining=nothing, seed=1)
+    assert main([str(runs.root)]) == 0
+    assert (runs.root / "ap_by_sparsity.png").exists()
 
 
-def test_runs_of_no_table_are_listed_by_sparsity_and_method(tmp_path: Path) -> None:
-    write(tmp_path, 0, 30.0, method="original", method_options={})
-    write(tmp_path, 1, 20.0, method="original", method_options={}, sparsity="extreme")
-    text = summary(read_results([tmp_path]))
+def test_runs_of_no_table_are_listed_by_sparsity_and_method(runs: RunFolder) -> None:
+    runs.add(30.0, method="original")
+    runs.add(20.0, method="original", sparsity="extreme")
+    text = report(runs)
     assert row(text, "hard")[0] == "30.0"
     assert row(text, "extreme")[0] == "20.0"
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_the_published_tables_are_whole(name: str) -> None:
-    layout = LAYOUTS[name]
-    assert layout.published.keys() == layout.rows.keys()
-    assert {len(numbers) for numbers in layout.published.values()} == {len(layout.columns)}
+def test_the_papers_numbers() -> None:
+    """Every table has all its rows and columns; a number from each, as the paper prints it."""
+    shapes = {name: layout.numbers.shape for name, layout in LAYOUTS.items()}
+    assert shapes == {"table1": (4, 4), "table2": (4, 3), "table3": (5, 1), "table4": (4, 6),
+                      "table5": (4, 4), "table6": (6, 6)}  # fmt: skip
+    assert all(layout.numbers.notna().all(axis=None) for layout in LAYOUTS.values())
+    assert LAYOUTS["table1"].numbers.loc["hard", "comining"] == "31.8"
+    assert LAYOUTS["table2"].numbers.loc["self_mining", "AP75"] == "32.6"
+    assert LAYOUTS["table2"].labels["joint"] == "Siamese network"
+    assert LAYOUTS["table3"].numbers["AP"].tolist() == ["NaN", "30.6", "31.8", "30.7", "30.7"]
+    assert LAYOUTS["table4"].numbers.loc["color", "APl"] == "43.3"
+    assert LAYOUTS["table5"].numbers.loc["extreme", "augmented"] == "22.3"
+    assert LAYOUTS["table6"].numbers.loc["part_aware", "APs"] == "15.3"
+    assert LAYOUTS["table6"].numbers.loc["original", "APl"] == "-"
 
 
-def test_files_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for number, tau in enumerate((0.4, 0.5, 0.6)):
-        options = {"score_threshold": tau}
-        write(tmp_path, number, 30.0 + number, table="table3", method_options=options)
-    write(tmp_path, 3, 20.0, sparsity="extreme", method="joint")
-    write(tmp_path, 4, 21.0, sparsity="easy", method="joint")
-    assert main([str(tmp_path)]) == 0
-    assert (tmp_path / "report.md").read_text() in capsys.readouterr().out
-    rows = list(csv.DictReader((tmp_path / "report.csv").open()))
+def test_files_are_written(runs: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    for tau, ap in ((0.4, 30.0), (0.5, 31.0), (0.6, 32.0)):
+        runs.add(ap, table="table3", tau=tau)
+    runs.add(20.0, sparsity="extreme", method="joint")
+    runs.add(21.0, sparsity="easy", method="joint")
+    assert main([str(runs.root)]) == 0
+    assert (runs.root / "report.md").read_text() in capsys.readouterr().out
+    rows = list(csv.DictReader((runs.root / "report.csv").open()))
     cell = next(r for r in rows if r["row"] == "0.5")
-    assert (cell["table"], cell["mean"], cell["published"], cell["seeds"]) == (
-        "table3", "31.0", "30.6", "1",
+    assert (cell["table"], cell["mean"], cell["published"], cell["seeds"], cell["spread"]) == (
+        "table3", "31.0", "30.6", "1", "",
     )  # fmt: skip
-    for name in ("ap_by_threshold.png", "ap_by_sparsity.png"):
-        assert (tmp_path / name).stat().st_size > 5000
+    assert (cell["diverged"], cell["failed"], cell["interrupted"]) == ("0", "0", "0")
+    plots = ["ap_by_threshold.png", "ap_by_sparsity.png"]
+    first = [(runs.root / name).read_bytes() for name in plots]
+    assert all(len(content) > 5000 for content in first)
+    main([str(runs.root)])
+    assert [(runs.root / name).read_bytes() for name in plots] == first
 
 
-def test_the_return_value_counts_failures(tmp_path: Path) -> None:
-    write(tmp_path, 0, status="failed")
-    write(tmp_path, 1, status="diverged")
-    assert main([str(tmp_path)]) == 1
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", "5", '{"status": "finished"}'])
-def test_foreign_files_are_named(
-    tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        ("finished", 0, ""),
+        ("diverged", 0, ""),
+        ("interrupted", 0, "1 of the runs were interrupted"),
+        ("failed", 1, "1 of the runs failed"),
+    ],
+)
+def test_the_exit_code_of_a_sweep(
+    runs: RunFolder, capsys: pytest.CaptureFixture[str], status: str, code: int, message: str
 ) -> None:
-    (tmp_path / "result.json").write_text(content)
-    with pytest.raises(SystemExit):
-        main([str(tmp_path)])
-    assert f"{tmp_path / 'result.json'}: not a result of comining" in capsys.readouterr().err
+    runs.add(30.0, seed=1)
+    runs.add(30.0 if status == "finished" else None, status=status)
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(runs.root)}}})
+    if code:
+        with pytest.raises(SystemExit) as stop:
+            SweepReport().on_multirun_end(config)
+        assert stop.value.code == code
+    else:
+        SweepReport().on_multirun_end(config)
+    assert capsys.readouterr().err.strip() == message
+    assert (runs.root / "report.md").exists()
 
 
-def test_an_empty_folder_and_an_absent_one(
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "5", '{"status": "finished"}', "\x00", "[" * 100_000]
+)
+def test_foreign_files_are_named(
+    runs: RunFolder, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = runs.add(30.0)
+    file.write_text(content)
+    assert main([str(runs.root)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: {file}: not a result of comining")
+    assert captured.err.count("\n") == 1
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(runs.root)}}})
+    with pytest.raises(SystemExit) as stop:
+        SweepReport().on_multirun_end(config)
+    assert stop.value.code == 2
+
+
+def test_a_failed_run_may_have_options_that_make_no_sense(runs: RunFolder) -> None:
+    """As with ``tau=abc trainer.max_steps=many seed=x``: the record says what was given."""
+    options = {"score_threshold": "abc"}
+    runs.add(status="failed", options=options, max_steps=None, seed=None, variant="", recipe="")
+    runs.add(30.0)
+    text = report(runs)
+    assert "1 runs finished, 0 runs diverged, 1 runs failed" in text
+    assert sorted(row(part, "hard")[0] for part in text.split("###")[1:3]) == ["30.0", "failed"]
+
+
+def test_an_empty_folder_an_absent_one_and_an_output_that_is_a_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(tmp_path)]) == 0
     assert "0 runs finished" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        main([str(tmp_path / "none")])
+    assert main([str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'none'}: no such directory\n"
+    (tmp_path / "file").write_text("")
+    assert main([str(tmp_path), "--output", str(tmp_path / "file")]) == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err
 
 
-def test_the_report_needs_nothing_of_the_training_code() -> None:
+@pytest.mark.parametrize("command", ["comining.report", "comining.study"])
+def test_the_commands_need_nothing_of_the_training_code(command: str) -> None:
     code = (
-        "import sys, comining.report; "
+        f"import sys, {command}; "
         "sys.exit(any(m in sys.modules for m in ('torch', 'lightning', 'hydra')))"
     )
     subprocess.run([sys.executable, "-c", code], cwd=CONFIG_FOLDER.parent, check=True)

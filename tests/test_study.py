@@ -1,133 +1,205 @@
-"""The page of results: every figure comes out of a file."""
+"""The page of results: every figure comes out of a record that a run wrote."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from comining.errors import DataError
-from comining.reports.study_results import collect, read
+from comining.reports import plots
+from comining.reports.study_files import collect, read_study
+from comining.runs.result import RunResult
 from comining.study import main
+from tests.recorded import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
+MINING = {"pseudo_labels_per_image": 0.5, "precision": 0.75, "recall": None}
 
 
-def result(method: str, seed: int, ap: float, **changes: Any) -> dict[str, Any]:
-    tau = changes.pop("tau", 0.5)
-    options = {"score_threshold": tau} if method == "comining" else {}
-    return {
-        "status": "finished", "method": method, "detector": "retinanet", "sparsity": "hard",
-        "view": "color", "seed": seed, "variant": f"{method}{tau}", "max_steps": 600,
-        "method_options": options, "metrics": {"AP": ap + 1}, "test": {"AP": ap},
-        "mining": {"pseudo_labels_per_image": 0.5, "precision": 0.75, "recall": None},
-        "history": [{"step": 300, "precision": 0.5, "recall": 0.25}],
-        "data": {"train": {"annotations": "/home/me/secret/train.json", "fingerprint": "f"}},
-        "versions": {"torch": "2"}, "hardware": "CPU", "wall_time_s": 3600, **changes,
-    }  # fmt: skip
+def add(runs: RunFolder, method: str, seed: int, test_ap: float | None, **changes: Any) -> None:
+    """A run that took an hour; validation AP is one above test AP unless said."""
+    if test_ap is None:
+        changes = {"wall_time_s": 3600.0, "max_steps": 600, **changes}
+        runs.add(status="diverged", method=method, seed=seed, **changes)
+        return
+    ap = changes.pop("val_ap", test_ap + 1)
+    changes = {"mining": MINING, "wall_time_s": 3600.0, "max_steps": 600, **changes}
+    runs.add(ap, test_ap=test_ap, method=method, seed=seed, **changes)
 
 
-def runs(folder: Path, results: list[dict[str, Any]]) -> Path:
-    for number, one in enumerate(results):
-        (folder / str(number)).mkdir(parents=True)
-        (folder / str(number) / "result.json").write_text(json.dumps(one))
-    return folder
+def page_of(runs: RunFolder) -> str:
+    folder = runs.root.parent / "results"
+    collect([runs.root], folder / "set")
+    assert main(["write", str(folder), str(folder.parent / "R.md")]) == 0
+    return (folder.parent / "R.md").read_text()
 
 
-def page_of(tmp_path: Path, results: list[dict[str, Any]]) -> str:
-    collect([runs(tmp_path / "runs", results)], tmp_path / "results" / "set")
-    main(["write", str(tmp_path / "results"), str(tmp_path / "R.md")])
-    return (tmp_path / "R.md").read_text()
-
-
-def test_means_pairs_and_the_closed_gap(tmp_path: Path) -> None:
-    results = [result("original", seed, ap) for seed, ap in enumerate((40.0, 41.0, 42.0))]
-    results += [result("comining", seed, ap) for seed, ap in enumerate((43.0, 43.0, 43.0))]
-    results += [result("original", 0, 51.0, sparsity="full"), result("joint", 2, 45.0)]
-    page = page_of(tmp_path, results)
+def test_means_pairs_and_the_closed_gap(runs: RunFolder) -> None:
+    for seed, ap in enumerate((40.0, 41.0, 42.0)):
+        add(runs, "original", seed, ap)
+        add(runs, "comining", seed, 43.0)
+    add(runs, "original", 0, 51.0, sparsity="full")
+    add(runs, "joint", 2, 45.0)
+    page = page_of(runs)
     assert "| hard | `joint` | 45.0 (1 seed) | +3.0 (+3.0) | -2.0 (-2.0) | 30% |" in page
     assert "| hard | `original` | 41.0 ± 1.0 |  | +2.0 (+3.0, +2.0, +1.0) |  |" in page
     assert "| hard | `comining` | 43.0 ± 0.0 | +2.0 (+3.0, +2.0, +1.0) |  | 20% |" in page
     assert "| full | `original` | 51.0 (1 seed) |" in page
     assert "8 runs of 600 steps, 8.0 hours" in page
+    methods = [line.split("`")[1] for line in page.splitlines() if line.startswith("| hard | `")]
+    assert methods == ["original", "joint", "comining"]  # the order of the paper
 
 
-def test_the_threshold_is_chosen_by_validation_and_others_make_no_seeds(tmp_path: Path) -> None:
-    better = result("comining", 0, 45.0, tau=0.6, metrics={"AP": 30.0})  # on the test split only
-    page = page_of(tmp_path, [result("comining", 0, 43.0), better, result("original", 0, 41.0)])
+def test_the_statistics_of_a_page_are_those_of_numpy(runs: RunFolder) -> None:
+    rng = np.random.default_rng(1)
+    ours, original = rng.uniform(20, 60, (2, 5))
+    for seed in range(5):
+        add(runs, "comining", seed, float(ours[seed]))
+        add(runs, "original", seed, float(original[seed]))
+    each = ", ".join(f"{difference:+.1f}" for difference in ours - original)
+    expected = (
+        f"| hard | `comining` | {ours.mean():.1f} ± {ours.std(ddof=1):.1f} (5 seeds) | "
+        f"{(ours - original).mean():+.1f} ({each}) |"
+    )
+    assert expected in page_of(runs)
+
+
+def test_the_threshold_is_chosen_by_validation_and_others_make_no_seeds(runs: RunFolder) -> None:
+    add(runs, "comining", 0, 43.0)
+    add(runs, "comining", 0, 45.0, tau=0.6, val_ap=30.0)  # better on the test split only
+    add(runs, "original", 0, 41.0)
+    page = page_of(runs)
     assert "τ = 0.5 has the best validation AP" in page
     assert "| 0.6 | 30.0 | 45.0 | 0.50 | 0.75 | - |" in page
     assert "| hard | `comining` | 43.0 (1 seed) | +2.0 (+2.0) |" in page
 
 
-def test_what_is_collected_tells_nothing_of_the_machine(tmp_path: Path) -> None:
-    failed = result("joint", 0, 1.0, status="failed")
-    count = collect([runs(tmp_path / "runs", [result("original", 0, 4.0), failed])], tmp_path / "r")
-    assert count == 1
-    (one,) = read(tmp_path / "r")
-    assert one["data"]["train"] == {"annotations": "train.json", "fingerprint": "f"}
+def test_what_is_collected(
+    trained: tuple[Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Finished and diverged runs, without the paths of the machine; what is left out is named."""
+    assert main(["collect", str(trained[0]), "--to", str(tmp_path / "r")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"4 results in {tmp_path / 'r'}, 5 left out"
+    assert sorted(line.split(":")[0] for line in lines[1:]) == [
+        *["left out, failed"] * 4, "left out, interrupted",
+    ]  # fmt: skip
+    assert all(Path(line.split(": ", 1)[1]).is_file() for line in lines[1:])
+    results, repeats = read_study(tmp_path / "r")
+    # They differ in the learning rate, which is not among what a study compares runs by.
+    assert len(results) == len(repeats) == 2
+    statuses = [result.status for result in (results | repeats).values()]
+    assert sorted(statuses) == ["diverged", "diverged", "finished", "finished"]
+    for file, result in (results | repeats).items():
+        assert str(trained[0].parent) not in file.read_text()
+        original = trained[1][result.status, result.method]
+        assert result.metrics == original.metrics
+        assert result.error == original.error
+        for split, facts in result.data.items():
+            assert facts == original.data[split] | {"annotations": f"{split}.json"}
 
 
-def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "result.json").write_text("{")
-    with pytest.raises(DataError, match=r"a/result\.json: not a result"):
-        collect([tmp_path], tmp_path / "r")
+def test_a_teacher_is_named_without_its_path(runs: RunFolder, tmp_path: Path) -> None:
+    runs.add(3.0, method="pseudo_label", options={"teacher": "/home/me/runs/best.ckpt"})
+    collect([runs.root], tmp_path / "r")
+    (result,) = read_study(tmp_path / "r")[0].values()
+    assert result.method_options["teacher"] == "best.ckpt"
+
+
+def test_a_run_without_a_result_is_left_out_by_name(runs: RunFolder, tmp_path: Path) -> None:
+    file = runs.add(3.0)
+    file.rename(file.with_name("config.yaml"))
+    assert collect([runs.root], tmp_path / "r") == ([], {file.parent: "no result"})
+
+
+def test_bad_input_is_one_line(
+    runs: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = runs.add(3.0)
+    good = file.read_text()
+    file.write_text("{")
     (tmp_path / "none").mkdir()
-    with pytest.raises(DataError, match="no results"):
-        main(["write", str(tmp_path / "none"), str(tmp_path / "R.md")])
+    commands = {
+        f"{file}: not a result": ["collect", str(runs.root), "--to", str(tmp_path / "r")],
+        f"{tmp_path / 'absent'}: no such directory": [
+            "collect", str(tmp_path / "absent"), "--to", str(tmp_path / "r"),
+        ],
+        f"{tmp_path / 'none'}: no results": ["write", str(tmp_path / "none"), "R.md"],
+        f"{tmp_path / 'gone'}: no such directory": ["write", str(tmp_path / "gone"), "R.md"],
+    }  # fmt: skip
+    (tmp_path / "s" / "set").mkdir(parents=True)
+    (tmp_path / "s" / "set" / "a-repeat1.json").write_text(good)
+    missing = f"{tmp_path / 's' / 'set' / 'a-repeat1.json'}: a repeat, but "
+    commands[missing] = ["write", str(tmp_path / "s"), "R.md"]
+    for message, command in commands.items():
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {message}")
+        assert error.count("\n") == 1
+
+
+def test_two_records_of_one_run_are_refused(runs: RunFolder, tmp_path: Path) -> None:
+    """Not one of them taken, nor both averaged: with collect the second becomes a repeat."""
+    folder = tmp_path / "results" / "set"
+    for name in ("a", "b"):
+        RunResult.read(runs.add(3.0)).write(folder / f"{name}.json")
+    assert main(["write", str(folder.parent), str(tmp_path / "R.md")]) == 2
 
 
 def test_every_sparse_set_has_a_threshold_of_its_own_where_several_were_tried(
-    tmp_path: Path,
+    runs: RunFolder,
 ) -> None:
-    results = [
-        result("comining", 0, 43.0),
-        result("comining", 0, 40.0, tau=0.6),
-        result("comining", 0, 20.0, sparsity="extreme", variant="a"),
-        result("comining", 0, 22.0, sparsity="extreme", tau=0.4, variant="b"),
-        result("comining", 1, 24.0, sparsity="extreme", tau=0.4, variant="b"),
-        result("comining", 0, 50.0, sparsity="easy"),  # one alone: that of hard
-    ]
-    page = page_of(tmp_path, results)
+    add(runs, "comining", 0, 43.0)
+    add(runs, "comining", 0, 40.0, tau=0.6)
+    add(runs, "comining", 0, 20.0, sparsity="extreme")
+    add(runs, "comining", 0, 22.0, sparsity="extreme", tau=0.4)
+    add(runs, "comining", 1, 24.0, sparsity="extreme", tau=0.4)
+    add(runs, "comining", 0, 50.0, sparsity="easy")  # one alone: that of hard
+    page = page_of(runs)
     assert "| hard | `comining` | 43.0 (1 seed) |" in page
     assert "| extreme | `comining` | 23.0 ± 1.4 (2 seeds) |" in page
     assert "| easy | `comining` | 50.0 (1 seed) |" in page
     assert page.count("### Score thresholds") == 2
 
 
-def test_second_views_are_compared_in_a_table_of_their_own(tmp_path: Path) -> None:
-    results = [result("comining", seed, 43.0 + seed) for seed in (0, 1)]
-    results += [result("comining", 1, 41.0, view="blur")]
-    page = page_of(tmp_path, results)
+def test_second_views_are_compared_in_a_table_of_their_own(runs: RunFolder) -> None:
+    for seed in (0, 1):
+        add(runs, "comining", seed, 43.0 + seed)
+    assert "Second views" not in page_of(runs)
+    add(runs, "comining", 1, 41.0, view="blur")
+    page = page_of(runs)
     assert "| `blur` | 41.0 (1 seed) | -3.0 (-3.0) |" in page
+    assert "| `color` | 43.5 ± 0.7 (2 seeds) |  |" in page
     assert "| hard | `comining` | 43.5 ± 0.7 (2 seeds) |" in page  # blur is no seed of it
 
 
-def test_a_run_made_again_is_kept_beside_the_first_and_is_no_seed(tmp_path: Path) -> None:
-    folder = tmp_path / "results" / "set"
-    for number, ap in enumerate((50.0, 51.0, 51.0, 52.0)):
+def test_a_run_made_again_is_kept_beside_the_first_and_is_no_seed(runs: RunFolder) -> None:
+    folder = runs.root.parent / "results" / "set"
+    for place, ap in enumerate((50.0, 51.0, 51.0, 52.0, None, None)):
+        again = RunFolder(runs.root.parent / f"again{place}", runs.records)
         # An option that did not exist before changes the variant, and not what is compared.
-        one = result("original", 2, ap, variant=f"v{number}")
-        collect([runs(tmp_path / str(number), [one])], folder)
-    assert len(list(folder.glob("*.json"))) == 3  # the same outcome twice is one file
-    assert [one["test"]["AP"] for one in read(folder)] == [50.0]
-    main(["write", str(tmp_path / "results"), str(tmp_path / "R.md")])
-    page = (tmp_path / "R.md").read_text()
+        add(again, "original", 2, ap, variant=f"v{place}")
+        collect([again.root], folder)
+    results, repeats = read_study(folder)
+    assert [result.test_ap for result in results.values()] == [50.0]
+    assert len(repeats) == 3  # the same outcome twice is one file
+    assert main(["write", str(folder.parent), str(runs.root.parent / "R.md")]) == 0
+    page = (runs.root.parent / "R.md").read_text()
     assert "| hard | `original` | 50.0 (1 seed) |" in page
     assert "| hard | `original` | 2 | 50.0 | 51.0 |" in page
     assert "| hard | `original` | 2 | 50.0 | 52.0 |" in page
-    assert "3 runs of 600 steps, 3.0 hours" in page
+    assert "| hard | `original` | 2 | 50.0 | diverged |" in page
+    assert "4 runs of 600 steps, 4.0 hours" in page
 
 
-def test_a_run_with_an_option_changed_is_shown_and_is_no_seed(tmp_path: Path) -> None:
-    options = {"score_threshold": 0.5, "start_step": 300}
-    results = [result("comining", 0, 43.0), result("original", 0, 41.0)]
-    results += [result("comining", 1, 44.0), result("original", 1, 41.0)]
-    results += [result("comining", 0, 47.0, method_options=options, variant="later")]
-    results += [result("original", 0, 48.0, max_steps=1200, variant="longer")]
-    page = page_of(tmp_path, results)
+def test_a_run_with_an_option_changed_is_shown_and_is_no_seed(runs: RunFolder) -> None:
+    for seed in (0, 1):
+        add(runs, "comining", seed, 43.0 + seed)
+        add(runs, "original", seed, 41.0)
+    add(runs, "comining", 0, 47.0, options={"start_step": 300})
+    add(runs, "original", 0, 48.0, max_steps=1200)
+    page = page_of(runs)
     assert "| hard | `comining` | 43.5 ± 0.7 (2 seeds) |" in page
     assert "| hard | `original` | 41.0 ± 0.0 (2 seeds) |" in page
     row = (
@@ -138,55 +210,142 @@ def test_a_run_with_an_option_changed_is_shown_and_is_no_seed(tmp_path: Path) ->
     assert "6 runs of 600 steps (where no other length is said), 6.0 hours" in page
 
 
-def test_thresholds_that_have_as_many_seeds_are_compared_by_their_mean(tmp_path: Path) -> None:
-    results = [
-        result("comining", 0, 43.0),
-        result("comining", 1, 43.0),
-        result("comining", 0, 44.0, tau=0.4),
-        result("comining", 1, 0.0, tau=0.4),
-        result("comining", 0, 45.0, tau=0.6),  # no seed 1: no finalist
-    ]
-    page = page_of(tmp_path, results)
+def test_thresholds_that_have_as_many_seeds_are_compared_by_their_mean(runs: RunFolder) -> None:
+    for seed in (0, 1):
+        add(runs, "comining", seed, 43.0)
+        add(runs, "comining", seed, (44.0, 0.0)[seed], tau=0.4)
+    add(runs, "comining", 0, 45.0, tau=0.6)  # no seed 1: not compared
+    add(runs, "comining", 1, 99.0, tau=0.7)  # no seed 0, which all have in common: not shown
+    page = page_of(runs)
     assert "τ = 0.5 has the best validation AP" in page
     assert "| 0.4 | 45.0, 1.0 | 44.0, 0.0 | 0.50, 0.50 | 0.75, 0.75 | -, - |" in page
+    assert "| 0.7 |" not in page
 
 
-def test_a_runaway_is_shown_with_the_class_that_it_is_of(tmp_path: Path) -> None:
+def test_mining_over_time_is_that_of_seed_0(runs: RunFolder) -> None:
+    def history(precision: float | None) -> list[dict[str, float | None]]:
+        return [{"step": 300, "precision": precision, "recall": 0.25},
+                {"step": 1200, "precision": 0.5, "recall": None}]  # fmt: skip
+
+    add(runs, "comining", 0, 43.0, history=history(0.125))
+    add(runs, "comining", 1, 43.0, history=history(0.875))
+    add(runs, "comining", 0, 42.0, tau=0.6, history=history(None)[:1])
+    page = page_of(runs)
+    assert "| τ | step 300 | step 1200 |" in page
+    assert "| 0.5 | 0.12 / 0.25 | 0.50 / - |" in page
+    assert "| 0.6 | - / 0.25 | - / - |" in page
+
+
+def test_many_wrong_pseudo_labels_are_shown_with_their_class(runs: RunFolder) -> None:
+    add(runs, "comining", 0, 43.0)
+    heading = "### Runs with many wrong pseudo-labels"
+    assert heading not in page_of(runs)
     mining = {"pseudo_labels_per_image": 80.0, "precision": 0.02, "recall": 0.5, "duplicate": 0.0,
               "wrong_class": 0.125, "poor_localisation": 0.5, "background": 0.355}  # fmt: skip
     classes = {"cell": {"pseudo_labels_per_image": 60.0}, "dot": {"pseudo_labels_per_image": 20.0}}
-    away = result("comining", 0, 1.0, tau=0.4, mining=mining, mining_classes=classes)
-    few = result("comining", 1, 1.0, tau=0.4, mining=mining | {"pseudo_labels_per_image": 0.5})
-    page = page_of(tmp_path, [result("comining", 0, 43.0), away, few])
-    assert "| retinanet | hard | `comining` | 0.4 |  | 0 | 80.0 | cell: 75% | 0.02 |" in page
-    section = page.split("### Runs in which mining ran away")[1].split("##")[0]
+    add(runs, "comining", 0, 1.0, tau=0.4, mining=mining, mining_classes=classes)
+    few = mining | {"pseudo_labels_per_image": 0.99}
+    right = mining | {"precision": 0.1}
+    add(runs, "comining", 1, 1.0, tau=0.4, mining=few, mining_classes=classes)
+    add(runs, "comining", 2, 1.0, tau=0.4, mining=right, mining_classes=classes)
+    section = page_of(runs).split(heading)[1].split("##")[0]
+    row = (
+        "| retinanet | hard | `comining` | 0.4 |  | 0 | 80.0 | cell: 75% | 0.02 | 0.00 | 0.12 | "
+        "0.50 | 0.35 |"
+    )
+    assert row in section
     assert section.count("| `comining` |") == 1
-    assert "ran away" not in page_of(tmp_path / "other", [result("comining", 0, 43.0)])
 
 
-def test_a_diverged_run_is_the_worst_of_a_threshold_and_is_shown(tmp_path: Path) -> None:
-    results = [result("comining", 0, 43.0), result("comining", 0, 99.0, tau=0.4)]
-    results[1] |= {"status": "diverged", "metrics": {"AP": None}, "test": None}
-    page = page_of(tmp_path, results)
+def test_a_diverged_run_is_the_worst_of_a_threshold_and_is_shown(runs: RunFolder) -> None:
+    add(runs, "comining", 0, 0.5)
+    add(runs, "comining", 0, None, tau=0.4)
+    page = page_of(runs)
     assert "τ = 0.5 has the best validation AP" in page
-    assert "| 0.4 | diverged | diverged | 0.50 | 0.75 | - |" in page
+    assert "| 0.4 | diverged | diverged | - | - | - |" in page
 
 
-def test_plots_are_drawn_and_the_same_results_draw_the_same(tmp_path: Path) -> None:
-    results = [result("comining", 0, 43.0), result("comining", 0, 42.0, tau=0.6)]
-    page = page_of(tmp_path, results)
+def test_a_diverged_seed_leaves_no_mean(runs: RunFolder) -> None:
+    for seed, ap in enumerate((43.0, None, 45.0)):
+        add(runs, "comining", seed, ap)
+        add(runs, "original", seed, 40.0)
+    add(runs, "original", 0, 50.0, sparsity="full")
+    page = page_of(runs)
+    assert "| hard | `comining` | NaN (1 of 3) | NaN (+3.0, NaN, +5.0) |  | NaN |" in page
+    assert "| hard | `original` | 40.0 ± 0.0 |  | NaN (+3.0, NaN, +5.0) |  |" in page
+
+
+def test_where_all_diverged(runs: RunFolder) -> None:
+    add(runs, "comining", 0, None)
+    add(runs, "original", 0, None)
+    page = page_of(runs)
+    assert "| hard | `comining` | NaN | NaN (NaN) |  | - |" in page
+
+
+def test_records_of_runs_that_did_not_end_are_counted_and_in_no_table(
+    runs: RunFolder, tmp_path: Path
+) -> None:
+    """Such as a person has copied by hand."""
+    folder = tmp_path / "results" / "set"
+    for status in ("interrupted", "failed"):
+        RunResult.read(runs.add(status=status)).write(folder / f"{status}.json")
+    assert main(["write", str(folder.parent), str(tmp_path / "R.md")]) == 0
+    page = (tmp_path / "R.md").read_text()
+    assert "Not in the tables: 1 failed, 1 interrupted." in page
+    assert "-ap.svg" not in page
+    RunResult.read(runs.add(30.0, method="original")).write(folder / "finished.json")
+    assert main(["write", str(folder.parent), str(tmp_path / "R.md")]) == 0
+    page = (tmp_path / "R.md").read_text()
+    assert "1 runs of 6 steps" in page
+    assert "Not in the tables: 1 failed, 1 interrupted." in page
+    assert "| hard | `original` | 30.0 (1 seed) |" in page
+
+
+def test_a_set_without_a_test_split(runs: RunFolder) -> None:
+    for method in ("original", "comining"):
+        runs.add(30.0, method=method, test=None)
+    for file in runs.root.glob("*/result.json"):
+        assert RunResult.read(file).test_ap is None
+    page = page_of(runs)
+    assert "| hard | `comining` | - | - |  | - |" in page
+
+
+def test_methods_and_sets_of_ones_own_come_last(runs: RunFolder) -> None:
+    for method in ("zebra", "original", "antelope"):
+        add(runs, method, 0, 30.0)
+    add(runs, "original", 0, 30.0, sparsity="miss30")
+    lines = [line for line in page_of(runs).splitlines() if "(1 seed)" in line]
+    cells = [tuple(line.strip("| ").split(" | ")[:2]) for line in lines]
+    assert cells == [("hard", "`original`"), ("hard", "`antelope`"), ("hard", "`zebra`"),
+                     ("miss30", "`original`")]  # fmt: skip
+
+
+def test_plots_are_drawn_and_the_same_results_draw_the_same(runs: RunFolder) -> None:
+    add(runs, "comining", 0, 43.0)
+    add(runs, "comining", 0, 42.0, tau=0.6)
+    add(runs, "comining", 1, None)
+    page = page_of(runs)
     names = ["set-ap.svg", "set-hard-mining.svg"]
-    plots = tmp_path / "results" / "plots"
-    assert sorted(file.name for file in plots.iterdir()) == names
+    folder = runs.root.parent / "results" / "plots"
+    assert sorted(file.name for file in folder.iterdir()) == names
     assert all(f"(results/plots/{name})" in page for name in names)
-    first = [(plots / name).read_bytes() for name in names]
-    main(["write", str(tmp_path / "results"), str(tmp_path / "R.md")])
-    assert [(plots / name).read_bytes() for name in names] == first
+    first = [(folder / name).read_bytes() for name in names]
+    page_of(runs)
+    assert [(folder / name).read_bytes() for name in names] == first
+
+
+def test_without_matplotlib_there_is_a_page(
+    runs: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(plots, "MATPLOTLIB_IS_INSTALLED", False)
+    add(runs, "comining", 0, 43.0)
+    assert "| hard | `comining` | 43.0 (1 seed) |" in page_of(runs)
+    assert "no plots: matplotlib is missing" in capsys.readouterr().err
 
 
 def test_the_page_in_the_project_is_what_its_results_say(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "results", tmp_path / "results")
-    main(["write", str(tmp_path / "results"), str(tmp_path / "RESULTS.md")])
+    assert main(["write", str(tmp_path / "results"), str(tmp_path / "RESULTS.md")]) == 0
     assert (tmp_path / "RESULTS.md").read_text() == (ROOT / "RESULTS.md").read_text()
     for plot in (tmp_path / "results" / "plots").iterdir():
         assert (ROOT / "results" / "plots" / plot.name).is_file()

@@ -67,18 +67,19 @@ class RunResult(BaseModel):
     @property
     def ap(self) -> float | None:
         """AP on the validation split; None where the run did not finish or nothing is annotated."""
-        return None if self.metrics is None else self.metrics["AP"]
+        return None if self.metrics is None else self.metrics.get("AP")
 
     @property
     def test_ap(self) -> float | None:
         """AP on the test split; None where there is none."""
-        return None if self.test is None else self.test["AP"]
+        return None if self.test is None else self.test.get("AP")
 
     @property
     def score_threshold(self) -> float | None:
         """Tau of a method that has one."""
         value = self.method_options.get("score_threshold")
-        return None if value is None else float(value)
+        # A run that failed may have failed because of it.
+        return float(value) if isinstance(value, int | float) else None
 
     @classmethod
     def read(cls, file: Path) -> Self:

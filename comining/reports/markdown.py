@@ -1,0 +1,20 @@
+"""Markdown for pages that people read."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+
+def table(texts: pd.DataFrame) -> list[str]:
+    """Lines of a table; the names of the columns are its head."""
+    rows = [list(texts.columns), *texts.to_numpy().tolist()]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return [lines[0], "|" + "---|" * len(texts.columns), *lines[1:]]
+
+
+def section(title: str, *paragraphs: str | list[str], level: int = 3) -> list[str]:
+    """Lines of a section: its heading, and what it says; an empty line after each of them."""
+    lines = [f"{'#' * level} {title}", ""]
+    for paragraph in paragraphs:
+        lines += [*([paragraph] if isinstance(paragraph, str) else paragraph), ""]
+    return lines

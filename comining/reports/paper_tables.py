@@ -1,0 +1,158 @@
+"""Tables of runs in the paper's layouts, and the report that consists of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from comining.reports.cells import CELL_COUNTS, STATUSES, cell_text, summarise
+from comining.reports.markdown import section, table
+from comining.reports.plots import draw_report
+from comining.reports.published import LAYOUTS, Layout
+from comining.reports.records import find_results, read_results, runs_frame
+
+
+class ResultTable:
+    """Our numbers in a layout, from runs of one kind: same data, network and recipe.
+
+    Args:
+        runs: rows of :func:`~comining.reports.records.runs_frame`. Those that the layout has no
+            place for get rows and columns of their own.
+    """
+
+    def __init__(self, name: str, layout: Layout, kind: str, runs: pd.DataFrame):
+        self.name, self.layout, self.kind = name, layout, kind
+        values = runs.assign(row=runs[layout.row], setting=runs["variant"])
+        if layout.by_method:
+            values = values.assign(column=values["method"], value=values["AP"])
+        else:
+            columns = list(layout.numbers.columns)
+            values = values.melt(["row", "status", "setting"], columns, "column", "value")
+        self.rows = list(dict.fromkeys([*layout.labels, *values["row"]]))
+        self.columns = list(dict.fromkeys([*layout.numbers.columns, *values["column"]]))
+        places = pd.MultiIndex.from_product([self.rows, self.columns], names=["row", "column"])
+        cells = summarise(values, ["row", "column"]).reindex(places)
+        self.cells = cells.fillna(dict.fromkeys(CELL_COUNTS, 0)).astype(
+            dict.fromkeys(CELL_COUNTS, "int64")
+        )
+        self.cells["published"] = layout.numbers.T.unstack().reindex(places).astype(object)
+
+    def missing(self) -> list[str]:
+        """Cells of the paper's table for which there is no run."""
+        absent = self.cells[(self.cells["runs"] == 0) & self.cells["published"].notna()]
+        labels = self.layout.labels
+        if not self.layout.by_method:  # a run has all metrics
+            return [labels[row] for row in absent.index.unique("row")]
+        return [f"{labels[row]} {column}" for row, column in absent.index]
+
+    def best_cells(self) -> set[Any]:
+        """The best cell of each row, where methods are the columns; else of each column."""
+        means = self.cells["mean"].dropna()
+        groups = means.groupby(level="row" if self.layout.by_method else "column")
+        return {group.idxmax() for _, group in groups if len(group) > 1}
+
+    def markdown(self) -> list[str]:
+        """Lines: our numbers and, beside each column of the paper, the paper's."""
+        texts = self.cells.apply(cell_text, axis="columns")
+        best = texts.index.isin(self.best_cells())
+        ours = texts.mask(best, "**" + texts + "**").unstack()
+        papers = self.cells["published"].fillna("-").map("*{}*".format).unstack()
+        labels = [self.layout.labels.get(row, row) for row in self.rows]
+        columns = {("", "label"): pd.Series(labels, self.rows)}
+        for column in self.columns:
+            columns[column, "ours"] = ours[column]
+            if column in self.layout.numbers:
+                columns["*paper*", column] = papers[column].replace("*-*", "-")
+        lines = pd.DataFrame(columns, index=self.rows).droplevel(1, axis="columns")
+        notes = []
+        if len(self.layout.numbers):
+            notes.append("*paper*: published numbers, COCO val2017 at paper scale.")
+        if missing := self.missing():
+            notes.append(f"Missing: {', '.join(missing)}.")
+        return section(self.layout.title, self.kind, table(lines), *([notes] if notes else []))
+
+    def csv_frame(self) -> pd.DataFrame:
+        """A row per cell, in numbers."""
+        return self.cells.reset_index().assign(table=self.name, kind=self.kind)
+
+
+def groups_of_one_kind(runs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Runs that may stand in one table, with a name in words.
+
+    They share data, network, optimizer, schedule and trainer. Where the words are the same but some
+    of these options are not, a hash tells the recipes apart. A run that is there twice, for example
+    interrupted in one directory and finished in another, counts once.
+    """
+    # Records of old versions have no variant.
+    runs = runs.assign(identity=runs["variant"].where(runs["variant"] != "", runs["file"]))
+    best_first = runs["status"].map(STATUSES.index).sort_values(kind="stable").index
+    runs = runs.loc[best_first].drop_duplicates(["identity", "seed"]).sort_index()
+    for kind, of_kind in runs.groupby("kind"):
+        for recipe, group in of_kind.groupby("recipe"):
+            yield (str(kind) if len(group) == len(of_kind) else f"{kind}, recipe {recipe}"), group
+
+
+def result_tables(runs: pd.DataFrame) -> list[ResultTable]:
+    """All tables that the runs fill at least one cell of."""
+    found = []
+    for name, of_table in runs.groupby("table"):
+        for kind, group in groups_of_one_kind(of_table):
+            # Runs of no table: a row per sparsity, and per threshold where that varies.
+            named = group["score_threshold"].notna() & (group["score_threshold"].nunique() > 1)
+            row = group["sparsity"].mask(named, group["sparsity"] + ", τ = " + group["threshold"])
+            layout = LAYOUTS.get(str(name)) or Layout("AP", "plain_row", True, {}, pd.DataFrame())
+            found.append(ResultTable(str(name), layout, kind, group.assign(plain_row=row)))
+    return found
+
+
+def report_text(runs: pd.DataFrame, without_result: Sequence[Path] = ()) -> str:
+    """The whole report as Markdown.
+
+    Args:
+        runs: of :func:`~comining.reports.records.runs_frame`.
+        without_result: directories of runs that have not ended.
+    """
+    counts = runs["status"].value_counts()
+    lines = [", ".join(f"{counts.get(status, 0)} runs {status}" for status in STATUSES), ""]
+    for result_table in result_tables(runs):
+        lines += result_table.markdown()
+    others = runs[runs["status"] != "finished"]
+    reasons = ("* " + others["status"] + ": " + others["file"] + ": " + others["error"]).tolist()
+    if reasons:
+        lines += section("Runs without numbers", reasons)
+    if without_result:
+        folders = [f"* {folder}" for folder in without_result]
+        lines += section("Runs without a result (still running, or killed)", folders)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def write_report(folders: Sequence[Path], output: Path) -> pd.DataFrame:
+    """Print the report; write ``report.md``, ``report.csv`` and plots.
+
+    Args:
+        folders: directories of runs or sweeps.
+        output: the folder to write to.
+
+    Returns:
+        The runs, see :func:`~comining.reports.records.runs_frame`.
+
+    Raises:
+        DataError: a folder does not exist, or a file is no result; names it.
+        OSError: the output cannot be written.
+    """
+    files, without_result = find_results(folders)
+    runs = runs_frame(read_results(files))
+    text = report_text(runs, without_result)
+    print(text)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "report.md").write_text(text, encoding="utf-8")
+    cells = [result_table.csv_frame() for result_table in result_tables(runs)]
+    csv = pd.concat(cells) if cells else pd.DataFrame(columns=["table", "kind", "row", "column"])
+    csv.set_index(["table", "kind", "row", "column"]).to_csv(output / "report.csv")
+    plots = draw_report(output, dict(groups_of_one_kind(runs)))
+    for path in [output / "report.md", output / "report.csv", *plots]:
+        print(f"written: {path}")
+    return runs

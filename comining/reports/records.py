@@ -1,0 +1,132 @@
+"""Results of runs as data frames: one row per run, one row per validation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from comining.errors import DataError
+from comining.reports.cells import number
+from comining.runs.result import RunResult
+
+Results = Mapping[Path, RunResult]
+
+# Known names in the order of the paper; tables and plots put others after them.
+DETECTORS = ("retinanet", "fcos")
+SPARSITIES = ("full", "easy", "hard", "extreme", "miss50", "keep1", "file")
+METHODS = (
+    "original", "augmented", "joint", "self_mining", "comining", "pseudo_label", "soft_sampling",
+    "background_recalibration", "part_aware",
+)  # fmt: skip
+
+COCO_METRICS = (
+    "AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl",
+)  # fmt: skip
+WRONG_KINDS = ("duplicate", "wrong_class", "poor_localisation", "background")
+MINING = ("pseudo_labels_per_image", "precision", "recall", *WRONG_KINDS)
+TEXTS = (
+    "file", "status", "method", "detector", "sparsity", "view", "variant", "recipe", "table",
+    "kind", "threshold", "second_view", "options", "most_mined_class", "error", "hardware",
+    "versions",
+)  # fmt: skip
+NUMBERS = (
+    *COCO_METRICS, "test_AP", *MINING, "most_mined_share", "score_threshold", "wall_time_s",
+)  # fmt: skip
+TYPES = {
+    **dict.fromkeys(TEXTS, "object"),
+    **dict.fromkeys(("seed", "max_steps"), "Int64"),
+    **dict.fromkeys(NUMBERS, "float64"),
+}
+
+
+def find_results(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Look for ``result.json`` in folders and all folders below them.
+
+    Returns:
+        The files, in the order of their paths, and the directories of runs that have none yet.
+
+    Raises:
+        DataError: a folder does not exist.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such directory")
+    # By resolved path, so that a file below two of the folders counts once.
+    files = {file.resolve(): file for folder in folders for file in folder.rglob("result.json")}
+    started = {run.resolve(): run for folder in folders
+               for run in (file.parent for file in folder.rglob("config.yaml"))
+               if run.name != ".hydra"}  # fmt: skip
+    waiting = [run for path, run in started.items() if path / "result.json" not in files]
+    return sorted(files.values()), sorted(waiting)
+
+
+def in_usual_order(names: pd.Series, known: Sequence[str]) -> pd.Series:
+    """Names as ordered categories: those that are known, then others by the alphabet."""
+    others = sorted(set(names).difference(known))
+    return names.astype(pd.CategoricalDtype([*known, *others], ordered=True))
+
+
+def read_results(files: Sequence[Path]) -> dict[Path, RunResult]:
+    """Read records of runs.
+
+    Raises:
+        DataError: a file is no result; names it.
+    """
+    return {file: RunResult.read(file) for file in files}
+
+
+def runs_frame(results: Results) -> pd.DataFrame:
+    """A row per run, whatever its status; the columns are :data:`TYPES`.
+
+    AP is on a scale of 0-100; mining figures are those of the last quarter of training. Figures
+    that a run does not have are NaN. ``options`` is JSON: the length of training, and all options
+    of the method but its score threshold. ``kind`` says in words what runs of one table share.
+    """
+    rows = [_row(file, result) for file, result in results.items()]
+    return pd.DataFrame(rows, columns=pd.Index(TYPES)).astype(TYPES)
+
+
+def _row(file: Path, result: RunResult) -> dict[str, Any]:
+    finished = result.status == "finished"  # else the numbers would be those of some earlier step
+    options = {k: v for k, v in result.method_options.items() if k != "score_threshold"}
+    tau = result.score_threshold
+    row = {
+        **{name: value for name, value in result if name in TYPES},
+        **{name: result.mining.get(name) for name in MINING},
+        "file": str(file),
+        "table": result.table or "runs",
+        "kind": f"{result.detector}, {result.backbone}, data {result.dataset}, "
+        f"{result.max_steps} steps",
+        "threshold": "-" if tau is None else number(tau, "g"),
+        "second_view": "baseline" if result.method == "original" else result.view,
+        "options": json.dumps({"max_steps": result.max_steps, **options}),
+        "test_AP": result.test_ap if finished else None,
+        "score_threshold": tau,
+        "error": " ".join((result.error or "").split()),
+        "versions": ", ".join(f"{name} {version}" for name, version in result.versions.items()),
+    }
+    if finished:
+        row |= {name: (result.metrics or {}).get(name) for name in COCO_METRICS}
+    counts = {
+        name: figures.get("pseudo_labels_per_image") or 0.0
+        for name, figures in result.mining_classes.items()
+    }
+    if counts and row["pseudo_labels_per_image"]:
+        most = max(counts, key=lambda name: counts[name])
+        share = counts[most] / row["pseudo_labels_per_image"]
+        row |= {"most_mined_class": most, "most_mined_share": share}
+    return row
+
+
+def validations_frame(results: Results) -> pd.DataFrame:
+    """A row per validation of each run: ``file``, ``step``, ``precision`` and ``recall``.
+
+    Precision and recall are those of what was mined since the validation before; NaN for nothing.
+    """
+    types = {"file": "object", "step": "int64", "precision": "float64", "recall": "float64"}
+    rows = [{**row, "file": str(file)} for file, run in results.items() for row in run.history]
+    return pd.DataFrame(rows, columns=pd.Index(types)).astype(types)

@@ -1,0 +1,99 @@
+"""The files of a study: results of runs, copied out of run directories to be committed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from comining.errors import DataError
+from comining.reports.records import find_results, read_results
+from comining.runs.result import RunResult
+
+REPEAT = "-repeat"
+# A diverged run is a result: the paper's Table 3 prints "Nan".
+COLLECTED = ("finished", "diverged")
+
+
+def collect(runs: Sequence[Path], folder: Path) -> tuple[list[Path], dict[Path, str]]:
+    """Copy the results of finished and diverged runs, without the paths of this machine.
+
+    A run that was repeated with another outcome is kept beside the first one.
+
+    Args:
+        runs: directories of runs or sweeps.
+
+    Returns:
+        The files written, and what was left out: a file or directory and its status.
+
+    Raises:
+        DataError: a directory does not exist, or a result cannot be read; names it.
+    """
+    files, without_result = find_results(runs)
+    written = []
+    left_out = dict.fromkeys(without_result, "no result")
+    for file, result in read_results(files).items():
+        if result.status not in COLLECTED:
+            left_out[file] = result.status
+            continue
+        result = without_paths(result)
+        place = _place(folder, result)
+        result.write(place)
+        written.append(place)
+    return written, left_out
+
+
+def without_paths(result: RunResult) -> RunResult:
+    """The record with file names instead of paths; fingerprints identify the annotations."""
+    data = {
+        split: {**facts, "annotations": Path(facts["annotations"]).name}
+        for split, facts in result.data.items()
+    }
+    options = {
+        name: Path(value).name if isinstance(value, str) and "/" in value else value
+        for name, value in result.method_options.items()
+    }
+    return result.model_copy(update={"data": data, "method_options": options})
+
+
+def _place(folder: Path, result: RunResult) -> Path:
+    """The file for a result: that of the same outcome, or a new one, named as a repeat if it is."""
+    same = {
+        file: other
+        for file, other in read_results(sorted(folder.glob("*.json"))).items()
+        if _identity(other) == _identity(result)
+    }
+    for file, other in same.items():
+        if (other.status, other.metrics) == (result.status, result.metrics):
+            return file
+    if same:
+        first = next(iter(same)).stem.split(REPEAT)[0]
+        return folder / f"{first}{REPEAT}{len(same)}.json"
+    choices = (result.detector, result.sparsity, result.method, result.view, result.variant)
+    return folder / f"{'-'.join(choices)}-seed{result.seed}.json"
+
+
+def _identity(result: RunResult) -> tuple[Any, ...]:
+    """What makes two runs the same; ``variant`` also counts options that change no number."""
+    choices = (result.detector, result.sparsity, result.method, result.view)
+    return (*choices, result.method_options, result.max_steps, result.seed)
+
+
+def read_study(folder: Path) -> tuple[dict[Path, RunResult], dict[Path, RunResult]]:
+    """The records of one study, and those of runs that were made again.
+
+    Raises:
+        DataError: a file is no result, or a repeat without its first run; names it.
+    """
+    results = read_results(sorted(folder.glob("*.json")))
+    repeats = {file: result for file, result in results.items() if REPEAT in file.name}
+    for file in repeats:
+        if Path(first_run(str(file))) not in results:
+            raise DataError(f"{file}: a repeat, but {first_run(str(file))} is missing")
+    return {k: v for k, v in results.items() if k not in repeats}, repeats
+
+
+def first_run(repeat: str) -> str:
+    """The file of the run that was made again."""
+    folder, _, name = repeat.rpartition("/")
+    return f"{folder}/{name.split(REPEAT)[0]}.json"

@@ -1,0 +1,101 @@
+"""Which runs of a study are compared with each other."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pandas as pd
+
+from comining.errors import DataError
+from comining.reports.records import DETECTORS, METHODS, SPARSITIES, in_usual_order
+
+DEFAULT_VIEW = "color"
+# Sparse sets for which one threshold alone was run take the threshold of this one.
+MAIN_SPARSITY = "hard"
+
+
+def in_study_order(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs with detector, sparsity and method as ordered categories; unknown ones come last."""
+    known = {"detector": DETECTORS, "sparsity": SPARSITIES, "method": METHODS}
+    return runs.assign(**{name: in_usual_order(runs[name], known[name]) for name in known})
+
+
+def with_changed_options(runs: pd.DataFrame) -> pd.DataFrame:
+    """Add ``changed``: how a run's length or options differ from the usual; "" for usual runs.
+
+    Usual is what most runs of a detector and method have; with as many of one as of the other, it
+    is what comes first.
+    """
+    kinds = runs.groupby(["detector", "method"], observed=True)["options"]
+    usual = kinds.transform(lambda options: Counter(options).most_common(1)[0][0])
+    return runs.assign(changed=[*map(_changed_options, runs["options"], usual)])
+
+
+def _changed_options(options: str, usual: str) -> str:
+    expected = json.loads(usual)
+    return ", ".join(
+        f"{name}={value}"
+        for name, value in json.loads(options).items()
+        if name not in expected or expected[name] != value
+    )
+
+
+def threshold_sweep(runs: pd.DataFrame, sparsity: str) -> pd.DataFrame:
+    """Co-mining's runs (RetinaNet) on a sparse set, by threshold and seed.
+
+    Only thresholds that were run with seed 0, which all thresholds have in common.
+    """
+    choices = ["retinanet", sparsity, "comining", DEFAULT_VIEW]
+    matches = (runs[["detector", "sparsity", "method", "view"]] == choices).all(axis="columns")
+    sweep = runs[matches & runs["score_threshold"].notna()]
+    common = sweep.loc[sweep["seed"] == 0, "score_threshold"]
+    return sweep[sweep["score_threshold"].isin(common)].sort_values(["score_threshold", "seed"])
+
+
+def chosen_threshold(runs: pd.DataFrame, sparsity: str) -> float | None:
+    """The threshold with the best validation AP of co-mining (RetinaNet) on a sparse set.
+
+    Compared are the thresholds that were run with most seeds, by their mean; where that is one
+    alone, all, by seed 0. Where fewer than two were tried, it is that of :data:`MAIN_SPARSITY`.
+    A run that diverged detects nothing: its AP counts as 0.
+    """
+    sweep = threshold_sweep(runs, sparsity)
+    if sweep["score_threshold"].nunique() < 2 and sparsity != MAIN_SPARSITY:
+        return chosen_threshold(runs, MAIN_SPARSITY)
+    if sweep.empty:
+        return None
+    sweep = sweep.assign(AP=sweep["AP"].fillna(0.0))
+    seeds = sweep.groupby("score_threshold")["seed"].count()
+    most_run = seeds.index[seeds == seeds.max()]
+    if len(most_run) == 1:
+        compared = sweep[sweep["seed"] == 0]
+    else:
+        compared = sweep[sweep["score_threshold"].isin(most_run)]
+    means = compared.groupby("score_threshold")["AP"].mean()
+    return float(means.index[int(means.argmax())])
+
+
+def at_chosen_threshold(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs of methods that have no threshold, and of others those at the chosen one.
+
+    Raises:
+        DataError: two of them have the same choices and seed; names their files.
+    """
+    chosen = {sparsity: chosen_threshold(runs, sparsity) for sparsity in runs["sparsity"].unique()}
+    thresholds = runs["score_threshold"]
+    kept = runs[thresholds.isna() | (thresholds == runs["sparsity"].astype(str).map(chosen))]
+    same = kept[kept.duplicated(["detector", "sparsity", "method", "view", "seed"], keep=False)]
+    if not same.empty:
+        files = same.sort_values(["detector", "sparsity", "method", "view", "seed"])["file"]
+        raise DataError(
+            f"{files.iloc[0]} and {files.iloc[1]}: the same run; name the second one "
+            "FIRST-repeat1.json, or remove one"
+        )
+    return kept
+
+
+def test_ap_by_seed(cell: pd.DataFrame) -> pd.Series[float]:
+    """Test AP of each seed of a cell; NaN for a run that diverged, none without a test split."""
+    known = cell[cell["test_AP"].notna() | (cell["status"] == "diverged")]
+    return known.set_index("seed")["test_AP"]
