@@ -8,8 +8,7 @@ import hydra
 import lightning as L
 from omegaconf import DictConfig
 
-from comining.config import check, instantiate
-from comining.errors import ConfigError
+from comining.config import instantiate
 from comining.runs.checkpoint import build_detector, describe
 from comining.runs.outcome import begin, print_outcome, print_start, recorded
 from comining.runs.resume import check_same_options, checkpoint_to_resume
@@ -26,10 +25,7 @@ from comining.training.training_module import DetectionModule
 def main(cfg: DictConfig, config: dict[str, Any], run: Path) -> Mapping[str, Any]:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     # What is wrong with the options is found before the data are read, and what is wrong with
-    # the data before the network is built. Other groups refer to the trainer's options.
-    check(config["trainer"], "trainer", {})
-    if cfg.trainer.log_every_n_steps < 1:
-        raise ConfigError("trainer.log_every_n_steps must be positive")
+    # the data before the network is built.
     method, view, schedule, optimizer, sparsity, checkpoint, pictures = (
         instantiate(cfg[name], name)
         for name in (

@@ -176,8 +176,8 @@ def check(options: Mapping[str, Any], name: str, given: Mapping[str, Any]) -> No
     target = locate(options["_target_"], name)
     if not _belongs(target, GROUPS[name]):
         raise ConfigError(
-            f"{name}._target_={shown(options['_target_'])} cannot be used here: it is none of "
-            f"{GROUPS[name]}"
+            f"{name}._target_={shown(options['_target_'])} cannot be used here: the group {name} "
+            f"takes {GROUPS[name]} only"
         )
     _check_signature(target, options, name, given, partial=name in PARTIAL)
 
@@ -207,15 +207,16 @@ def _check_signature(
     for key, value in options.items():
         if key in CONTROL:
             continue
-        value = _with_nested(value, f"{name}.{key}")
+        with_nested = _with_nested(value, f"{name}.{key}")
         if key not in signature.parameters:
             if accepts_all and isinstance(key, str) and not key.startswith("_"):
                 continue
             known = ", ".join(p for p in signature.parameters if p not in (*given, "self"))
             raise ConfigError(f"unknown option {name}.{key}; known here: {known}")
-        problem = misfit(value, hints.get(key, Any), f"{name}.{key}")
+        problem = misfit(with_nested, hints.get(key, Any), f"{name}.{key}")
         if problem is not None:
             raise ConfigError(problem)
+        _check_nested(value, f"{name}.{key}")
     for key, parameter in signature.parameters.items():
         required = parameter.default is parameter.empty and parameter.kind in (
             parameter.POSITIONAL_OR_KEYWORD,
@@ -226,16 +227,25 @@ def _check_signature(
 
 
 def _with_nested(value: Any, name: str) -> Any:
-    """A value with the groups that build something checked, and replaced by :class:`Nested`."""
+    """A value in which :class:`Nested` stands for the groups that build something."""
     if isinstance(value, list | tuple):
         return [_with_nested(part, f"{name}[{number}]") for number, part in enumerate(value)]
     if not isinstance(value, dict):
         return value
-    if "_target_" not in value:
-        return {key: _with_nested(part, f"{name}.{key}") for key, part in value.items()}
-    target = locate(value["_target_"], name)
-    _check_signature(target, value, name, {}, partial=False)
-    return Nested(value["_target_"], _builds(target))
+    if "_target_" in value:
+        return Nested(value["_target_"], _builds(locate(value["_target_"], name)))
+    return {key: _with_nested(part, f"{name}.{key}") for key, part in value.items()}
+
+
+def _check_nested(value: Any, name: str) -> None:
+    if isinstance(value, list | tuple):
+        for number, part in enumerate(value):
+            _check_nested(part, f"{name}[{number}]")
+    elif isinstance(value, dict) and "_target_" in value:
+        _check_signature(locate(value["_target_"], name), value, name, {}, partial=False)
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            _check_nested(part, f"{name}.{key}")
 
 
 def locate(target: str, name: str) -> Callable[..., Any]:

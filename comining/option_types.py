@@ -115,12 +115,11 @@ def _strict(hint: Any) -> Any:
 
 def _check_other(hint: Any, value: Any) -> Any:
     """Classes take a group that builds them; anything goes where no type is named."""
-    if inspect.isclass(hint):
-        allowed = isinstance(value, Nested) and (
-            value.builds is not None and issubclass(value.builds, hint)
-        )
+    if _is_open(hint):
+        allowed = not _holds_nested(value)
     else:
-        allowed = _is_open(hint) and not _holds_nested(value)
+        builds = value.builds if isinstance(value, Nested) else None
+        allowed = inspect.isclass(hint) and builds is not None and issubclass(builds, hint)
     if not allowed:
         raise ValueError("not allowed")
     return value
@@ -185,7 +184,9 @@ def _words(hint: Any, many: bool) -> list[str]:
         return list(dict.fromkeys(word for part in arguments for word in _words(part, many)))
     if origin is Literal:
         choices = ", ".join(map(str, arguments))
-        return [choices if many or len(arguments) == 1 else f"one of {choices}"]
+        if many:
+            return [f"texts, each one of {choices}"]
+        return [choices if len(arguments) == 1 else f"one of {choices}"]
     if origin in SEQUENCES or (origin is tuple and arguments[-1] is Ellipsis):
         return [_prefixed("lists of " if many else "a list of ", arguments[0])]
     if origin is tuple and len(set(arguments)) == 1:
@@ -198,10 +199,12 @@ def _words(hint: Any, many: bool) -> list[str]:
         return [_prefixed("groups of " if many else "a group of ", arguments[1])]
     if hint in scalars:
         return [scalars[hint][many]]
+    if _is_open(hint):
+        return ["any value"]
     if inspect.isclass(hint) and hint.__module__.startswith("comining."):
         groups = "groups that build" if many else "a group that builds"
         return [f"{groups} {hint.__name__}"]
-    return ["any value"] if _is_open(hint) else []
+    return []
 
 
 def _prefixed(before: str, hint: Any) -> str:
