@@ -198,9 +198,6 @@ def _check_signature(
     given: Mapping[str, Any],
     partial: bool,
 ) -> None:
-    if options.get("_partial_", False) is not partial:
-        told = shown(options.get("_partial_"))
-        raise ConfigError(f"{name}._partial_={told} must be {shown(partial)}")
     signature = inspect.signature(target)
     hints = _hints(target)
     accepts_all = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
@@ -217,6 +214,9 @@ def _check_signature(
         if problem is not None:
             raise ConfigError(problem)
         _check_nested(value, f"{name}.{key}")
+    if options.get("_partial_", False) is not partial:
+        told = shown(options.get("_partial_"))
+        raise ConfigError(f"{name}._partial_={told} must be {shown(partial)}")
     for key, parameter in signature.parameters.items():
         required = parameter.default is parameter.empty and parameter.kind in (
             parameter.POSITIONAL_OR_KEYWORD,
