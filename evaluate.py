@@ -12,12 +12,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from comining.config import CONFIG_FOLDER, instantiate, instantiate_file
+from comining.config import CONFIG_FOLDER, instantiate, instantiate_file, resolve
 from comining.detectors.detector import Detector
 from comining.errors import ConfigError, one_line_errors
 from comining.evaluation.coco_evaluator import metrics_table
 from comining.evaluation.evaluation_module import EvaluationModule
 from comining.evaluation.predict import find_pictures, predict_pictures
+from comining.program_options import check_evaluation
 from comining.runs.checkpoint import load_detector
 from comining.runs.directory import versions
 from comining.runs.files import write_json
@@ -31,8 +32,9 @@ def main(cfg: DictConfig) -> None:
     quiet_lightning()
     if OmegaConf.is_missing(cfg, "checkpoint"):
         raise ConfigError("checkpoint=PATH is missing")
-    if cfg.split not in ("val", "test"):
-        raise ConfigError(f"split={cfg.split!r} must be val or test")
+    # What is missing in the data options may stand in data_override.
+    without_data = [str(key) for key in cfg if key != "data"]
+    check_evaluation(resolve(OmegaConf.masked_copy(cfg, without_data)))
     run = Path(HydraConfig.get().runtime.output_dir)
     detector, description = load_detector(to_absolute_path(cfg.checkpoint))
     trainer = instantiate(

@@ -8,8 +8,7 @@ import hydra
 import lightning as L
 from omegaconf import DictConfig
 
-from comining.config import check, instantiate
-from comining.errors import ConfigError
+from comining.config import instantiate
 from comining.runs.checkpoint import build_detector, describe
 from comining.runs.outcome import begin, print_outcome, print_start, recorded
 from comining.runs.resume import check_same_options, checkpoint_to_resume
@@ -27,10 +26,7 @@ from comining.training.training_module import DetectionModule
 def main(cfg: DictConfig, config: dict[str, Any], run: Path) -> Mapping[str, Any]:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     # What is wrong with the options is found before the data are read, and what is wrong with
-    # the data before the network is built. Other groups refer to the trainer's options.
-    check(config["trainer"], "trainer", {})
-    if cfg.trainer.log_every_n_steps < 1:
-        raise ConfigError("trainer.log_every_n_steps must be positive")
+    # the data before the network is built.
     method, view, schedule, optimizer, parameter_groups, sparsity, checkpoint = (
         instantiate(cfg[name], name)
         for name in (
@@ -49,13 +45,14 @@ def main(cfg: DictConfig, config: dict[str, Any], run: Path) -> Mapping[str, Any
     guard = DivergenceGuard()
     figures = TrainingFigures(cfg.trainer.log_every_n_steps, guard, tracker, config)
     progress = Progress(figures, cfg.trainer.enable_progress_bar)
+    interval, batches = cfg.trainer.val_check_interval, cfg.trainer.accumulate_grad_batches
     trainer = instantiate(
         cfg.trainer, "trainer", logger=False, default_root_dir=str(run),
         plugins=[WholeCheckpoints()], enable_progress_bar=False,
         callbacks=[guard, figures, pictures, progress, checkpoint],
         use_distributed_sampler=False, num_sanity_val_steps=0, enable_model_summary=False,
         # Lightning counts batches here, and steps everywhere else.
-        val_check_interval=cfg.trainer.val_check_interval * cfg.trainer.accumulate_grad_batches,
+        val_check_interval=None if interval is None else interval * batches,
     )  # fmt: skip
     resumed = checkpoint_to_resume(cfg, run)
     if resumed is not None:

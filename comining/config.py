@@ -6,9 +6,8 @@ import functools
 import hashlib
 import inspect
 import re
-import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from comining.errors import ConfigError, UserError
+from comining.option_types import Nested, misfit, shown
 
 
 def slug(text: str) -> str:
@@ -45,6 +45,27 @@ ALLOWED_TARGETS = ("comining.", "torch.optim.", "lightning.pytorch.Trainer")
 BUILDERS = ("comining.detectors.",)
 CLASSES = ("comining.", "torch.optim.", "lightning.pytorch.trainer.")
 
+# And each group builds only what belongs into it: a subclass of a class, or what a module defines.
+# (Dotted names, because this module imports nothing of those that use it.) Groups inside of these
+# are held to the annotation of the option that they are the value of.
+GROUPS = {
+    "backbone": "comining.detectors.backbones.Backbone",
+    "checkpoint": "comining.training.callbacks.saving.StepCheckpoint",
+    "data": "comining.data.datamodule.DetectionData",
+    "detector": "comining.detectors.detector.Detector",
+    "logger": "comining.tracking.tracker.Tracker",
+    "method": "comining.methods.method.Method",
+    "optimizer": "torch.optim.Optimizer",
+    "parameter_groups": "comining.training.training_module.ParameterGroups",
+    "pictures": "comining.training.callbacks.pictures.Pictures",
+    "schedule": "comining.training.schedule",
+    "sparsity": "comining.data.sparsity.Sparsity",
+    "trainer": "lightning.pytorch.Trainer",
+    "view": "comining.data.views.SecondView",
+}
+# Groups whose objects are given the rest of their arguments later (``_partial_: true``).
+PARTIAL = ("optimizer",)
+
 # _convert_ is accepted for those who know Hydra: containers are always plain ones.
 CONTROL = ("_target_", "_partial_", "_convert_")
 
@@ -57,7 +78,7 @@ def instantiate(node: DictConfig, name: str, **given: Any) -> Any:
     then be executed.)
 
     Args:
-        name: where the node stands in the configuration, for messages.
+        name: of the group, a key of :data:`GROUPS`.
         given: arguments that are not configuration (objects built from other nodes).
 
     Raises:
@@ -124,121 +145,142 @@ def resolve(node: DictConfig, name: str = "configuration") -> dict[str, Any]:
 
 
 def instantiate_file(file: Path, overrides: Mapping[str, Any]) -> Any:
-    """Build the object of one yaml file of the configuration, with some options replaced."""
+    """Build the object of one yaml file of the configuration, with some options replaced.
+
+    Args:
+        file: in the folder of its group.
+    """
     node = OmegaConf.load(file)
     if not isinstance(node, DictConfig):
         raise ConfigError(f"{file}: not a group of options")
     unknown = set(overrides) - set(node)
     if unknown:
         raise ConfigError(f"{file.stem} has no option {', '.join(sorted(unknown))}")
-    return instantiate(OmegaConf.merge(node, dict(overrides)), file.stem)  # type: ignore[arg-type]
+    merged: Any = OmegaConf.merge(node, dict(overrides))
+    return instantiate(merged, file.parent.name)
 
 
 def check(options: Mapping[str, Any], name: str, given: Mapping[str, Any]) -> None:
-    """Check options, and those of nested nodes, against the signatures of their targets."""
-    for key, value in options.items():
-        _check_parts(value, f"{name}.{key}")
+    """Check a group of options, and the groups inside of it, against the signatures they are for.
+
+    Args:
+        name: of the group, a key of :data:`GROUPS`.
+        given: arguments that are not configuration.
+
+    Raises:
+        ConfigError: naming the option, its value and what is allowed.
+    """
+    if name not in GROUPS:
+        raise ConfigError(f"{name}: no group of options; there are {', '.join(GROUPS)}")
     if "_target_" not in options:
-        return
+        raise ConfigError(f"option {name}._target_ is missing")
     target = locate(options["_target_"], name)
-    if not isinstance(options.get("_partial_", False), bool):
-        raise ConfigError(f"{name}._partial_={options['_partial_']!r} must be bool")
+    if not _belongs(target, GROUPS[name]):
+        raise ConfigError(
+            f"{name}._target_={shown(options['_target_'])} cannot be used here: the group {name} "
+            f"takes {GROUPS[name]} only"
+        )
+    _check_signature(target, options, name, given, partial=name in PARTIAL)
+
+
+def _belongs(target: Callable[..., Any], wanted: str) -> bool:
+    """Whether what a target builds is of the class, or out of the module, of this dotted name."""
+    found = hydra.utils.get_object(wanted)
+    if inspect.ismodule(found):
+        return f"{target.__module__}.".startswith(f"{found.__name__}.")
+    builds = _builds(target)
+    return builds is not None and issubclass(builds, found)
+
+
+def _check_signature(
+    target: Callable[..., Any],
+    options: Mapping[str, Any],
+    name: str,
+    given: Mapping[str, Any],
+    partial: bool,
+) -> None:
     signature = inspect.signature(target)
     hints = _hints(target)
     accepts_all = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     for key, value in options.items():
         if key in CONTROL:
             continue
+        with_nested = _with_nested(value, f"{name}.{key}")
         if key not in signature.parameters:
             if accepts_all and isinstance(key, str) and not key.startswith("_"):
                 continue
             known = ", ".join(p for p in signature.parameters if p not in (*given, "self"))
             raise ConfigError(f"unknown option {name}.{key}; known here: {known}")
-        if not _is_node(value) and key in hints and not fits(value, hints[key]):
-            raise ConfigError(f"{name}.{key}={value!r} must be {_describe(hints[key])}")
-    if options.get("_partial_"):
-        return
+        problem = misfit(with_nested, hints.get(key, Any), f"{name}.{key}")
+        if problem is not None:
+            raise ConfigError(problem)
+        _check_nested(value, f"{name}.{key}")
+    if options.get("_partial_", False) is not partial:
+        told = shown(options.get("_partial_"))
+        raise ConfigError(f"{name}._partial_={told} must be {shown(partial)}")
     for key, parameter in signature.parameters.items():
         required = parameter.default is parameter.empty and parameter.kind in (
             parameter.POSITIONAL_OR_KEYWORD,
             parameter.KEYWORD_ONLY,
         )
-        if required and key not in options and key not in given:
+        if required and key not in options and key not in given and not partial:
             raise ConfigError(f"option {name}.{key} is missing")
 
 
-def _check_parts(value: Any, name: str) -> None:
-    if isinstance(value, dict):
-        check(value, name, {})
-    elif isinstance(value, list | tuple):
+def _with_nested(value: Any, name: str) -> Any:
+    """A value in which :class:`Nested` stands for the groups that build something."""
+    if isinstance(value, list | tuple):
+        return [_with_nested(part, f"{name}[{number}]") for number, part in enumerate(value)]
+    if not isinstance(value, dict):
+        return value
+    if "_target_" in value:
+        return Nested(value["_target_"], _builds(locate(value["_target_"], name)))
+    return {key: _with_nested(part, f"{name}.{key}") for key, part in value.items()}
+
+
+def _check_nested(value: Any, name: str) -> None:
+    if isinstance(value, list | tuple):
         for number, part in enumerate(value):
-            _check_parts(part, f"{name}[{number}]")
+            _check_nested(part, f"{name}[{number}]")
+    elif isinstance(value, dict) and "_target_" in value:
+        _check_signature(locate(value["_target_"], name), value, name, {}, partial=False)
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            _check_nested(part, f"{name}.{key}")
 
 
 def locate(target: str, name: str) -> Callable[..., Any]:
     """The class or function that a ``_target_`` names, if it is one that may be built."""
     if not isinstance(target, str) or not target.startswith(ALLOWED_TARGETS):
-        raise ConfigError(f"{name}._target_={target!r} is not one of {', '.join(ALLOWED_TARGETS)}")
+        allowed = ", ".join(ALLOWED_TARGETS)
+        raise ConfigError(f"{name}._target_={shown(target)} is not one of {allowed}")
     try:
         found: Callable[..., Any] = hydra.utils.get_object(target)
     except Exception as error:
-        raise ConfigError(f"{name}._target_={target!r} cannot be imported ({error})") from error
+        raise ConfigError(
+            f"{name}._target_={shown(target)} cannot be imported ({error})"
+        ) from error
     # A path may lead out again through a module that one of ours imports, and not all that is
     # ours is made for building.
     kinds = CLASSES if inspect.isclass(found) else BUILDERS if inspect.isfunction(found) else ()
     if not f"{getattr(found, '__module__', '')}.".startswith(tuple(kinds)):
         raise ConfigError(f"{name}._target_={target!r} is defined outside of what may be built")
+    if inspect.isabstract(found):
+        raise ConfigError(
+            f"{name}._target_={target!r} is a base class, which cannot be built itself"
+        )
     return found
 
 
-def fits(value: object, hint: Any) -> bool:
-    """Whether a value out of yaml suits an annotation; annotations it cannot judge suit."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return True
-    if hint is None or hint is type(None):
-        return value is None
-    if origin in (typing.Union, types.UnionType):
-        return any(fits(value, part) for part in arguments)
-    if origin is typing.Literal:
-        return value in arguments
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint in (bool, str):
-        return isinstance(value, hint)
-    if origin in (Sequence, list):
-        return isinstance(value, list | tuple) and all(fits(part, arguments[0]) for part in value)
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            return False
-        if arguments[-1] is not Ellipsis and len(value) != len(arguments):
-            return False
-        parts = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
-        return all(map(fits, value, parts))
-    if origin in (Mapping, dict):
-        key_hint, value_hint = arguments
-        return isinstance(value, dict) and all(
-            fits(key, key_hint) and fits(part, value_hint) for key, part in value.items()
-        )
-    # A nested node becomes the object, which is only there once it is built.
-    return isinstance(hint, typing.TypeVar) or _is_node(value)
-
-
-def _is_node(value: object) -> bool:
-    return isinstance(value, dict) and "_target_" in value
+def _builds(target: Callable[..., Any]) -> type | None:
+    """The class of what a target builds: itself, or what a function says that it returns."""
+    builds = target if inspect.isclass(target) else _hints(target).get("return")
+    return builds if inspect.isclass(builds) else None
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
     function = target.__init__ if inspect.isclass(target) else target
     try:
-        return typing.get_type_hints(function)
+        return typing.get_type_hints(function, include_extras=True)
     except (NameError, TypeError):  # a foreign signature with names that exist for checkers only
         return {}
-
-
-def _describe(hint: Any) -> str:
-    if inspect.isclass(hint) and not typing.get_origin(hint):
-        return hint.__name__
-    return re.sub(r"\b(typing|collections\.abc)\.", "", str(hint))

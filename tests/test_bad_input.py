@@ -715,49 +715,49 @@ OPTIONS = [
     Row(
         "wrong type",
         "`trainer.max_steps=abc`",
-        "trainer.max_steps='abc' must be int",
+        "trainer.max_steps='abc' must be a whole number of at least 1",
         given("trainer.max_steps=abc"),
         "options",
     ),
     Row(
         "truth value for a number",
         "`data.batch_size=true`",
-        "data.batch_size=True must be int",
+        "data.batch_size=true must be a whole number of at least 1",
         given("data.batch_size=true"),
         "options",
     ),
     Row(
         "null for a number",
         "`optimizer.lr=null`",
-        "optimizer.lr=None must be ...",
+        "optimizer.lr=null must be a number",
         given("optimizer.lr=null"),
         "options",
     ),
     Row(
         "word of no choice",
         "`data.check=never`",
-        "data.check='never' must be Literal['exist', 'size']",
+        "data.check='never' must be one of exist, size",
         given("data.check=never"),
         "options",
     ),
     Row(
         "τ above 1",
         "`tau=1.5`",
-        "method.score_threshold must lie in 0 ... 1, got 1.5",
+        "tau=1.5 must be a number from 0 to 1",
         given("method=comining", "tau=1.5"),
         "options",
     ),
     Row(
         "τ below 0",
         "`tau=-0.1`",
-        "method.score_threshold must lie in 0 ... 1, got -0.1",
+        "tau=-0.1 must be a number from 0 to 1",
         given("method=comining", "tau=-0.1"),
         "options",
     ),
     Row(
         "τ not a number",
         "`tau=nan`",
-        "method.score_threshold must lie in 0 ... 1, got nan",
+        "tau=nan must be a number from 0 to 1",
         given("method=comining", "tau=nan"),
         "options",
     ),
@@ -786,7 +786,7 @@ OPTIONS = [
     Row(
         "part hierarchy without lists",
         "`method.hierarchy={person: tie}`",
-        "method.hierarchy={'person': 'tie'} must be ...",
+        "method.hierarchy.person='tie' must be a list of texts",
         given("method=part_aware", "method.hierarchy={person: tie}"),
         "options",
     ),
@@ -807,7 +807,7 @@ OPTIONS = [
     Row(
         "unknown precision",
         "`trainer.precision=8`",
-        "trainer.precision=8 must be ...",
+        "trainer.precision=8 must be one of 32-true, 16-mixed, bf16-mixed or null: ...",
         given("trainer.precision=8"),
         "options",
     ),
@@ -821,7 +821,7 @@ OPTIONS = [
     Row(
         "negative batch size",
         "`data.batch_size=-2`",
-        "data.batch_size must be positive, got -2",
+        "data.batch_size=-2 must be a whole number of at least 1",
         given("data.batch_size=-2"),
         "options",
     ),
@@ -835,35 +835,35 @@ OPTIONS = [
     Row(
         "negative length of training",
         "`trainer.max_steps=-1`",
-        "trainer.max_steps must be positive, got -1",
+        "trainer.max_steps=-1 must be a whole number of at least 1",
         given("trainer.max_steps=-1"),
         "options",
     ),
     Row(
         "share above 1",
         "`sparsity=hard sparsity.fraction=2`",
-        "sparsity.fraction must lie in 0 ... 1, got 2",
+        "sparsity.fraction=2 must be a number from 0 to 1 or null",
         given("sparsity=hard", "sparsity.fraction=2"),
         "options",
     ),
     Row(
         "negative seed of the split",
         "`sparsity.seed=-1`",
-        "sparsity.seed must lie in 0 ... 2^63 - 1, got -1",
+        "sparsity.seed=-1 must be a whole number from 0 to 9223372036854775807",
         given("sparsity.seed=-1"),
         "options",
     ),
     Row(
         "seed a word",
         "`seed=abc`",
-        "seed='abc' must be int...",
+        "seed='abc' must be a whole number from 0 to 4294967295",
         given("seed=abc"),
         "options",
     ),
     Row(
         "negative seed",
         "`seed=-1`",
-        "seed=-1 must be int...",
+        "seed=-1 must be a whole number from 0 to 4294967295",
         given("seed=-1"),
         "options",
     ),
@@ -894,6 +894,82 @@ OPTIONS = [
         "lightning.pytorch.Trainer",
         given("method._target_=os.system"),
         "options",
+    ),
+    Row(
+        "a target of another group",
+        "`view._target_=comining.data.sparsity.FromFile`",
+        "view._target_='comining.data.sparsity.FromFile' cannot be used here: the group view takes "
+        "comining.data.views.SecondView only",
+        given("view._target_=comining.data.sparsity.FromFile"),
+        "options",
+    ),
+    Row(
+        "unknown option at the top",
+        "`+foo=1`",
+        "unknown option foo; known here: seed, tau, ...",
+        given("+foo=1"),
+        "options",
+    ),
+    Row(
+        "unknown option of the trainer",
+        "`+trainer.epochs=3`",
+        "unknown option trainer.epochs; known here: max_steps, ...",
+        given("+trainer.epochs=3"),
+        "options",
+    ),
+    *(
+        Row(
+            f"a text for a truth value, {name}",
+            f"`{name}={value}`",
+            f"{name}='{value}' must be true or false",
+            given(f"{name}={value}"),
+            "options",
+        )
+        for name, value in (("allow_changes", "no"), ("skip_finished", "off"), ("own_gpu", "no"))
+    ),
+    *(
+        Row(
+            f"{kind}, trainer.{option.partition('=')[0].lstrip('+')}",
+            f"`{'+' if option.startswith('+') else ''}trainer.{option.lstrip('+')}`",
+            f"trainer.{option.lstrip('+')} {reason}".replace("00:01:00:00", "'00:01:00:00'"),
+            given(f"{'+' if option.startswith('+') else ''}trainer.{option.lstrip('+')}"),
+            "options",
+        )
+        for kind, option, reason in (
+            (
+                "the same batches again and again",
+                "+limit_train_batches=10",
+                "cannot be used: it trains on the same few batches again and again; set "
+                "trainer.max_steps instead",
+            ),
+            (
+                "a part of the validation",
+                "+limit_val_batches=1",
+                "cannot be used: metrics of a part of the images compare with nothing; give a "
+                "smaller annotation file",
+            ),
+            (
+                "length in epochs",
+                "+max_epochs=12",
+                "cannot be used: training takes trainer.max_steps steps, whatever the number of "
+                "images; set that instead",
+            ),
+            (
+                "another length in time",
+                "+max_time=00:01:00:00",
+                "cannot be used: a run that it ends early would be recorded as finished; ...",
+            ),
+            (
+                "validation in epochs",
+                "check_val_every_n_epoch=1",
+                "must be null: validation counts steps; set trainer.val_check_interval instead",
+            ),
+            (
+                "validation by a share",
+                "val_check_interval=0.5",
+                "must be a whole number of at least 1 or null: it counts steps",
+            ),
+        )
     ),
     Row(
         "a target hidden in a list",
@@ -996,6 +1072,26 @@ def foreign(group: str, target: str) -> Callable[[Content], Any]:
     return lambda content: content["comining"]["config"][group].update(_target_=target)
 
 
+PWNED = "PWNED"  # a file or folder that shall not appear
+
+
+def foreign_node(option: str, node: Content) -> Make:
+    """A checkpoint in which an option holds another group, with PWNED as a path in the set."""
+
+    def make(root: Path) -> Options:
+        content = checkpoint(root)
+        group, _, key = option.partition(".")
+        config = content["comining"]["config"]
+        made = {
+            name: str(root / "pwned") if value == PWNED else value for name, value in node.items()
+        }
+        (config[group] if key else config)[key or group] = made
+        torch.save(content, root / "x.ckpt")
+        return [f"checkpoint={root}/x.ckpt"]
+
+    return make
+
+
 CHECKPOINT = "DIR/x.ckpt: cannot be loaded as a checkpoint (...)"
 MORE = (
     "DIR/x.ckpt: cannot be loaded as a checkpoint (it is damaged, or holds more than tensors and "
@@ -1072,6 +1168,50 @@ def _checkpoints() -> list[Row]:
                     "comining.training.training_module.DetectionModule.load_from_checkpoint",
                 )
             ),
+        ),
+        (
+            "a logger that writes anywhere as its backbone",
+            "`comining.tracking.loggers.tensorboard`, `folder: DIR/pwned`",
+            "DIR/x.ckpt: backbone._target_='comining.tracking.loggers.tensorboard' cannot be used "
+            "here: the group backbone takes comining.detectors.backbones.Backbone only",
+            foreign_node(
+                "backbone", {"_target_": "comining.tracking.loggers.tensorboard", "folder": PWNED}
+            ),
+        ),
+        (
+            "a logger that writes anywhere inside of a group",
+            "`data.prepare`",
+            "data.prepare._target_='comining.tracking.loggers.tensorboard' cannot be used here: "
+            "data.prepare must be a group that builds DrawShapes or null",
+            foreign_node(
+                "data.prepare",
+                {"_target_": "comining.tracking.loggers.tensorboard", "folder": PWNED},
+            ),
+        ),
+        (
+            "an option out of range",
+            "`detector.nms_threshold: 2`",
+            "DIR/x.ckpt: detector.nms_threshold=2 must be a number from 0 to 1",
+            saved(lambda c: c["comining"]["config"]["detector"].update(nms_threshold=2)),
+        ),
+        (
+            "a text for a truth value",
+            "`coco_results=no`",
+            "coco_results='no' must be true or false",
+            saved(lambda content: None, "coco_results=no"),
+        ),
+        (
+            "unknown split",
+            "`split=train`",
+            "split='train' must be one of val, test",
+            saved(lambda content: None, "split=train"),
+        ),
+        (
+            "evaluating a part of the images",
+            "`+trainer.limit_val_batches=1`",
+            "trainer.limit_val_batches=... cannot be used: metrics of a part of the images compare "
+            "with nothing; give a smaller annotation file",
+            saved(lambda content: None, "+trainer.limit_val_batches=1"),
         ),
         (
             "other classes than the data",
@@ -1348,7 +1488,7 @@ def run_composed(row: Row, root: Path, overrides: Options, monkeypatch: pytest.M
             cfg.data.root = str(root)
         for override in overrides:
             key, _, value = override.partition("=")
-            OmegaConf.update(cfg, key, value)
+            OmegaConf.update(cfg, key.lstrip("+"), value)
         cfg.hydra.runtime.output_dir = str(run)
         cfg.hydra.mode = RunMode.RUN
         HydraConfig.instance().set_config(cfg)

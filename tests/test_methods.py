@@ -160,13 +160,13 @@ def test_images_without_annotations_train(built: DenseDetector, name: str, empty
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"score_threshold": 1.5}, "score_threshold must lie in 0 ... 1, got 1.5"),
-        ({"overlap_threshold": -0.1}, "overlap_threshold"),
-        ({"start_step": -1}, "start_step"),
+        ({"score_threshold": 1.5}, "method.score_threshold=1.5 must be a number from 0 to 1"),
+        ({"overlap_threshold": -0.1}, "method.overlap_threshold=-0.1 must be"),
+        ({"start_step": -1}, "method.start_step=-1 must be a whole number of at least 0"),
         ({"views": ["original"]}, "exchange=true needs two views"),
         ({"views": []}, "method.views"),
         ({"views": ["original", "original"]}, "method.views"),
-        ({"views": ["original", "sideways"]}, "method.views"),
+        ({"views": ["original", "sideways"]}, r"method.views\[1\]='sideways' must be one of"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], words: str) -> None:

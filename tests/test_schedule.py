@@ -3,8 +3,17 @@
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
+from comining.config import instantiate
+from comining.errors import ConfigError
 from comining.training.schedule import OneCycle, WarmupMultiStep
+
+
+def schedule(name: str, **options: Any) -> Any:
+    """As a yaml builds it."""
+    node = {"_target_": f"comining.training.schedule.{name}", **options}
+    return instantiate(OmegaConf.create(node), "schedule")
 
 
 def test_the_papers_schedule() -> None:
@@ -35,35 +44,40 @@ def test_no_warm_up_and_no_milestones() -> None:
     assert [factor(step) for step in range(5)] == [1.0] * 5
 
 
-@pytest.mark.parametrize("milestones", [[5, 3], [3, 3], [0], [10], [3, 11]])
-def test_bad_milestones_are_refused(milestones: list[int]) -> None:
-    with pytest.raises(ValueError, match="milestones"):
-        WarmupMultiStep(
-            warmup_steps=0, warmup_start=0.1, milestones=milestones, gamma=0.1, max_steps=10
-        )
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"milestones": [5, 3]}, "milestones must rise"),
+        ({"milestones": [3, 3]}, "milestones must rise"),
+        ({"milestones": [0]}, r"milestones\[0\]=0 must be a whole number of at least 1"),
+        ({"milestones": [10]}, r"milestones=\[10\] reach beyond trainer\.max_steps=10"),
+        ({"milestones": [3, 11]}, r"milestones=\[3, 11\] reach beyond trainer\.max_steps=10"),
+        ({"warmup_steps": 10}, r"warmup_steps=10 reach beyond trainer\.max_steps=10"),
+        ({"warmup_steps": -1}, "warmup_steps=-1 must be a whole number of at least 0"),
+        ({"warmup_start": -0.1}, r"warmup_start=-0\.1 must be a number from 0 to 1"),
+        ({"gamma": float("nan")}, "gamma=nan must be a number from 0 to 1"),
+        ({"gamma": 10.0}, r"gamma=10\.0 must be a number from 0 to 1"),
+    ],
+)
+def test_bad_options_are_named(options: dict[str, Any], words: str) -> None:
+    given = {"warmup_steps": 0, "warmup_start": 0.1, "milestones": [5], "gamma": 0.1}
+    with pytest.raises(ConfigError, match=rf"^schedule\.{words}"):
+        schedule("WarmupMultiStep", **{**given, **options}, max_steps=10)
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"warmup_steps": 10}, r"schedule\.warmup_steps=10 reach beyond trainer\.max_steps=10"),
-        ({"warmup_steps": -1}, r"schedule\.warmup_steps must not be negative, got -1"),
-        ({"warmup_start": -0.1}, r"schedule\.warmup_start must lie in 0 \.\.\. 1, got -0\.1"),
-        ({"gamma": float("nan")}, r"schedule\.gamma must lie in 0 \.\.\. 1, got nan"),
-        ({"gamma": 10.0}, r"schedule\.gamma must lie in 0 \.\.\. 1, got 10"),
+        ({"rise": 1.0}, r"rise=1\.0 must be a number above 0 and below 1"),
+        ({"start": -1.0}, r"start=-1\.0 must be a number from 0 to 1"),
+        ({"end": 1.5}, r"end=1\.5 must be a number from 0 to 1"),
+        ({"max_steps": 0}, "max_steps=0 must be a whole number of at least 1"),
     ],
 )
-def test_other_bad_options_are_named(options: dict[str, float], words: str) -> None:
-    given: Any = {"warmup_steps": 0, "warmup_start": 0.1, "milestones": [5], "gamma": 0.1}
-    with pytest.raises(ValueError, match=words):
-        WarmupMultiStep(**{**given, **options}, max_steps=10)
-
-
-@pytest.mark.parametrize(("name", "value"), [("rise", 1.0), ("start", -1.0), ("end", 1.5)])
-def test_bad_shares_of_one_cycle_are_named(name: str, value: float) -> None:
-    given = {"rise": 0.3, "start": 0.04, "end": 0.0, name: value}
-    with pytest.raises(ValueError, match=rf"schedule\.{name} must lie"):
-        OneCycle(**given, max_steps=10)
+def test_bad_options_of_one_cycle_are_named(options: dict[str, Any], words: str) -> None:
+    given = {"rise": 0.3, "start": 0.04, "end": 0.0, "max_steps": 10}
+    with pytest.raises(ConfigError, match=rf"^schedule\.{words}"):
+        schedule("OneCycle", **{**given, **options})
 
 
 def test_one_cycle_rises_to_one_and_falls_to_its_end() -> None:

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from comining.errors import DataError
+from comining.option_types import NonNegativeInt, PositiveInt
 
 log = logging.getLogger(__name__)
 
@@ -44,24 +45,22 @@ class DrawShapes:
     def __init__(
         self,
         *,
-        train_images: int,
-        val_images: int,
-        test_images: int,
-        image_size: int,
-        object_size: Sequence[int],
-        objects: Sequence[int],
-        seed: int,
+        train_images: PositiveInt,
+        val_images: PositiveInt,
+        test_images: PositiveInt,
+        image_size: PositiveInt,
+        object_size: tuple[PositiveInt, PositiveInt],
+        objects: tuple[PositiveInt, PositiveInt],
+        seed: NonNegativeInt,
     ):
         self.counts = {"train": train_images, "val": val_images, "test": test_images}
         self.image_size = image_size
         self.object_size = tuple(object_size)
         self.objects = tuple(objects)
         self.seed = seed
-        if min(self.counts.values()) < 1:
-            raise ValueError(f"data.prepare: every split needs images, got {self.counts}")
         for name, (low, high) in {"object_size": self.object_size, "objects": self.objects}.items():
-            if not 1 <= low <= high:
-                raise ValueError(f"data.prepare.{name} must be two rising numbers, got {low, high}")
+            if low > high:
+                raise ValueError(f"data.prepare.{name} must rise, got {[low, high]}")
         if self.object_size[1] > image_size:
             raise ValueError("data.prepare.object_size is larger than data.prepare.image_size")
 

@@ -13,13 +13,15 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from comining.data.annotations import AnnotationSet, OnInvalidBox, read_annotations
 from comining.errors import DataError
+from comining.option_types import Fraction, NonNegativeInt
 
 Mask = NDArray[np.bool_]
 
@@ -50,21 +52,15 @@ class RandomErasure(Sparsity):
         self,
         *,
         per: Sequence[Literal["image", "category"]],
-        fraction: float | None,
-        count: int | None,
-        keep_at_least: int,
-        seed: int,
+        fraction: Fraction | None,
+        count: NonNegativeInt | None,
+        keep_at_least: NonNegativeInt,
+        seed: Annotated[int, Field(ge=0, le=2**63 - 1)],
     ):
-        if not per or not set(per) <= {"image", "category"}:
+        if not per:
             raise ValueError(f"sparsity.per must name image, category or both, got {list(per)}")
         if (fraction is None) == (count is None):
             raise ValueError("sparsity: set one of fraction and count, and the other to null")
-        if fraction is not None and not 0 <= fraction <= 1:
-            raise ValueError(f"sparsity.fraction must lie in 0 ... 1, got {fraction}")
-        if min(count or 0, keep_at_least) < 0:
-            raise ValueError("sparsity.count and sparsity.keep_at_least must not be negative")
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"sparsity.seed must lie in 0 ... 2^63 - 1, got {seed}")
         self.per = tuple(per)
         self.fraction = fraction
         self.count = count

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from comining.data.seeding import derive_seed
+from comining.option_types import Fraction, NonNegativeFloat, PositiveFloat
 
 
 class SecondView(ABC):
@@ -19,9 +22,7 @@ class SecondView(ABC):
         p: the probability that an image is changed.
     """
 
-    def __init__(self, p: float):
-        if not 0 <= p <= 1:
-            raise ValueError(f"view.p must lie in 0 ... 1, got {p}")
+    def __init__(self, p: Fraction):
         self.p = p
 
     def __call__(
@@ -66,14 +67,15 @@ class ColorJitter(SecondView):
     """
 
     def __init__(
-        self, *, brightness: float, contrast: float, saturation: float, hue: float, p: float
+        self,
+        *,
+        brightness: NonNegativeFloat,
+        contrast: NonNegativeFloat,
+        saturation: NonNegativeFloat,
+        hue: Annotated[float, Field(ge=0, le=0.5)],
+        p: Fraction,
     ):
         super().__init__(p)
-        if min(brightness, contrast, saturation) < 0 or not 0 <= hue <= 0.5:
-            raise ValueError(
-                "view: brightness, contrast, saturation must not be negative and hue lie in "
-                f"0 ... 0.5, got {brightness}, {contrast}, {saturation}, {hue}"
-            )
         self.ranges = [
             (max(0.0, 1 - brightness), 1 + brightness),
             (max(0.0, 1 - contrast), 1 + contrast),
@@ -97,11 +99,11 @@ class GaussianBlur(SecondView):
         sigma: smallest and largest standard deviation, px.
     """
 
-    def __init__(self, *, sigma: Sequence[float], p: float):
+    def __init__(self, *, sigma: tuple[PositiveFloat, PositiveFloat], p: Fraction):
         super().__init__(p)
         low, high = sigma
-        if not 0 < low <= high:
-            raise ValueError(f"view.sigma must be two rising positive numbers, got {list(sigma)}")
+        if low > high:
+            raise ValueError(f"view.sigma must rise, got {list(sigma)}")
         self.low, self.high = low, high
 
     def change(self, image: Tensor, generator: torch.Generator) -> Tensor:

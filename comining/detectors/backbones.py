@@ -59,6 +59,20 @@ class Backbone:
     strides: Sequence[int]
 
 
+def check_norm_groups(norm_groups: int | None, backbone: Backbone) -> None:
+    """Refuse a GroupNorm of a head that torch refuses only when the first image comes.
+
+    Raises:
+        ValueError: the groups do not divide the channels.
+    """
+    channels = backbone.net.out_channels
+    if norm_groups is not None and channels % norm_groups:
+        raise ValueError(
+            f"detector.norm_groups={norm_groups} does not divide the {channels} channels of the "
+            "backbone"
+        )
+
+
 def resnet_fpn(
     name: ResNetName,
     *,
@@ -157,6 +171,15 @@ def slim_fpn(
         first_level: 2 begins the pyramid at stride 4, 3 at stride 8.
     """
     stages = range(first_level - 1, len(widths) + 1)
+    if not stages:
+        raise ValueError(
+            f"backbone.first_level={first_level} needs backbone.widths of {first_level - 1} stages "
+            f"or more, got {list(widths)}"
+        )
+    if any(width % norm_groups for width in widths):
+        raise ValueError(
+            f"backbone.norm_groups={norm_groups} does not divide backbone.widths={list(widths)}"
+        )
     net = BackboneWithFPN(
         SlimResNet(widths, norm_groups),
         return_layers={f"layer{stage}": str(level) for level, stage in enumerate(stages)},

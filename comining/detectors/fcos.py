@@ -12,7 +12,7 @@ from torchvision.models.detection import FCOS
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOSHead
 
-from comining.detectors.backbones import Backbone
+from comining.detectors.backbones import Backbone, check_norm_groups
 from comining.detectors.dense import DenseDetector, gather_targets
 from comining.detectors.losses import centerness_target, giou_loss, normalizer
 from comining.option_types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -60,6 +60,7 @@ class FCOSDetector(DenseDetector):
         channels_last: bool,
     ):
         strides = tuple((stride,) for stride in backbone.strides)
+        check_norm_groups(norm_groups, backbone)
         head = FCOSHead(backbone.net.out_channels, 1, num_classes)
         for module in head.modules():
             # FCOSHead fixes 32 groups, too many for a slim head.

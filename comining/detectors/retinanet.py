@@ -11,7 +11,7 @@ from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
 
-from comining.detectors.backbones import Backbone
+from comining.detectors.backbones import Backbone, check_norm_groups
 from comining.detectors.dense import DenseDetector, gather_targets
 from comining.ops import paired_iou
 from comining.option_types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -59,6 +59,11 @@ class RetinaNetDetector(DenseDetector):
         compile: bool,
         channels_last: bool,
     ):
+        if background_iou > foreground_iou:
+            raise ValueError(
+                f"detector.background_iou={background_iou} is larger than "
+                f"detector.foreground_iou={foreground_iou}"
+            )
         sizes = tuple(
             tuple(stride * anchor_scale * 2 ** (octave / 3) for octave in range(3))
             for stride in backbone.strides
@@ -67,6 +72,7 @@ class RetinaNetDetector(DenseDetector):
             sizes = tuple(tuple(int(side) for side in level) for level in sizes)
         anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
         channels = backbone.net.out_channels
+        check_norm_groups(norm_groups, backbone)
         norm = None if norm_groups is None else partial(nn.GroupNorm, norm_groups)
         head = RetinaNetHead(channels, 9, num_classes, norm_layer=norm)
         net = RetinaNet(

@@ -25,6 +25,7 @@ from comining.config import resolve
 from comining.errors import ConfigError, DivergedError, UserError, one_line
 from comining.evaluation.coco_evaluator import Metrics, metrics_table
 from comining.evaluation.mining_metric import headline
+from comining.program_options import check_training
 from comining.runs.directory import hardware, options_hash, same_options, versions
 from comining.runs.files import write_json
 from comining.runs.gpu import claim_gpu
@@ -65,9 +66,7 @@ def recorded(main: Main) -> Callable[[DictConfig], None]:
                 if cfg.resume is not None and (run / "overrides.yaml").exists():
                     cfg = with_options_of(run)
                 config = resolve(cfg)
-                # True is an int, and Lightning refuses what NumPy cannot seed with.
-                if type(cfg.seed) is not int or not 0 <= cfg.seed < 2**32:
-                    raise ConfigError(f"seed={cfg.seed!r} must be int, 0 ... 2^32 - 1")
+                check_training(config)
                 if not alone:
                     _refuse_several_devices(cfg)
                 if cfg.skip_finished and (before := _settled(run, config)) is not None:

@@ -5,6 +5,11 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field
+
+from comining.option_types import Fraction, NonNegativeInt, PositiveInt
 
 
 class WarmupMultiStep:
@@ -20,29 +25,25 @@ class WarmupMultiStep:
     def __init__(
         self,
         *,
-        warmup_steps: int,
-        warmup_start: float,
-        milestones: Sequence[int],
-        gamma: float,
-        max_steps: int,
+        warmup_steps: NonNegativeInt,
+        warmup_start: Fraction,
+        milestones: Sequence[PositiveInt],
+        gamma: Fraction,
+        max_steps: PositiveInt,
     ):
-        _check_length(max_steps)
         milestones = list(milestones)
-        if milestones != sorted(set(milestones)) or (milestones and milestones[0] < 1):
-            raise ValueError(f"schedule.milestones must rise and be positive, got {milestones}")
+        if milestones != sorted(set(milestones)):
+            raise ValueError(f"schedule.milestones must rise, got {milestones}")
         if milestones and milestones[-1] >= max_steps:
             raise ValueError(
                 f"schedule.milestones={milestones} reach beyond trainer.max_steps={max_steps}: set "
                 "them together"
             )
-        if warmup_steps < 0:
-            raise ValueError(f"schedule.warmup_steps must not be negative, got {warmup_steps}")
         if warmup_steps >= max_steps:
             raise ValueError(
                 f"schedule.warmup_steps={warmup_steps} reach beyond trainer.max_steps={max_steps}: "
                 "set them together"
             )
-        _check_factors(warmup_start=warmup_start, gamma=gamma)
         self.warmup_steps = warmup_steps
         self.warmup_start = warmup_start
         self.milestones = milestones
@@ -64,11 +65,14 @@ class OneCycle:
         max_steps: length of training.
     """
 
-    def __init__(self, *, rise: float, start: float, end: float, max_steps: int):
-        _check_length(max_steps)
-        if not 0 < rise < 1:
-            raise ValueError(f"schedule.rise must lie between 0 and 1, got {rise}")
-        _check_factors(start=start, end=end)
+    def __init__(
+        self,
+        *,
+        rise: Annotated[float, Field(gt=0, lt=1)],
+        start: Fraction,
+        end: Fraction,
+        max_steps: PositiveInt,
+    ):
         self.rise, self.start, self.end = rise, start, end
         self.max_steps = max_steps
 
@@ -77,17 +81,6 @@ class OneCycle:
         if step < peak:
             return _cosine(self.start, 1.0, step / peak)
         return _cosine(1.0, self.end, min(1.0, (step - peak) / (self.max_steps - peak)))
-
-
-def _check_length(max_steps: int) -> None:
-    if max_steps < 1:
-        raise ValueError(f"trainer.max_steps must be positive, got {max_steps}")
-
-
-def _check_factors(**factors: float) -> None:
-    for name, factor in factors.items():
-        if not 0 <= factor <= 1:
-            raise ValueError(f"schedule.{name} must lie in 0 ... 1, got {factor}")
 
 
 def _cosine(first: float, last: float, progress: float) -> float:

@@ -16,6 +16,7 @@ from comining.data.views import SecondView
 from comining.detectors.detector import Detector
 from comining.evaluation.evaluation_module import EvaluationModule
 from comining.methods.method import Method, RunInfo
+from comining.option_types import NonNegativeFloat
 from comining.structures import Batch, StepResult
 
 
@@ -28,7 +29,7 @@ class ParameterGroups:
         decay_norms_and_biases: False exempts them from weight decay.
     """
 
-    backbone_lr_factor: float
+    backbone_lr_factor: NonNegativeFloat
     decay_norms_and_biases: bool
 
 

@@ -15,6 +15,7 @@ from comining.data.datamodule import DetectionData
 from comining.data.dataset import collate
 from comining.data.sampler import SampleKey
 from comining.evaluation.mining_metric import KINDS, judge
+from comining.option_types import Fraction, NonNegativeInt, PositiveInt
 from comining.runs.files import write_json
 from comining.structures import Batch, Boxes
 from comining.tracking.drawing import (
@@ -60,17 +61,12 @@ class Pictures(L.Callback):
         self,
         folder: str,
         *,
-        every_n_steps: int,
-        images: int,
-        judged_images: int,
-        score_threshold: float,
+        every_n_steps: NonNegativeInt,
+        images: PositiveInt,
+        judged_images: PositiveInt,
+        score_threshold: Fraction,
         tracker: Tracker,
     ):
-        if every_n_steps < 0 or min(images, judged_images) < 1:
-            raise ValueError(
-                "pictures.every_n_steps must not be negative, pictures.images and judged_images "
-                f"must be positive, got {every_n_steps}, {images}, {judged_images}"
-            )
         self.folder = Path(folder)
         self.every_n_steps = every_n_steps
         self.images = images

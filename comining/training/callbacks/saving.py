@@ -15,6 +15,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from comining.errors import CheckpointError
+from comining.option_types import NonNegativeInt
 from comining.runs.checkpoint import read_checkpoint
 from comining.runs.signals import SIGNALS, Interrupted
 from comining.training.training_module import DetectionModule
@@ -90,9 +91,7 @@ class StepCheckpoint(Checkpoint):
         every_n_steps: 0 writes ``last.ckpt`` at the end only, and the best.
     """
 
-    def __init__(self, folder: str, every_n_steps: int):
-        if every_n_steps < 0:
-            raise ValueError(f"checkpoint.every_n_steps must not be negative, got {every_n_steps}")
+    def __init__(self, folder: str, every_n_steps: NonNegativeInt):
         self.folder = Path(folder)
         self.every_n_steps = every_n_steps
         self.saved_step = -1
