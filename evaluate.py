@@ -8,7 +8,6 @@ from typing import Any
 
 import hydra
 import lightning as L
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -19,7 +18,9 @@ from comining.evaluation.coco_evaluator import metrics_table
 from comining.evaluation.evaluation_module import EvaluationModule
 from comining.evaluation.predict import predict_folder
 from comining.runs.checkpoint import load_detector
-from comining.runs.directory import versions
+from comining.runs.claiming import claim_evaluation
+from comining.runs.directory import RunDirectory
+from comining.runs.environment import versions
 from comining.runs.files import write_json
 from comining.runs.outcome import quiet_lightning
 
@@ -32,15 +33,27 @@ def main(cfg: DictConfig) -> None:
         raise ConfigError("checkpoint=PATH is missing")
     if cfg.split not in ("val", "test"):
         raise ConfigError(f"split={cfg.split!r} must be val or test")
-    run = Path(HydraConfig.get().runtime.output_dir)
     detector, description = load_detector(to_absolute_path(cfg.checkpoint))
-    trainer = instantiate(
-        cfg.trainer, "trainer", logger=False, enable_checkpointing=False,
-        use_distributed_sampler=False, default_root_dir=str(run),
-    )  # fmt: skip
-    if cfg.images is None:
-        evaluate(cfg, run, trainer, detector, description)
-        return
+    with claim_evaluation(cfg).until_end() as directory:
+        trainer = instantiate(
+            cfg.trainer, "trainer", logger=False, enable_checkpointing=False,
+            use_distributed_sampler=False, default_root_dir=str(directory.path),
+        )  # fmt: skip
+        if cfg.images is None:
+            evaluate(cfg, directory, trainer, detector, description)
+        else:
+            predict(cfg, directory, trainer, detector, description)
+
+
+def predict(
+    cfg: DictConfig,
+    directory: RunDirectory,
+    trainer: L.Trainer,
+    detector: DenseDetector,
+    description: Any,
+) -> None:
+    """Show what is detected in a folder of pictures."""
+    run = directory.path
     counts = predict_folder(
         detector.to(trainer.strategy.root_device).eval(), Path(to_absolute_path(cfg.images)), run,
         category_ids=description["category_ids"], category_names=description["category_names"],
@@ -52,7 +65,11 @@ def main(cfg: DictConfig) -> None:
 
 
 def evaluate(
-    cfg: DictConfig, run: Path, trainer: L.Trainer, detector: DenseDetector, description: Any
+    cfg: DictConfig,
+    directory: RunDirectory,
+    trainer: L.Trainer,
+    detector: DenseDetector,
+    description: Any,
 ) -> None:
     """Evaluate on a split of annotated data."""
     options = OmegaConf.create(description["config"]["data"]) if "data" not in cfg else cfg.data
@@ -73,6 +90,8 @@ def evaluate(
     run_split(module, datamodule=data, verbose=False)
     if not trainer.is_global_zero:
         return
+    directory.begin()
+    run = directory.path
     facts = {"checkpoint": str(cfg.checkpoint), "split": cfg.split}
     facts |= {"metrics": module.metrics[cfg.split], "class_ap": module.class_ap[cfg.split]}
     write_json(run / "evaluation.json", {**facts, "data": data.summary(), "versions": versions()})

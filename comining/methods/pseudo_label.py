@@ -19,8 +19,8 @@ from comining.evaluation.coco_evaluator import CocoEvaluator
 from comining.methods.method import Method, Supervision, View
 from comining.methods.mining import drop_annotated, merge
 from comining.runs.checkpoint import load_detector
-from comining.runs.directory import find_run
 from comining.runs.files import write_json
+from comining.runs.neighbours import find_run
 from comining.structures import (
     Assignment,
     Batch,

@@ -11,6 +11,7 @@ from typing import Any
 
 from comining.errors import DataError
 from comining.runs.files import write_json
+from comining.runs.result import find_results
 
 Result = Mapping[str, Any]
 
@@ -33,7 +34,7 @@ def collect(runs: Sequence[Path], folder: Path) -> int:
         DataError: a result cannot be read.
     """
     count = 0
-    for file in sorted(file for run in runs for file in run.glob("**/result.json")):
+    for file in sorted(file for run in runs for file in find_results(run)):
         try:
             result = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from comining.reports.published import LAYOUTS, SETS, Layout, Result, score_threshold
+from comining.runs.result import find_results
 
 
 @dataclass
@@ -187,7 +188,7 @@ def read_results(folders: Sequence[Path]) -> list[Result]:
         ValueError: naming a file that is no result of ours.
     """
     results = []
-    for file in sorted({file for folder in folders for file in folder.rglob("result.json")}):
+    for file in sorted({file for folder in folders for file in find_results(folder)}):
         try:
             result = json.loads(file.read_text(encoding="utf-8"))
             result["path"] = str(file)
