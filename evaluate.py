@@ -8,7 +8,6 @@ from typing import Any
 
 import hydra
 import lightning as L
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -20,7 +19,9 @@ from comining.evaluation.evaluation_module import EvaluationModule
 from comining.evaluation.predict import find_pictures, predict_pictures
 from comining.program_options import check_evaluation
 from comining.runs.checkpoint import load_detector
-from comining.runs.directory import versions
+from comining.runs.claiming import claim_evaluation
+from comining.runs.directory import RunDirectory
+from comining.runs.environment import versions
 from comining.runs.files import write_json
 from comining.runs.outcome import quiet_lightning
 from comining.runs.predictions import write_predictions
@@ -35,15 +36,27 @@ def main(cfg: DictConfig) -> None:
     # What is missing in the data options may stand in data_override.
     without_data = [str(key) for key in cfg if key != "data"]
     check_evaluation(resolve(OmegaConf.masked_copy(cfg, without_data)))
-    run = Path(HydraConfig.get().runtime.output_dir)
     detector, description = load_detector(to_absolute_path(cfg.checkpoint))
-    trainer = instantiate(
-        cfg.trainer, "trainer", logger=False, enable_checkpointing=False,
-        use_distributed_sampler=False, default_root_dir=str(run),
-    )  # fmt: skip
-    if cfg.images is None:
-        evaluate(cfg, run, trainer, detector, description)
-        return
+    with claim_evaluation(cfg).until_end() as directory:
+        trainer = instantiate(
+            cfg.trainer, "trainer", logger=False, enable_checkpointing=False,
+            use_distributed_sampler=False, default_root_dir=str(directory.path),
+        )  # fmt: skip
+        if cfg.images is None:
+            evaluate(cfg, directory, trainer, detector, description)
+        else:
+            predict(cfg, directory, trainer, detector, description)
+
+
+def predict(
+    cfg: DictConfig,
+    directory: RunDirectory,
+    trainer: L.Trainer,
+    detector: Detector,
+    description: Any,
+) -> None:
+    """Show what is detected in a folder of pictures."""
+    run = directory.path
     folder = Path(to_absolute_path(cfg.images))
     files = find_pictures(folder)
     predictions = predict_pictures(
@@ -58,7 +71,11 @@ def main(cfg: DictConfig) -> None:
 
 
 def evaluate(
-    cfg: DictConfig, run: Path, trainer: L.Trainer, detector: Detector, description: Any
+    cfg: DictConfig,
+    directory: RunDirectory,
+    trainer: L.Trainer,
+    detector: Detector,
+    description: Any,
 ) -> None:
     """Evaluate on a split of annotated data."""
     options = OmegaConf.create(description["config"]["data"]) if "data" not in cfg else cfg.data
@@ -79,6 +96,8 @@ def evaluate(
     run_split(module, datamodule=data, verbose=False)
     if not trainer.is_global_zero:
         return
+    directory.begin()
+    run = directory.path
     facts = {"checkpoint": str(cfg.checkpoint), "split": cfg.split}
     facts |= {"metrics": module.metrics[cfg.split], "class_ap": module.class_ap[cfg.split]}
     write_json(run / "evaluation.json", {**facts, "data": data.summary(), "versions": versions()})

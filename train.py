@@ -1,16 +1,19 @@
 """Train a detector: ``python train.py [group=choice ...] [option=value ...]``."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import hydra
 import lightning as L
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from comining.config import instantiate
 from comining.runs.checkpoint import build_detector, describe
-from comining.runs.outcome import begin, print_outcome, print_start, recorded
+from comining.runs.environment import hardware
+from comining.runs.outcome import Run, print_outcome, print_start, recorded
+from comining.runs.ranks import refuse_several_processes
 from comining.runs.resume import check_same_options, checkpoint_to_resume
 from comining.tracking.metrics_csv import MetricsFile
 from comining.tracking.tracker import TrackerGroup
@@ -23,7 +26,7 @@ from comining.training.training_module import DetectionModule
 
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")
 @recorded
-def main(cfg: DictConfig, config: dict[str, Any], run: Path) -> Mapping[str, Any]:
+def main(cfg: DictConfig, config: dict[str, Any], run: Run) -> Mapping[str, Any]:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     # What is wrong with the options is found before the data are read, and what is wrong with
     # the data before the network is built.
@@ -40,30 +43,33 @@ def main(cfg: DictConfig, config: dict[str, Any], run: Path) -> Mapping[str, Any
         )
     )
     data = instantiate(cfg.data, "data", sparsity=sparsity, seed=cfg.seed)
-    tracker = TrackerGroup([MetricsFile(run), instantiate(cfg.logger, "logger")])
+    tracker = TrackerGroup([MetricsFile(run.path), instantiate(cfg.logger, "logger")])
     pictures = instantiate(cfg.pictures, "pictures", tracker=tracker)
     guard = DivergenceGuard()
     figures = TrainingFigures(cfg.trainer.log_every_n_steps, guard, tracker, config)
     progress = Progress(figures, cfg.trainer.enable_progress_bar)
     interval, batches = cfg.trainer.val_check_interval, cfg.trainer.accumulate_grad_batches
     trainer = instantiate(
-        cfg.trainer, "trainer", logger=False, default_root_dir=str(run),
+        cfg.trainer, "trainer", logger=False, default_root_dir=str(run.path),
         plugins=[WholeCheckpoints()], enable_progress_bar=False,
         callbacks=[guard, figures, pictures, progress, checkpoint],
         use_distributed_sampler=False, num_sanity_val_steps=0, enable_model_summary=False,
         # Lightning counts batches here, and steps everywhere else.
         val_check_interval=None if interval is None else interval * batches,
     )  # fmt: skip
-    resumed = checkpoint_to_resume(cfg, run)
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        refuse_several_processes(trainer)
+    resumed = checkpoint_to_resume(cfg, run.path)
     if resumed is not None:
         check_same_options(cfg, resumed)
     data.setup("fit")
+    device = trainer.strategy.root_device
     if trainer.is_global_zero:
-        print_start(run, data.summary(), trainer.strategy.root_device)
-    begin(run, config)
+        print_start(run.path, data.summary(), device)
+    run.begin(config, data=data.summary(), hardware=hardware(device, trainer.world_size))
     detector = build_detector(config, len(data.categories), pretrained=resumed is None)
     module = DetectionModule(
-        detector, method, view, optimizer, parameter_groups, schedule, data.evaluated, run,
+        detector, method, view, optimizer, parameter_groups, schedule, data.evaluated, run.path,
         cfg.seed, describe(config, data.categories),
     )  # fmt: skip
     with tracker:
@@ -74,8 +80,8 @@ def main(cfg: DictConfig, config: dict[str, Any], run: Path) -> Mapping[str, Any
             trainer.test(module, datamodule=data, verbose=False)
         tracker.summary(figures.summary(module))
     if trainer.is_global_zero:
-        print_outcome(run, module.metrics, figures.mining)
-    return {**figures.facts(module), "data": data.summary()}
+        print_outcome(run.path, module.metrics, figures.mining)
+    return figures.facts(module)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from comining.methods.method import Method, RunInfo, Supervision, View
 from comining.methods.mining import drop_annotated
 from comining.option_types import Fraction
 from comining.runs.checkpoint import load_detector
-from comining.runs.directory import find_run
 from comining.runs.files import write_json
+from comining.runs.neighbours import find_run
 from comining.structures import Batch, Boxes, Predictions
 
 log = logging.getLogger(__name__)

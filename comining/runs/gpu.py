@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 
 import torch
 
 from comining.errors import ConfigError
+from comining.runs.lock import try_lock
 
 # Open as long as this process lives: its lock is what keeps the GPU ours.
 _held: dict[Path, tuple[int, int]] = {}
@@ -23,7 +23,7 @@ def claim_gpu(folder: Path) -> int | None:
         folder: shared by the processes; lock files are made there.
 
     Raises:
-        ConfigError: there are more processes than GPUs.
+        ConfigError: there are more processes than GPUs, or the folder has no file locks.
     """
     folder = folder.resolve()
     if folder in _held:
@@ -31,9 +31,14 @@ def claim_gpu(folder: Path) -> int | None:
     count = torch.cuda.device_count()
     for gpu in range(count):
         descriptor = os.open(folder / f".gpu-{gpu}.lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        locked = try_lock(descriptor)
+        if locked is None:
+            os.close(descriptor)
+            raise ConfigError(
+                f"own_gpu=true needs file locks, which {folder} has not; set own_gpu=false and "
+                "start a process for each GPU with CUDA_VISIBLE_DEVICES"
+            )
+        if not locked:
             os.close(descriptor)
             continue
         _held[folder] = (gpu, descriptor)

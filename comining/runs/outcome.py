@@ -1,11 +1,10 @@
-"""How a run ends: every run of a sweep leaves a ``result.json``, whatever happened to it."""
+"""How a run ends: it leaves a ``result.json``, whatever happened to it."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import json
 import logging
-import os
 import signal
 import sys
 import time
@@ -18,17 +17,20 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from comining.config import resolve
-from comining.errors import ConfigError, DivergedError, UserError, one_line
+from comining.errors import DivergedError, UserError, one_line
 from comining.evaluation.coco_evaluator import Metrics, metrics_table
 from comining.evaluation.mining_metric import headline
 from comining.program_options import check_training
-from comining.runs.directory import hardware, options_hash, same_options, versions
-from comining.runs.files import write_json
+from comining.runs.claiming import claim, wanted_directory
+from comining.runs.directory import DirectoryTakenError, RunDirectory
+from comining.runs.environment import versions
+from comining.runs.files import replace_file
 from comining.runs.gpu import claim_gpu
+from comining.runs.options import options_hash
+from comining.runs.result import RunResult, Status
 from comining.runs.resume import requeue, with_options_of, write_overrides
 from comining.runs.signals import SIGNALS, Interrupted
 
@@ -36,174 +38,227 @@ log = logging.getLogger(__name__)
 
 EXIT_USER_ERROR = 2
 EXIT_DIVERGED = 3
-# A diverged run is a result: the paper's Table 3 prints "Nan". It is not tried again.
-SETTLED = ("finished", "diverged")
 
-Main = Callable[[DictConfig, dict[str, Any], Path], Mapping[str, Any]]
+Main = Callable[[DictConfig, dict[str, Any], "Run"], Mapping[str, Any]]
+
+
+class Run:
+    """A run of ``train.py``: its directory, and what is known about it for ``result.json``.
+
+    Args:
+        directory: the claimed one.
+    """
+
+    def __init__(self, directory: RunDirectory):
+        self.directory = directory
+        self.facts: dict[str, Any] = {}
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return self.directory.path
+
+    def begin(self, config: Mapping[str, Any], **facts: Any) -> None:
+        """Mark the directory as this run's, when all that can be checked has been.
+
+        What an earlier run left there as its result is gone from here on.
+
+        Args:
+            facts: fields of :class:`RunResult` that hold however the run ends.
+        """
+        self.facts |= facts
+        self.directory.begin()
+        if self.directory.owned:
+            (self.path / "result.json").unlink(missing_ok=True)
+            text = OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+            replace_file(self.path / "config.yaml", lambda file: file.write(text.encode()))
+            write_overrides(self.path)
 
 
 def recorded(main: Main) -> Callable[[DictConfig], None]:
     """Give a training function its run directory, and write ``result.json`` when it ends.
 
-    ``main(cfg, config, run)`` gets the composed and the resolved configuration and the run
-    directory, and returns the facts of a finished run. A run that diverges is recorded with its
-    facts; alone it exits with code 3. A run that is told to stop is recorded as ``interrupted``,
-    and ends a sweep, too; the exit code is that of the signal. A run that fails is recorded if it
-    is one of a sweep, where the others shall go on; alone it leaves no result, and bad input ends
-    it with one line, code 2.
+    ``main(cfg, config, run)`` gets the composed and the resolved configuration and the run, and
+    returns the facts of a finished run. However a run ends, it is recorded. One that diverges
+    exits with code 3; one that is told to stop exits with the code of the signal, and ends a
+    sweep, too; one that fails ends with its traceback, or with one line and code 2 where the
+    input is at fault. A run of a sweep that fails does not end the others.
+
+    Bad input that is found before :meth:`Run.begin` leaves a single run no directory at all.
     """
 
     @functools.wraps(main)
     def run_and_record(cfg: DictConfig) -> None:
-        started = time.monotonic()
         quiet_lightning()
-        run = Path(HydraConfig.get().runtime.output_dir)
-        alone = HydraConfig.get().mode is RunMode.RUN
-        facts: Mapping[str, Any]
-        config: Any = OmegaConf.to_container(cfg)  # for the record, if it cannot be resolved
         with SIGNALS:
-            try:
-                if cfg.resume is not None and (run / "overrides.yaml").exists():
-                    cfg = with_options_of(run)
-                config = resolve(cfg)
-                check_training(config)
-                if not alone:
-                    _refuse_several_devices(cfg)
-                if cfg.skip_finished and (before := _settled(run, config)) is not None:
-                    print(f"skipped, has a result: {before}")
-                    return
-                if (
-                    cfg.own_gpu
-                    and cfg.trainer.accelerator != "cpu"
-                    and (gpu := claim_gpu(run.parent)) is not None
-                ):
-                    cfg.trainer.devices = [gpu]
-                status, facts = "finished", main(cfg, config, run)
-            except DivergedError as error:
-                status, facts = "diverged", {"error": str(error), **error.facts}
-            except Interrupted as error:
-                status, facts = "interrupted", {"error": str(error), "step": error.step}
-                code = error.exit_code
-            except Exception as error:
-                if alone and isinstance(error, UserError):
-                    print(f"error: {one_line(error)}", file=sys.stderr)
-                    sys.exit(EXIT_USER_ERROR)
-                if alone:
-                    _explain(error, run)
-                    raise
-                log.exception("this run failed; the sweep goes on")
-                trace = traceback.format_exc()
-                status = "failed"
-                facts = {"error": f"{type(error).__name__}: {error}", "trace": trace}
-            _record(run, status, config, facts, time.monotonic() - started)
-        if status == "diverged":
-            print(f"diverged: {facts['error']}", file=sys.stderr)
-            if alone:
-                sys.exit(EXIT_DIVERGED)
-        if status == "interrupted":
-            _say_how_to_go_on(run, facts, code, alone)
-            sys.exit(code)  # of a sweep, too: it has been told to stop
+            code = _Attempt(main, cfg).end()
+        if code:
+            sys.exit(code)
 
     return run_and_record
 
 
-@rank_zero_only
-def begin(run: Path, config: Mapping[str, Any]) -> None:
-    """Mark the run directory as this run's, when all that can be checked has been.
+class _Attempt:
+    """One start of a run, from its options to its exit code."""
 
-    What an earlier run left there as its result is gone from here on.
-    """
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "result.json").unlink(missing_ok=True)
-    OmegaConf.save(OmegaConf.create(dict(config)), run / "config.yaml")
-    write_overrides(run)
+    def __init__(self, main: Main, cfg: DictConfig):
+        self.main = main
+        self.cfg = cfg
+        self.alone = HydraConfig.get().mode is RunMode.RUN
+        self.started = time.monotonic()
+        # For the record, if it cannot be resolved.
+        self.config: Any = OmegaConf.to_container(cfg)
+        self.run: Run | None = None
 
-
-@rank_zero_only
-def _say_how_to_go_on(run: Path, facts: Mapping[str, Any], code: int, alone: bool) -> None:
-    after = "" if facts["step"] is None else f" after step {facts['step']}"
-    print(f"{facts['error']}{after}", file=sys.stderr)
-    if alone and facts["step"] is not None:
-        print(f"go on with: python train.py resume={run}", file=sys.stderr)
-    if code == 128 + signal.SIGUSR1 and (queued := requeue()) is not None:
-        print(queued, file=sys.stderr)
-
-
-@rank_zero_only
-def _explain(error: Exception, run: Path) -> None:
-    """What to do about an error that a traceback does not tell."""
-    if isinstance(error, torch.OutOfMemoryError):
-        print(
-            "error: out of memory; lower data.batch_size or data.max_size, or use more devices",
-            file=sys.stderr,
-        )
-    if "DataLoader worker" in str(error):
-        print(
-            "error: a worker that loads images died, perhaps for want of memory; lower "
-            "data.num_workers",
-            file=sys.stderr,
-        )
-    if (run / "checkpoints" / "last.ckpt").exists():
-        print(f"go on with: python train.py resume={run}", file=sys.stderr)
-
-
-def _refuse_several_devices(cfg: DictConfig) -> None:
-    """Lightning starts further processes by the command line, which is that of the whole sweep."""
-    devices = cfg.trainer.devices
-    several = devices not in (1, "1", "auto") and not (
-        isinstance(devices, ListConfig) and len(devices) == 1
-    )
-    by_slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1  # a process for each is there already
-    if (several or cfg.trainer.num_nodes != 1) and not by_slurm:
-        raise ConfigError(
-            f"a sweep runs each of its runs on one device; trainer.devices={devices} "
-            f"trainer.num_nodes={cfg.trainer.num_nodes} needs a process for each. Start the runs "
-            "one by one (without -m), share the devices out with launcher=joblib, or let SLURM "
-            "start the processes: launcher=slurm hydra.launcher.tasks_per_node=DEVICES"
-        )
-
-
-def _settled(run: Path, config: Mapping[str, Any]) -> Path | None:
-    """The directory, this one or one beside it, that holds a result by the same options."""
-    for file in (run / "result.json", *sorted(run.parent.glob("*/result.json"))):
+    def end(self) -> int:
+        """Run it, record how it ends, and return the exit code."""
         try:
-            result = json.loads(file.read_text(encoding="utf-8"))
-            before = OmegaConf.to_container(OmegaConf.load(file.with_name("config.yaml")))
-        except FileNotFoundError:
-            continue
-        if result["status"] in SETTLED and same_options(before, config, ignoring=()):
-            return file.parent
-    return None
+            facts = self._train()
+        except DivergedError as error:
+            divergence = dict(error.facts)
+            step = divergence.pop("step", None)
+            self._record("diverged", error=str(error), step=step, divergence=divergence)
+            print(f"diverged: {error}", file=sys.stderr)
+            return EXIT_DIVERGED if self.alone else 0
+        except Interrupted as error:
+            self._record("interrupted", error=str(error), step=error.step)
+            self._say_how_to_go_on(error)
+            return error.exit_code
+        except DirectoryTakenError as error:
+            # Not a run that failed: there is none. Of a sweep this ends all, as all are alike.
+            print(f"error: {error}", file=sys.stderr)
+            return EXIT_USER_ERROR
+        except Exception as error:
+            return self._fail(error)
+        else:
+            if facts is not None:
+                self._record("finished", **facts)
+            return 0
+        finally:
+            if self.run is not None:
+                self.run.directory.release()
+
+    def _train(self) -> Mapping[str, Any] | None:
+        """The facts of the finished run; None if there is a result already."""
+        wanted = wanted_directory()
+        if self.cfg.resume is not None and (wanted / "overrides.yaml").exists():
+            self.cfg = with_options_of(wanted)
+        self.config = resolve(self.cfg)
+        check_training(self.config)
+        run = self._claim()
+        if run is None:
+            return None
+        self.config = resolve(self.cfg)  # its name may have become another one
+        if (
+            self.cfg.own_gpu
+            and OmegaConf.select(self.cfg, "trainer.accelerator") != "cpu"
+            and (gpu := claim_gpu(run.path.parent)) is not None
+        ):
+            self.cfg.trainer.devices = [gpu]
+        return self.main(self.cfg, self.config, run)
+
+    def _claim(self) -> Run | None:
+        wanted = wanted_directory()
+        claimed = claim(self.cfg, self.config)
+        if isinstance(claimed, Path):
+            print(f"skipped, has a result: {claimed}")
+            if claimed != wanted:
+                with contextlib.suppress(OSError):  # Hydra makes it for each run of a sweep
+                    wanted.rmdir()
+            return None
+        self.run = Run(claimed)
+        return self.run
+
+    def _fail(self, error: Exception) -> int:
+        expected = isinstance(error, UserError)
+        if self.alone and expected:
+            print(f"error: {one_line(error)}", file=sys.stderr)
+            if self.run is not None and not self.run.directory.begun:
+                self.run.directory.abandon()
+                return EXIT_USER_ERROR
+        if not self.alone:
+            log.error("this run failed; the sweep goes on", exc_info=error)
+            if self.run is None:  # its options cannot even be resolved
+                self._claim()
+        trace = "".join(traceback.format_exception(error))
+        self._record("failed", error=f"{type(error).__name__}: {one_line(error)}", trace=trace)
+        if self.alone and not expected:
+            self._explain(error)
+            raise error
+        return EXIT_USER_ERROR if self.alone else 0
+
+    def _record(self, status: Status, **facts: Any) -> None:
+        if self.run is None or not self.run.directory.owned:
+            return
+        seconds = time.monotonic() - self.started
+        result = RunResult(
+            status=status, **identity(self.config), **{**self.run.facts, **facts},
+            versions=versions(), wall_time_s=round(seconds, 1),
+        )  # fmt: skip
+        try:
+            result.write(self.run.path / "result.json")
+        except OSError as error:
+            file = self.run.path / "result.json"
+            print(f"error: {file}: cannot be written, {error.strerror}", file=sys.stderr)
+
+    def _say_how_to_go_on(self, error: Interrupted) -> None:
+        if self.run is not None and not self.run.directory.owned:
+            return
+        after = "" if error.step is None else f" after step {error.step}"
+        print(f"{error}{after}", file=sys.stderr)
+        if self.alone and self.run is not None and error.step is not None:
+            print(f"go on with: python train.py resume={self.run.path}", file=sys.stderr)
+        warned = signal.Signals(error.signum).name == "SIGUSR1"  # by SLURM, ahead of the limit
+        if warned and (queued := requeue()) is not None:
+            print(queued, file=sys.stderr)
+
+    def _explain(self, error: Exception) -> None:
+        """What to do about an error that a traceback does not tell."""
+        if self.run is not None and not self.run.directory.owned:
+            return
+        if isinstance(error, torch.OutOfMemoryError):
+            print(
+                "error: out of memory; lower data.batch_size or data.max_size, or use more devices",
+                file=sys.stderr,
+            )
+        if "DataLoader worker" in str(error):
+            print(
+                "error: a worker that loads images died, perhaps for want of memory; lower "
+                "data.num_workers",
+                file=sys.stderr,
+            )
+        if self.run is not None and (self.run.path / "checkpoints" / "last.ckpt").exists():
+            print(f"go on with: python train.py resume={self.run.path}", file=sys.stderr)
 
 
-@rank_zero_only
-def _record(
-    run: Path, status: str, config: Mapping[str, Any], facts: Mapping[str, Any], seconds: float
-) -> None:
+def identity(config: Any) -> dict[str, Any]:
+    """The fields of :class:`RunResult` that say what was run.
+
+    Args:
+        config: all options; where they could not be resolved, as they were given. What is no
+            value for a field becomes None.
+    """
     choices = HydraConfig.get().runtime.choices
     names = ("method", "detector", "sparsity", "backbone", "view", "data", "optimizer")
-    identity = {name: choices[name] for name in names}
-    identity["dataset"] = identity.pop("data")
+    fields: dict[str, Any] = {name: str(choices.get(name)) for name in names}
+    fields["dataset"] = fields.pop("data")
     # Hydra leaves lists such as experiment=[coco,table1] out of the choices.
     given = [o for o in HydraConfig.get().overrides.task if o.startswith("experiment=")]
-    options = {k: v for k, v in config["method"].items() if not k.startswith("_")}
-    result = {
-        "status": status,
-        **identity,
+    trainer, method = config.get("trainer"), config.get("method")
+    max_steps = trainer.get("max_steps") if isinstance(trainer, dict) else None
+    options = method if isinstance(method, dict) else {}
+    table, seed = config.get("table"), config.get("seed")
+    return {
+        **fields,
         "experiment": given[-1].removeprefix("experiment=") if given else None,
-        "table": config["table"],
-        "seed": config["seed"],
-        "max_steps": config["trainer"]["max_steps"],
-        "method_options": options,
+        "table": None if table is None else str(table),
+        "seed": seed if type(seed) is int else None,
+        "max_steps": max_steps if type(max_steps) is int else None,
+        "method_options": {k: v for k, v in options.items() if not str(k).startswith("_")},
         # What runs must share to be seeds of one another, and what the cells of a table share.
         "variant": options_hash(config, without=("seed",)),
         "recipe": options_hash(config, without=("seed", "method", "view", "sparsity", "tau")),
-        **facts,
-        "versions": versions(),
-        "hardware": hardware(),
-        "wall_time_s": round(seconds, 1),
     }
-    write_json(run / "result.json", result)
 
 
 def quiet_lightning() -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from comining.errors import DataError
 from comining.runs.files import write_json
+
+# Where the earlier content of a run directory is moved to; no report counts what is in there.
+REPLACED = "replaced"
 
 Status = Literal["finished", "diverged", "interrupted", "failed"]
 Figures = dict[str, float | None]
@@ -64,6 +69,11 @@ class RunResult(BaseModel):
     hardware: str = ""
     wall_time_s: float = 0.0
 
+    @field_validator("method_options", "divergence", mode="before")
+    @classmethod
+    def _plain(cls, value: Any) -> Any:
+        return plain(value)
+
     @property
     def ap(self) -> float | None:
         """AP on the validation split; None where the run did not finish or nothing is annotated."""
@@ -105,3 +115,23 @@ class RunResult(BaseModel):
             ValueError: a number is NaN or infinite.
         """
         write_json(file, self.model_dump(mode="python"))
+
+
+def find_results(folder: Path) -> list[Path]:
+    """Every ``result.json`` in a folder and below, but for those of runs that were replaced."""
+    return sorted(
+        file
+        for file in folder.rglob("result.json")
+        if REPLACED not in file.relative_to(folder).parts
+    )
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold of a value: numbers that are not finite and unknown types become None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else None

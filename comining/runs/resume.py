@@ -16,10 +16,11 @@ from omegaconf import DictConfig, open_dict
 from comining.config import resolve
 from comining.errors import ConfigError
 from comining.runs.checkpoint import read_checkpoint
-from comining.runs.directory import relevant
+from comining.runs.files import replace_file
+from comining.runs.options import relevant
 
 # What belongs to this start of a run and not to the run.
-OF_THIS_START = ("resume", "ckpt", "allow_changes")
+OF_THIS_START = ("resume", "ckpt", "allow_changes", "overwrite")
 
 
 def checkpoint_to_resume(cfg: DictConfig, run: Path) -> Path | None:
@@ -29,7 +30,6 @@ def checkpoint_to_resume(cfg: DictConfig, run: Path) -> Path | None:
     directory, where there is one; ``ckpt=FILE`` names another.
 
     Raises:
-        ConfigError: ``resume`` names something that is no run directory.
         CheckpointError: there is no such checkpoint, or it is damaged.
     """
     chosen = None
@@ -39,8 +39,6 @@ def checkpoint_to_resume(cfg: DictConfig, run: Path) -> Path | None:
         chosen = run / "checkpoints" / "last.ckpt"
         if cfg.resume == "auto" and not chosen.exists():
             return None
-        if not (run / "overrides.yaml").exists():
-            raise ConfigError(f"resume={cfg.resume}: {run} is not a run directory")
     if chosen is not None:
         read_checkpoint(chosen)
     return chosen
@@ -77,7 +75,8 @@ def _key(override: str) -> str:
 def write_overrides(run: Path) -> None:
     """Leave the command line's options for :func:`with_options_of`."""
     overrides = [one for one in HydraConfig.get().overrides.task if _key(one) not in OF_THIS_START]
-    (run / "overrides.yaml").write_text(yaml.safe_dump(overrides), encoding="utf-8")
+    text = yaml.safe_dump(overrides)
+    replace_file(run / "overrides.yaml", lambda file: file.write(text.encode()))
 
 
 def check_same_options(cfg: DictConfig, checkpoint: Path) -> None:

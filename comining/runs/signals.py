@@ -10,7 +10,10 @@ from typing import Self
 
 # What a scheduler or a person sends. SLURM sends SIGUSR1 ahead of the time limit where the job
 # asks for it: #SBATCH --signal=USR1@120
-CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# (Windows has no SIGUSR1.)
+CAUGHT = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+)
 
 
 class Interrupted(BaseException):
