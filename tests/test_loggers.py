@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from comining.config import CONFIG_FOLDER, locate
+from comining.config import CONFIG_FOLDER, instantiate, locate
 from comining.errors import ConfigError
 from comining.tracking.metrics_csv import MetricsFile
 from comining.tracking.tensorboard_events import TensorBoardEvents
@@ -285,6 +285,13 @@ def test_going_online_needs_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ConfigError, match="WANDB_API_KEY"):
         WandbRun(tmp_path, mode="online", project="p", entity=None, tags=[])
     assert not (tmp_path / "wandb").exists()
+
+
+@pytest.mark.parametrize("option", ["mode=live", "mode=null", "project=null", "tags=5", "entity=5"])
+def test_a_wrong_option_is_named(option: str) -> None:
+    cfg = composed("logger=wandb", f"logger.{option}")
+    with pytest.raises(ConfigError, match=f"^logger.{option.split('=')[0]}="):
+        instantiate(cfg.logger, "logger")
 
 
 def test_processes_agree_on_the_id_of_a_run(
