@@ -946,7 +946,7 @@ OPTIONS = [
                 "a part of the validation",
                 "+limit_val_batches=1",
                 "cannot be used: metrics of a part of the images compare with nothing; give a "
-                "smaller annotation file",
+                "smaller annotation file instead",
             ),
             (
                 "length in epochs",
@@ -1210,7 +1210,7 @@ def _checkpoints() -> list[Row]:
             "evaluating a part of the images",
             "`+trainer.limit_val_batches=1`",
             "trainer.limit_val_batches=... cannot be used: metrics of a part of the images compare "
-            "with nothing; give a smaller annotation file",
+            "with nothing; give a smaller annotation file instead",
             saved(lambda content: None, "+trainer.limit_val_batches=1"),
         ),
         (
@@ -1577,7 +1577,10 @@ def test_the_image_folder_itself_may_be_a_link(root: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["train.json", "sparse.json", "--protocol", "hard", "--seed", "-1"], "sparsity.seed must"),
+        (
+            ["train.json", "sparse.json", "--protocol", "hard", "--seed", "-1"],
+            "sparsity.seed=-1 must be",
+        ),
         (["none.json", "sparse.json", "--protocol", "hard"], "no such annotation file"),
         (["train.json", "train.json", "--protocol", "hard"], "will not be overwritten"),
         (["train.json", "train/001.png/x.json", "--protocol", "hard"], "001.png"),
