@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from comining.config import CONFIG_FOLDER, instantiate
 from comining.detectors.dense import DenseDetector
 from comining.methods.method import Method
 from comining.runs.checkpoint import build_detector
-from comining.structures import Batch, DensePredictions, Detections, Targets
+from comining.structures import Batch, Boxes, DensePredictions, Images
 
 DATA = Path(
     os.environ.get("COMINING_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")
@@ -73,17 +74,52 @@ def detector(name: str, num_classes: int, *overrides: str) -> DenseDetector:
     return build_detector(config, num_classes, pretrained=False)
 
 
-def targets(*rows: tuple[float, float, float, float, int]) -> Targets:
-    """Targets from (x1, y1, x2, y2, label)."""
-    table = torch.tensor(rows, dtype=torch.float32).reshape(-1, 5)
-    return Targets(table[:, :4], table[:, 4].long())
+Rows = Sequence[Sequence[float]]
 
 
-def batch_of(truth: list[Targets], found: list[Detections] | None = None) -> Batch:
-    """A batch for methods, which look at the boxes only."""
-    nothing = [targets()] * len(truth)
-    none = [Detections(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0))]
-    return Batch([], truth, nothing, found or none * len(truth), [], [])
+def boxes(*rows_of_images: Rows, scores: bool = False) -> Boxes:
+    """Boxes of a batch, from rows (x1, y1, x2, y2, label) or (..., label, score) of every image.
+
+    Args:
+        scores: that the boxes have scores, where there is no row to tell.
+    """
+    widths = {len(row) for rows in rows_of_images for row in rows} or {6 if scores else 5}
+    (width,) = widths  # all rows with a score or none
+    tables = [torch.tensor(rows, dtype=torch.float32).reshape(-1, width) for rows in rows_of_images]
+    return Boxes.of_images(
+        [table[:, :4] for table in tables],
+        [table[:, 4].long() for table in tables],
+        [table[:, 5] for table in tables] if width == 6 else None,
+    )
+
+
+def batch_of(
+    annotated: Boxes, erased: Boxes | None = None, pseudo_labels: Boxes | None = None
+) -> Batch:
+    """A batch for methods, which look at the boxes only; its images are single pixels."""
+    count = annotated.num_images
+    return Batch(
+        images=Images.of([torch.zeros(3, 1, 1, dtype=torch.uint8)] * count),
+        annotated=annotated,
+        erased=Boxes.empty(count) if erased is None else erased,
+        ignored=Boxes.empty(count),
+        rate=torch.full((count, 3), torch.nan),
+        pseudo_labels=Boxes.empty(count, scores=True) if pseudo_labels is None else pseudo_labels,
+        image_ids=list(range(1, count + 1)),
+        positions=list(range(count)),
+    )
+
+
+def assert_equal(one: Boxes, other: Boxes) -> None:
+    """The same boxes to the last bit, in the same order and images."""
+    assert one.num_images == other.num_images
+    assert one.counts == other.counts
+    assert torch.equal(one.image, other.image)
+    assert torch.equal(one.labels, other.labels)
+    assert torch.equal(one.boxes, other.boxes)
+    assert (one.scores is None) == (other.scores is None)
+    if one.scores is not None:
+        assert torch.equal(one.scores, other.known_scores)
 
 
 def images(count: int, height: int = 64, width: int = 96) -> list[torch.Tensor]:
@@ -102,9 +138,9 @@ def random_predictions(
     generator = torch.Generator().manual_seed(seed)
     predictions.logits = torch.randn(predictions.logits.shape, generator=generator) * 2 - 1
     predictions.deltas = torch.randn(predictions.deltas.shape, generator=generator) * 0.3
-    if predictions.centerness is not None:
-        predictions.deltas = predictions.deltas.abs() * 5
-        predictions.centerness = torch.randn(predictions.centerness.shape, generator=generator)
+    for name, shape in {name: m.shape for name, m in predictions.auxiliary.items()}.items():
+        predictions.deltas = predictions.deltas.abs() * 5  # distances of FCOS
+        predictions.auxiliary[name] = torch.randn(shape, generator=generator)
     return predictions
 
 

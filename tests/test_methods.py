@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from comining.detectors.dense import DenseDetector
-from comining.structures import DensePredictions, Targets
-from tests.helpers import batch_of, detector, images, method, targets
+from comining.methods.method import Supervision
+from comining.structures import DensePredictions
+from tests.helpers import assert_equal, batch_of, boxes, detector, images, method
 
-TRUTH = [targets((8, 8, 40, 40, 0)), targets((10, 5, 30, 35, 1), (50, 20, 80, 60, 2))]
+TRUTH = boxes([(8, 8, 40, 40, 0)], [(10, 5, 30, 35, 1), (50, 20, 80, 60, 2)])
 BATCH = batch_of(TRUTH)
 
 
@@ -23,15 +24,18 @@ def two_views(count: int = 2) -> dict[str, list[torch.Tensor]]:
     return {"original": noise[:count], "augmented": noise[count:]}
 
 
+def supervise(chosen: Any, built: DenseDetector, outputs: DensePredictions, step: int = 0) -> Any:
+    """The supervision of BATCH; none of these methods looks at the images."""
+    supervision: Supervision = chosen.supervise(built, outputs, {}, BATCH, step)
+    return supervision
+
+
 def confident(built: DenseDetector, views: int) -> DensePredictions:
     """Every view is sure of one object in each image, each of another: class 0 here, 1 there."""
     with torch.no_grad():
         predictions = built.predict(images(2 * views))
     predictions.logits.fill_(-6)
-    if predictions.centerness is not None:
-        predictions.deltas.fill_(2.0)
-    else:
-        predictions.deltas.fill_(0.0)
+    predictions.deltas.fill_(2.0 if "centerness" in predictions.auxiliary else 0.0)
     for image in range(2 * views):
         view = image // 2
         centre = torch.tensor([80.0, 8.0]) if view else torch.tensor([64.0, 56.0])
@@ -43,35 +47,35 @@ def confident(built: DenseDetector, views: int) -> DensePredictions:
 
 def test_each_view_is_supervised_by_what_the_other_found(built: DenseDetector) -> None:
     predictions = confident(built, 2)
-    supervision, mined, _ = method("comining").supervise(built, predictions, BATCH, step=0)
+    targets, pseudo_labels, _ = supervise(method("comining"), built, predictions)
     for view, own, other in (("original", 0, 1), ("augmented", 1, 0)):
-        for image, target in enumerate(supervision[view]):
-            annotated = TRUTH[image].labels.tolist()
-            assert target.labels.tolist() == [*annotated, other]
-            assert mined[view][image].labels.tolist() == [own]
+        for image, of_image in enumerate(targets[view].split()):
+            annotated = TRUTH.of_image(image).labels.tolist()
+            assert of_image.labels.tolist() == [*annotated, other]
+            assert pseudo_labels[view].of_image(image).labels.tolist() == [own]
 
 
 def test_self_mining_is_supervised_by_what_it_found(built: DenseDetector) -> None:
     chosen = method("self_mining")
     assert chosen.views == ("original",)
-    supervision, mined, _ = chosen.supervise(built, confident(built, 1), BATCH, step=0)
-    assert supervision["original"][0].labels.tolist() == [0, 0]
-    assert mined["original"][0].labels.tolist() == [0]
+    targets, pseudo_labels, _ = supervise(chosen, built, confident(built, 1))
+    assert targets["original"].of_image(0).labels.tolist() == [0, 0]
+    assert pseudo_labels["original"].of_image(0).labels.tolist() == [0]
 
 
 def test_two_views_may_mine_for_themselves(built: DenseDetector) -> None:
     chosen = method("comining", exchange=False)
-    supervision, _, _ = chosen.supervise(built, confident(built, 2), BATCH, step=0)
-    assert supervision["augmented"][0].labels.tolist() == [0, 1]
+    targets, _, _ = supervise(chosen, built, confident(built, 2))
+    assert targets["augmented"].of_image(0).labels.tolist() == [0, 1]
 
 
 def test_nothing_is_mined_before_the_start_step(built: DenseDetector) -> None:
     chosen = method("comining", start_step=5)
     predictions = confident(built, 2)
-    supervision, mined, _ = chosen.supervise(built, predictions, BATCH, step=4)
-    assert mined == {}
-    assert supervision["original"] is TRUTH
-    assert chosen.supervise(built, predictions, BATCH, step=5)[1]
+    targets, pseudo_labels, remaining = supervise(chosen, built, predictions, step=4)
+    assert pseudo_labels == remaining == {}
+    assert targets["original"] is TRUTH
+    assert supervise(chosen, built, predictions, step=5).pseudo_labels
 
 
 @pytest.mark.parametrize("name", ["comining", "self_mining"])
@@ -82,7 +86,8 @@ def test_without_confident_detections_mining_changes_nothing(
     views = two_views()
     expected = plain(built, views, BATCH, 0)
     result = method(name, score_threshold=0.999)(built, views, BATCH, 0)
-    assert all(len(one) == 0 for found in result.mined.values() for one in found)
+    assert result.pseudo_labels
+    assert all(len(pseudo_labels) == 0 for pseudo_labels in result.pseudo_labels.values())
     assert result.losses.keys() == expected.losses.keys()
     for key, value in result.losses.items():
         assert torch.equal(value, expected.losses[key])
@@ -113,16 +118,17 @@ def test_mining_sends_no_gradient(built: DenseDetector, monkeypatch: pytest.Monk
     result = chosen(built, two_views(), BATCH, 0)
     gradient = torch.autograd.grad(result.total, leaves)
 
-    supervision, mined, _ = chosen.supervise(built, predictions, BATCH, 0)
-    assert sum(len(one) for found in mined.values() for one in found) == 4
+    targets, pseudo_labels, _ = supervise(chosen, built, predictions)
+    assert sum(map(len, pseudo_labels.values())) == 4
     for view in ("original", "augmented"):
-        assert not any(t.boxes.requires_grad for t in supervision[view])
+        assert not targets[view].boxes.requires_grad
+        assert not pseudo_labels[view].known_scores.requires_grad
     halves = dict(zip(chosen.views, predictions.split(2)))
     total = torch.stack(
         [
             loss
             for view, half in halves.items()
-            for loss in built.losses(half, built.assign(half, supervision[view])).values()
+            for loss in built.losses(half, targets[view]).values()
         ]
     ).sum()
     for mine, expected in zip(gradient, torch.autograd.grad(total, leaves)):
@@ -133,22 +139,24 @@ def test_a_pseudo_label_trains_like_an_annotation(built: DenseDetector) -> None:
     """Classification, box and (FCOS) centerness alike, low-quality matches included."""
     predictions = confident(built, 2)
     chosen = method("comining")
-    supervision, mined, _ = chosen.supervise(built, predictions, BATCH, 0)
-    found = mined["augmented"][0]
-    by_hand = Targets(
-        torch.cat([TRUTH[0].boxes, found.boxes]), torch.cat([TRUTH[0].labels, found.labels])
-    )
+    targets, pseudo_labels, _ = supervise(chosen, built, predictions)
+    (left, top, right, bottom), *others = pseudo_labels["augmented"].of_image(0).boxes.tolist()
+    assert not others
+    by_hand = boxes([(8, 8, 40, 40, 0), (left, top, right, bottom, 1)])
     half = predictions.split(2)[0].split(1)[0]
-    ours = built.assign(half, [supervision["original"][0]])
-    assert torch.equal(ours.labels, built.assign(half, [by_hand]).labels)
-    without = built.assign(half, [TRUTH[0]])
+    first = targets["original"].of_image(0)
+    assert_equal(first, by_hand)
+    ours = built.assign(half, first)
+    assert torch.equal(ours.labels, built.assign(half, by_hand).labels)
+    without = built.assign(half, TRUTH.of_image(0))
     assert ours.positive.sum() > without.positive.sum()
 
 
 @pytest.mark.parametrize("empty", ["some", "all"])
 @pytest.mark.parametrize("name", ["original", "joint", "comining", "self_mining"])
 def test_images_without_annotations_train(built: DenseDetector, name: str, empty: str) -> None:
-    truth = [targets(), targets() if empty == "all" else TRUTH[1]]
+    truth = TRUTH[TRUTH.image == (1 if empty == "some" else -1)]
+    assert truth.counts == [0, 2 if empty == "some" else 0]
     result = method(name)(built, two_views(), batch_of(truth), 0)
     result.total.backward()
     gradients = [p.grad for p in built.net.head.parameters() if p.grad is not None]

@@ -1,16 +1,16 @@
 """Every number that the authors' code computed must come out of ours."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from comining.methods.mining import suppress
-from comining.structures import DensePredictions, Targets
+from comining.ops import suppress
+from comining.structures import Boxes, DensePredictions
 from tests.helpers import batch_of, detector, method
 
 FOLDER = Path(os.environ.get("COMINING_REFERENCE", Path(__file__).parent / "reference"))
@@ -32,10 +32,11 @@ class Case:
             half = self.data["strides"].unsqueeze(1) / 2
             self.anchors = torch.cat([self.data["points"] - half, self.data["points"] + half], 1)
         self.detector = detector("retinanet" if self.anchor_based else "fcos", num_classes=5)
-        self.targets = [
-            Targets(self.data[f"gt_boxes_{i}"].reshape(-1, 4), self.data[f"gt_labels_{i}"])
-            for i in range(len(self.data["logits_original"]))
-        ]
+        numbers = range(len(self.data["logits_original"]))
+        self.annotated = Boxes.of_images(
+            [self.data[f"gt_boxes_{i}"].reshape(-1, 4) for i in numbers],
+            [self.data[f"gt_labels_{i}"] for i in numbers],
+        )
         self.method = method(
             "comining",
             score_threshold=self.data["tau"].item(),
@@ -88,7 +89,6 @@ class Case:
         deltas = inputs["deltas"]
         if not self.anchor_based:  # theirs are pixels, torchvision's are strides
             deltas = deltas / self.data["strides"].unsqueeze(-1)
-        centerness = inputs.get("centerness")
         height, width = self.data["image_size"].tolist()
         return DensePredictions(
             logits=inputs["logits"],
@@ -96,12 +96,16 @@ class Case:
             anchors=self.anchors,
             anchors_per_level=self.per_level,
             image_sizes=[(height, width)] * len(deltas),
-            centerness=None if centerness is None else centerness.squeeze(-1),
+            auxiliary={n: inputs[n].squeeze(-1) for n in self.detector.auxiliary_outputs.values()},
         )
 
-    def supervision(self) -> Any:
+    def targets(self) -> Mapping[str, Boxes]:
+        """Annotations and exchanged pseudo-labels of every view."""
         predictions = self.predictions(self.inputs(*VIEWS))
-        return self.method.supervise(self.detector, predictions, batch_of(self.targets), step=0)[0]
+        batch = batch_of(self.annotated)
+        targets: Mapping[str, Boxes]
+        targets, _, _ = self.method.supervise(self.detector, predictions, {}, batch, step=0)
+        return targets
 
 
 @pytest.fixture(params=CASES, ids=lambda path: path.stem)
@@ -116,22 +120,25 @@ def test_there_are_cases_of_both_detectors() -> None:
 @pytest.mark.parametrize("view", VIEWS)
 def test_pseudo_labels_before_the_drop_step(case: Case, view: str) -> None:
     predictions = case.predictions(case.inputs(view))
-    found = case.detector.decode(predictions, case.method.score_threshold)
-    found = suppress(found, 5, case.method.nms_threshold, case.method.max_per_image)
-    for i, one in enumerate(found.per_image(len(case.targets))):
+    miner = case.method.miner
+    candidates = case.detector.candidates(predictions, miner.score_threshold)
+    kept = suppress(candidates, 5, miner.nms_threshold, miner.max_per_image)
+    assert kept.num_images == case.annotated.num_images
+    for i, one in enumerate(kept.split()):
         assert one.labels.tolist() == case.data[f"pseudo_{view}_labels_{i}"].tolist()
         torch.testing.assert_close(
             one.boxes, case.data[f"pseudo_{view}_boxes_{i}"], atol=1e-3, rtol=0
         )
         torch.testing.assert_close(
-            one.scores, case.data[f"pseudo_{view}_scores_{i}"], atol=2e-5, rtol=0
+            one.known_scores, case.data[f"pseudo_{view}_scores_{i}"], atol=2e-5, rtol=0
         )
 
 
 def test_merged_targets_are_exchanged(case: Case) -> None:
-    supervision = case.supervision()
+    targets = case.targets()
     for view in VIEWS:
-        for i, target in enumerate(supervision[view]):
+        assert targets[view].num_images == case.annotated.num_images
+        for i, target in enumerate(targets[view].split()):
             assert target.labels.tolist() == case.data[f"targets_{view}_labels_{i}"].tolist()
             torch.testing.assert_close(
                 target.boxes, case.data[f"targets_{view}_boxes_{i}"], atol=1e-3, rtol=0
@@ -142,10 +149,11 @@ def test_merged_targets_are_exchanged(case: Case) -> None:
 def test_assignment_losses_and_gradients(case: Case, view: str) -> None:
     inputs = case.inputs(view)
     predictions = case.predictions(inputs)
-    assignment = case.detector.assign(predictions, case.supervision()[view])
+    targets = case.targets()[view]
+    assignment = case.detector.assign(predictions, targets)
     assert torch.equal(assignment.labels, case.data[f"assigned_{view}"])
 
-    losses = case.detector.losses(predictions, assignment)
+    losses = case.detector.losses(predictions, targets)
     terms = {"classification": "cls", "box": "reg", "centerness": "ctr"}
     assert len(losses) == (2 if case.anchor_based else 3)
     for name, value in losses.items():
@@ -164,7 +172,7 @@ def test_the_method_puts_the_steps_together(case: Case) -> None:
 
     inputs = case.inputs(*VIEWS)
     case.detector.predict = lambda images: case.predictions(inputs)  # type: ignore[method-assign]
-    images = {view: [torch.empty(0)] * len(case.targets) for view in VIEWS}
-    result = case.method(case.detector, images, batch_of(case.targets), step=0)
+    images = {view: [torch.empty(0)] * case.annotated.num_images for view in VIEWS}
+    result = case.method(case.detector, images, batch_of(case.annotated), step=0)
     expected = sum(case.data[key] for key in case.data if key.startswith("loss_"))
     torch.testing.assert_close(result.total, expected, rtol=1e-4, atol=1e-7)
