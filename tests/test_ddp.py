@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def compare(one: Path, other: Path) -> None:
+def compare(one: Path, other: Path, mining: int = 60) -> None:
     results = [json.loads((run / "result.json").read_text()) for run in (one, other)]
     assert results[0]["status"] == results[1]["status"] == "finished"
     assert results[1]["metrics"] == results[0]["metrics"]  # 5 images: shares of 3 and 2
@@ -40,7 +40,7 @@ def compare(one: Path, other: Path) -> None:
             if name != "train/images_per_s" and first[name]:
                 assert float(second[name]) == pytest.approx(float(first[name]), **LOSSES), name
                 compared += name.startswith("mining/")
-    assert compared > 60
+    assert compared > mining
     states = [
         torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         for run in (one, other)

@@ -58,6 +58,9 @@ def with_options_of(run: Path) -> DictConfig:
     with open_dict(composed):
         # What this process is stays; what was chosen is the run's.
         composed.hydra.runtime.output_dir = hydra.runtime.output_dir
+        with open_dict(composed.hydra.runtime):  # what OutputDirectory has left there
+            names = [name for name in ("wanted", "numbered") if name in hydra.runtime]
+            composed.hydra.runtime.update({name: hydra.runtime[name] for name in names})
         composed.hydra.runtime.cwd = hydra.runtime.cwd
         composed.hydra.runtime.version = hydra.runtime.version
         composed.hydra.runtime.config_sources = hydra.runtime.config_sources
