@@ -40,6 +40,7 @@ GIVEN = {
     "data": {"sparsity", "seed"},
     "detector": {"backbone", "num_classes"},
     "optimizer": {"params"},
+    "pictures": {"tracker"},
     "trainer": set(),
 }
 NEEDED = {
