@@ -3,11 +3,13 @@
 import csv
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from comining.runs.result import RunResult
 from tests.ddp import TWO, free_port, train
 
 # Sums of gradients in another order; Adam divides by their size, which magnifies the difference.
@@ -59,7 +61,7 @@ def test_two_processes_train_the_same_network(folder: Path) -> None:
 
 
 def test_two_machines_by_torchrun(folder: Path) -> None:
-    """``torchrun --nnodes=2``, both nodes here."""
+    """``torchrun --nnodes=2``, both nodes here; the name of the directory is the first one's."""
     rendezvous = ("--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1")
     port = f"--master_port={free_port()}"
     from concurrent.futures import ThreadPoolExecutor
@@ -69,14 +71,18 @@ def test_two_machines_by_torchrun(folder: Path) -> None:
             sys.executable, "-m", "torch.distributed.run", *rendezvous, port, f"--node_rank={rank}",
         )  # fmt: skip
         options = ("trainer.num_nodes=2", "trainer.devices=1", "trainer.strategy=ddp")
-        done = train(folder, "hydra.run.dir=nodes", "tau=0.008", *options, launcher=launcher)
+        time.sleep(1.5 * rank)  # so that their clocks name two directories
+        done = train(folder, "tau=0.008", *options, launcher=launcher)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     with ThreadPoolExecutor(2) as pool:
         outputs = list(pool.map(node, range(2)))
     assert [text.count("written:") for text in outputs] == [1, 0]
-    compare(folder / "one", folder / "nodes")
+    runs = list((folder / "runs").iterdir())
+    assert len(runs) == 1
+    assert RunResult.read(runs[0] / "result.json").hardware.startswith("2 x CPU")
+    compare(folder / "one", runs[0])
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(folder: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from comining.errors import CheckpointError
 from comining.runs.checkpoint import read_checkpoint
+from comining.runs.result import RunResult
 from comining.training.callbacks.saving import WholeCheckpoints, draft_of, keep_as
 from tests.ddp import ROOT, TINY, train
 
@@ -49,12 +50,22 @@ def same(whole: Path, other: Path) -> None:
     assert results[1] == results[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "name"), [(0, "SIGKILL"), (2, "SIGKILL"), (0, "SIGTERM")])
 def test_twenty_kills_at_random_moments_change_nothing(
     tmp_path: Path, workers: int, name: str
 ) -> None:
+    kills_change_nothing(tmp_path, workers, name, KILLS)
+
+
+@pytest.mark.parametrize(("workers", "name"), [(2, "SIGKILL"), (0, "SIGTERM")])
+def test_three_kills_change_nothing(tmp_path: Path, workers: int, name: str) -> None:
+    kills_change_nothing(tmp_path, workers, name, 3)
+
+
+def kills_change_nothing(tmp_path: Path, workers: int, name: str, kills: int) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.killed", str(tmp_path), str(workers), name, str(KILLS)],
+        [sys.executable, "-m", "tests.killed", str(tmp_path), str(workers), name, str(kills)],
         cwd=ROOT, capture_output=True, text=True, timeout=500, check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
@@ -62,14 +73,14 @@ def test_twenty_kills_at_random_moments_change_nothing(
     outcome = json.loads(done.stdout.splitlines()[-1])
     log = (tmp_path / "killed.log").read_text()
     assert outcome["whole"] == outcome["end"] == 0, log[-3000:]
-    assert len(outcome["codes"]) == KILLS
+    assert len(outcome["codes"]) == kills
     if name == "SIGKILL":
         assert set(outcome["codes"]) == {-signal.SIGKILL}
         assert set(outcome["statuses"]) == {None}
     else:
         # Before Python is up and after the last step the signal has its plain effect.
         assert set(outcome["codes"]) <= {143, -signal.SIGTERM, 0}
-        assert outcome["codes"].count(143) > KILLS / 2
+        assert outcome["codes"].count(143) > kills / 2
         assert "interrupted" in outcome["statuses"]
     assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))  # leftovers are swept
     same(tmp_path / "whole", tmp_path / "killed")
@@ -349,7 +360,9 @@ def test_a_run_on_a_full_disk_says_what_happened(folder: Path, tmp_path: Path) -
         assert done.returncode == 2
         assert "cannot be written, No space left on device" in done.stderr
         assert "Traceback" not in done.stderr
-        assert not (tmp_path / "run" / "result.json").exists()
+        result = RunResult.read(tmp_path / "run" / "result.json")
+        assert result.status == "failed"
+        assert "No space left on device" in str(result.error)
         assert read_checkpoint(disk / "last.ckpt")["global_step"] == 2  # the first that fitted
     finally:
         subprocess.run(["umount", str(disk)], check=True)

@@ -14,6 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from comining.config import CONFIG_FOLDER
 from comining.runs.gpu import claim_gpu
+from comining.runs.result import RunResult
 from tests.helpers import composed_with_hydra
 
 ROOT = CONFIG_FOLDER.parent
@@ -55,8 +56,10 @@ def test_a_sweep_survives_its_cells(tmp_path: Path) -> None:
     diverged = next(r for r in found.values() if r["status"] == "diverged")
     assert "not finite" in diverged["error"]
     assert diverged["step"] < 3
-    assert len(diverged["image_ids"]) == 4
-    assert "metrics" not in diverged
+    assert len(diverged["divergence"]["image_ids"]) == 4
+    assert diverged["metrics"] is None
+    assert diverged["data"]["train"]["images"] == 12
+    assert diverged["hardware"].startswith("CPU")
     assert "2 runs finished, 1 runs diverged, 0 runs failed" in done.stdout
     assert "NaN" in done.stdout
     assert done.returncode == 0  # a diverged cell is a result
@@ -87,6 +90,19 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "sweep").glob("*/result.json")}
     assert 2 <= len(before) < 4
 
+    # Without a word on what to do with them, the cells that are there are nobody else's to take.
+    refused = sweep(tmp_path, *overrides, "skip_finished=false")
+    assert refused.returncode == 2
+    assert "holds another run (finished); run only what is not finished with" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert len(results(tmp_path)) == len(before)
+    # A cell that failed is run again, too, and what it left is no second result.
+    failed = next(iter(before)).parent
+    record = RunResult.read(failed / "result.json")
+    record.status = "failed"
+    record.write(failed / "result.json")
+    del before[failed / "result.json"]
+
     done = sweep(tmp_path, *overrides)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("skipped, has a result") == len(before)
@@ -94,6 +110,9 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
     assert {r["method"] for r in results(tmp_path).values()} == methods
     assert all(file.stat().st_mtime_ns == stamp for file, stamp in before.items())
     assert "Missing" not in done.stdout
+    assert "4 runs finished, 0 runs diverged, 0 runs failed" in done.stdout
+    aside = list((tmp_path / "sweep" / "replaced").glob(f"{failed.name}_*/result.json"))
+    assert [RunResult.read(file).status for file in aside] == ["failed"]
 
     # The sweep grows: other options are other runs, and nothing is written over.
     done = sweep(tmp_path, *overrides, "method=original,joint", "seed=0,1")

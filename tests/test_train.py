@@ -213,7 +213,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path, shapes: list[str
     assert result["status"] == "diverged"
     assert result["step"] < 30
     assert re.search(r"loss at step \d+ is not finite", result["error"])
-    assert len(result["image_ids"]) == 4
+    assert len(result["divergence"]["image_ids"]) == 4
 
 
 # -- other data --------------------------------------------------------------------------

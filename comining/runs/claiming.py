@@ -62,12 +62,13 @@ def wanted_directory() -> Path:
     return Path(os.path.abspath(runtime.get("wanted", runtime.output_dir)))
 
 
-def claim(cfg: DictConfig, config: Mapping[str, Any]) -> RunDirectory | Path:
+def claim(cfg: DictConfig, config: Mapping[str, Any], wanted: Path) -> RunDirectory | Path:
     """The directory of this run in each of its processes; the process of rank 0 owns it.
 
     Args:
         cfg: the composed options of this start.
         config: all options of the run, resolved.
+        wanted: see :func:`wanted_directory`.
 
     Returns:
         with ``skip_finished`` the directory that has the result already, as a path.
@@ -78,15 +79,15 @@ def claim(cfg: DictConfig, config: Mapping[str, Any]) -> RunDirectory | Path:
     nodes = OmegaConf.select(cfg, "trainer.num_nodes")
     met = meeting(nodes if isinstance(nodes, int) else 1)
     if met is None and started_by_rank_zero():
-        return _use(RunDirectory.join(wanted_directory()))
+        return _use(RunDirectory.join(wanted))
     claimed: list[RunDirectory] = []
 
     def decide() -> Decision:
         try:
-            before = find_settled(wanted_directory(), config) if _skips(cfg) else None
+            before = find_settled(wanted, config) if _skips(cfg) else None
             if before is not None:
                 return {"skip": str(before)}
-            claimed.append(_claim(cfg))
+            claimed.append(_claim(cfg, wanted))
         except UserError as error:
             return {"error": str(error), "taken": isinstance(error, DirectoryTakenError)}
         return {"directory": str(claimed[0].path)}
@@ -105,7 +106,7 @@ def claim_evaluation(cfg: DictConfig) -> RunDirectory:
     Raises:
         ConfigError: see :func:`claim`.
     """
-    claimed = claim(cfg, {})
+    claimed = claim(cfg, {}, wanted_directory())
     if isinstance(claimed, Path):
         raise TypeError("an evaluation is never skipped")
     return claimed
@@ -115,9 +116,8 @@ def _skips(cfg: DictConfig) -> bool:
     return cfg.get("skip_finished", False) is True
 
 
-def _claim(cfg: DictConfig) -> RunDirectory:
+def _claim(cfg: DictConfig, wanted: Path) -> RunDirectory:
     """In rank 0."""
-    wanted = wanted_directory()
     hydra: Any = HydraConfig.get()
     alone = hydra.mode is RunMode.RUN
     resume, overwrite = cfg.get("resume"), cfg.overwrite is True

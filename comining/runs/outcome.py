@@ -105,6 +105,7 @@ class _Attempt:
         self.main = main
         self.cfg = cfg
         self.alone = HydraConfig.get().mode is RunMode.RUN
+        self.wanted = wanted_directory()
         self.started = time.monotonic()
         # For the record, if it cannot be resolved.
         self.config: Any = OmegaConf.to_container(cfg)
@@ -140,9 +141,8 @@ class _Attempt:
 
     def _train(self) -> Mapping[str, Any] | None:
         """The facts of the finished run; None if there is a result already."""
-        wanted = wanted_directory()
-        if self.cfg.resume is not None and (wanted / "overrides.yaml").exists():
-            self.cfg = with_options_of(wanted)
+        if self.cfg.resume is not None and (self.wanted / "overrides.yaml").exists():
+            self.cfg = with_options_of(self.wanted)
         self.config = resolve(self.cfg)
         check_training(self.config)
         run = self._claim()
@@ -158,13 +158,12 @@ class _Attempt:
         return self.main(self.cfg, self.config, run)
 
     def _claim(self) -> Run | None:
-        wanted = wanted_directory()
-        claimed = claim(self.cfg, self.config)
+        claimed = claim(self.cfg, self.config, self.wanted)
         if isinstance(claimed, Path):
             print(f"skipped, has a result: {claimed}")
-            if claimed != wanted:
+            if claimed != self.wanted:
                 with contextlib.suppress(OSError):  # Hydra makes it for each run of a sweep
-                    wanted.rmdir()
+                    self.wanted.rmdir()
             return None
         self.run = Run(claimed)
         return self.run

@@ -91,7 +91,7 @@ def meeting(num_nodes: int) -> Meeting | None:
             return None
         hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
         return _at(int(os.environ["RANK"]), os.environ, hosted)
-    if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and SLURMEnvironment.detect():
+    if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and _in_slurm():
         slurm = SLURMEnvironment()
         return Meeting(slurm.global_rank(), slurm.main_address, slurm.main_port, hosted=False)
     if num_nodes == 1 or started_by_rank_zero():
@@ -104,6 +104,13 @@ def meeting(num_nodes: int) -> Meeting | None:
         )
     # The first process of each node; it starts the others.
     return _at(int(os.environ["NODE_RANK"]), os.environ, hosted=False)
+
+
+def _in_slurm() -> bool:
+    try:
+        return SLURMEnvironment.detect()
+    except RuntimeError as error:  # what Lightning has against the job's options
+        raise ConfigError(f"SLURM: {' '.join(str(error).split())}") from error
 
 
 def _at(rank: int, environment: os._Environ[str], hosted: bool) -> Meeting:
