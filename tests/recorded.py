@@ -85,7 +85,7 @@ class RunFolder:
         changes["method"] = method
         changes["method_options"] = real.method_options | threshold | (options or {})
         changes["mining"] = real.mining | (mining or {})
-        if ap is not None:
+        if ap is not None and status == "finished":
             assert real.metrics is not None
             assert real.test is not None
             changes["metrics"] = dict.fromkeys(real.metrics, ap) | {"APl": None}

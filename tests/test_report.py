@@ -120,6 +120,22 @@ def test_a_report_of_every_status(trained: Trained, capsys: pytest.CaptureFixtur
     assert text.count("stopped by SIGTERM") == 1
 
 
+def test_a_cell_with_a_diverged_seed_is_not_the_best(runs: RunFolder) -> None:
+    """Nor do figures of an earlier step count, or a reason of several lines break the page."""
+    runs.add(90.0, seed=0)
+    runs.add(80.0, seed=1, status="diverged", metrics={"AP": 80.0}, error="not finite:\n  nan")
+    for seed, ap in enumerate((30.0, 32.0)):
+        runs.add(ap, method="original", seed=seed)
+        runs.add(ap - 1, method="joint", seed=seed)
+    cells = tables(runs)[0].cells
+    assert cells.loc[("hard", "original"), ["mean", "spread"]].tolist() == [31.0, 2**0.5]
+    assert cells.loc[("hard", "comining"), ["mean", "spread"]].isna().all()
+    text = report(runs)
+    assert "NaN (1 of 2)" in row(text, "hard")
+    assert "**31.0 ± 1.4**" in row(text, "hard")
+    assert text.strip().splitlines()[-1].endswith(": not finite: nan")
+
+
 def test_a_single_run_is_enough(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
     run = trained[0] / "interrupted"
     assert main([str(run)]) == 0
@@ -217,7 +233,7 @@ def test_a_run_that_was_made_again_counts_as_finished(runs: RunFolder) -> None:
 
 def test_a_folder_named_twice_is_read_once(runs: RunFolder) -> None:
     file = runs.add(30.0)
-    files, _ = find_results([runs.root, file.parent, runs.root / "." / file.parent.name])
+    files, _ = find_results([runs.root, file.parent, file.parent / ".." / file.parent.name])
     assert len(files) == 1
 
 

@@ -156,10 +156,12 @@ def test_every_sparse_set_has_a_threshold_of_its_own_where_several_were_tried(
     add(runs, "comining", 0, 22.0, sparsity="extreme", tau=0.4)
     add(runs, "comining", 1, 24.0, sparsity="extreme", tau=0.4)
     add(runs, "comining", 0, 50.0, sparsity="easy")  # one alone: that of hard
+    add(runs, "comining", 0, 50.0, sparsity="miss50", tau=0.6)
     page = page_of(runs)
     assert "| hard | `comining` | 43.0 (1 seed) |" in page
     assert "| extreme | `comining` | 23.0 ± 1.4 (2 seeds) |" in page
     assert "| easy | `comining` | 50.0 (1 seed) |" in page
+    assert "| miss50 |" not in page
     assert page.count("### Score thresholds") == 2
 
 

@@ -150,8 +150,9 @@ def write_report(folders: Sequence[Path], output: Path) -> pd.DataFrame:
     output.mkdir(parents=True, exist_ok=True)
     (output / "report.md").write_text(text, encoding="utf-8")
     cells = [result_table.csv_frame() for result_table in result_tables(runs)]
-    csv = pd.concat(cells) if cells else pd.DataFrame(columns=["table", "kind", "row", "column"])
-    csv.set_index(["table", "kind", "row", "column"]).to_csv(output / "report.csv")
+    head = ["table", "kind", "row", "column"]
+    csv = pd.concat(cells) if cells else pd.DataFrame(columns=[*head, "mean"])
+    csv.set_index(head).to_csv(output / "report.csv")
     plots = draw_report(output, dict(groups_of_one_kind(runs)))
     for path in [output / "report.md", output / "report.csv", *plots]:
         print(f"written: {path}")
