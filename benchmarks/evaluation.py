@@ -24,7 +24,7 @@ from pycocotools.cocoeval import COCOeval
 from benchmarks import measure
 from comining.data.annotations import AnnotationSet, Categories
 from comining.evaluation.coco_evaluator import CocoEvaluator
-from comining.structures import Detections
+from comining.structures import Boxes
 
 CPU = torch.device("cpu")
 
@@ -72,11 +72,9 @@ def drawn_truth(images: int, classes: int, rng: np.random.Generator) -> Annotati
     )
 
 
-def drawn_detections(
-    truth: AnnotationSet, per_image: int, rng: np.random.Generator
-) -> list[Detections]:
+def drawn_detections(truth: AnnotationSet, per_image: int, rng: np.random.Generator) -> Boxes:
     """Every annotation twice, shifted by a little, and false boxes up to ``per_image``."""
-    found = []
+    corners, all_labels, all_scores = [], [], []
     for number in range(len(truth.image_ids)):
         rows = np.flatnonzero(truth.image == number).repeat(2)[:per_image]
         near = (
@@ -92,17 +90,13 @@ def drawn_detections(
         scores = np.concatenate([rng.beta(4, 2, len(near)), rng.beta(1, 6, len(false))])
         order = np.argsort(-scores)
         labels = np.concatenate([truth.labels[rows], other])
-        found.append(
-            Detections(
-                torch.from_numpy(boxes[order]).float(),
-                torch.from_numpy(labels[order]),
-                torch.from_numpy(scores[order]).float(),
-            )
-        )
-    return found
+        corners.append(torch.from_numpy(boxes[order]).float())
+        all_labels.append(torch.from_numpy(labels[order]))
+        all_scores.append(torch.from_numpy(scores[order]).float())
+    return Boxes.of_images(corners, all_labels, all_scores)
 
 
-def plain(truth: AnnotationSet, found: list[Detections]) -> list[float]:
+def plain(truth: AnnotationSet, detections: Boxes) -> list[float]:
     """The 12 numbers by pycocotools, as its demonstration has it."""
     annotations = [
         {
@@ -126,10 +120,10 @@ def plain(truth: AnnotationSet, found: list[Detections]) -> list[float]:
         )
     ]
     rows: list[dict[str, Any]] = []
-    for image_id, one in zip(truth.image_ids.tolist(), found, strict=True):
+    for image_id, one in zip(truth.image_ids.tolist(), detections.split(), strict=True):
         boxes = one.boxes.double()
         boxes[:, 2:] -= boxes[:, :2]
-        columns = zip(one.labels.tolist(), boxes.tolist(), one.scores.double().tolist())
+        columns = zip(one.labels.tolist(), boxes.tolist(), one.known_scores.double().tolist())
         rows += [
             {
                 "image_id": image_id,
@@ -159,9 +153,9 @@ def main(given: list[str] | None = None) -> None:
     chosen = arguments(given)
     rng = np.random.default_rng(0)
     truth = drawn_truth(chosen.images, chosen.classes, rng)
-    found = drawn_detections(truth, chosen.detections, rng)
+    detections = drawn_detections(truth, chosen.detections, rng)
     evaluator = CocoEvaluator(truth)
-    evaluator.update(truth.image_ids.tolist(), found)
+    evaluator.update(truth.image_ids.tolist(), detections)
     numbers: dict[str, list[float]] = {}
 
     def ours() -> None:
@@ -170,7 +164,7 @@ def main(given: list[str] | None = None) -> None:
 
     def theirs() -> None:
         numbers["pycocotools"] = [
-            -1.0 if value < 0 else 100 * value for value in plain(truth, found)
+            -1.0 if value < 0 else 100 * value for value in plain(truth, detections)
         ]
 
     print(measure.machine(CPU))

@@ -19,7 +19,7 @@ from comining.data.views import SecondView
 from comining.detectors.dense import DenseDetector
 from comining.methods.method import Method
 from comining.runs.checkpoint import build_detector
-from comining.structures import Batch, Detections, Targets
+from comining.structures import Batch, Boxes, Images
 
 Stock = dict[str, Tensor]  # torchvision's form of targets and of detections
 
@@ -42,7 +42,10 @@ class Setting:
             f"data.min_size={min(self.size)}",
             f"data.max_size={max(self.size)}",
         ]
-        self.detector = build_detector(configuration(*overrides), self.classes, pretrained=False)
+        detector = build_detector(configuration(*overrides), self.classes, pretrained=False)
+        if not isinstance(detector, DenseDetector):
+            raise TypeError(f"the steps are those of a dense detector, not {chosen.detector}")
+        self.detector = detector
         self.detector.to(self.device).train()
         images = noise(2 * chosen.batch, self.size, self.device)
         with torch.compiler.set_stance("force_eager"):  # nothing of the preparation is compiled
@@ -58,15 +61,22 @@ class Setting:
         count = chosen.batch
         self.positions = list(range(count))
         self.view: SecondView = part("view=color", key="view")
-        truth = [to(coco_like(self.size, self.classes, n), self.device) for n in range(count)]
+        truth = coco_like(self.size, self.classes, count).to(self.device)
         self.views = {"original": images[:count], "augmented": images[count:]}
-        nothing = [Targets(t.boxes[:0], t.labels[:0]) for t in truth]
-        none = [Detections(t.boxes[:0], t.labels[:0], t.boxes[:0, 0]) for t in truth]
-        self.batch = Batch(images[:count], truth, nothing, none, self.positions, self.positions)
+        self.batch = Batch(
+            images=Images.of(images[:count]),
+            annotated=truth,
+            erased=Boxes.empty(count, self.device),
+            ignored=Boxes.empty(count, self.device),
+            rate=torch.full((count, self.classes), torch.nan, device=self.device),
+            pseudo_labels=Boxes.empty(count, self.device, scores=True),
+            image_ids=self.positions,
+            positions=self.positions,
+        )
         self.stock_images = {
             name: [image / 255 for image in group] for name, group in self.views.items()
         }
-        self.stock_targets = [as_stock(one) for one in truth]
+        self.stock_targets = as_stock(truth)
         self.optimizers = {
             model: torch.optim.SGD(
                 [p for p in model.parameters() if p.requires_grad],
@@ -116,7 +126,7 @@ class Setting:
             # Each view is trained by what the other one found.
             for group, mined in ((views[0], found[count:]), (views[1], found[:count])):
                 kept = [
-                    drop_loop(one, target, self.methods["comining"].overlap_threshold)
+                    drop_loop(one, target, self.methods["comining"].miner.overlap_threshold)
                     for one, target in zip(mined, self.stock_targets, strict=True)
                 ]
                 merged = [
@@ -130,8 +140,8 @@ class Setting:
         """How many an image and view there are."""
         with self.autocast():
             result = self.methods["comining"](self.detector, self.views, self.batch, step=10**9)
-        counts = [len(one) for view in result.mined.values() for one in view]
-        return sum(counts) / len(counts)
+        views: list[Boxes] = list(result.pseudo_labels.values())
+        return sum(map(len, views)) / sum(view.num_images for view in views)
 
 
 # -- the parts of a setting --------------------------------------------------------------
@@ -160,22 +170,21 @@ def noise(count: int, size: tuple[int, int], device: torch.device) -> list[Tenso
     return list(((smooth * 0.8 + grain) * 255).to(torch.uint8).to(device))
 
 
-def coco_like(size: tuple[int, int], classes: int, seed: int) -> Targets:
+def coco_like(size: tuple[int, int], classes: int, images: int) -> Boxes:
     """About as many boxes, and as large, as the hard set leaves of an image of COCO."""
-    generator = torch.Generator().manual_seed(seed)
-    count = 1 + int(torch.poisson(torch.tensor(2.7), generator=generator))
     height, width = size
     scale = torch.tensor([width, height], dtype=torch.float32)
-    # Sides of boxes in COCO spread evenly over the logarithm, from 3 % of the image to most of it.
-    side = scale * 0.03 ** torch.rand(count, 2, generator=generator) * 0.9
-    corner = torch.rand(count, 2, generator=generator) * (scale - side)
-    labels = torch.randint(classes, (count,), generator=generator)
-    return Targets(torch.cat([corner, corner + side], dim=1), labels)
-
-
-def to(targets: Targets, device: torch.device) -> Targets:
-    """The same on a device."""
-    return Targets(targets.boxes.to(device), targets.labels.to(device))
+    corners, labels = [], []
+    for seed in range(images):
+        generator = torch.Generator().manual_seed(seed)
+        count = 1 + int(torch.poisson(torch.tensor(2.7), generator=generator))
+        # Sides of boxes in COCO spread evenly over the logarithm, from 3 % of the image to most
+        # of it.
+        side = scale * 0.03 ** torch.rand(count, 2, generator=generator) * 0.9
+        corner = torch.rand(count, 2, generator=generator) * (scale - side)
+        corners.append(torch.cat([corner, corner + side], dim=1))
+        labels.append(torch.randint(classes, (count,), generator=generator))
+    return Boxes.of_images(corners, labels)
 
 
 @torch.no_grad()
@@ -240,9 +249,9 @@ def stock_copy(detector: DenseDetector, threshold: float) -> Any:
     return net
 
 
-def as_stock(one: Targets | Detections) -> Stock:
-    """torchvision's form of boxes."""
-    return {"boxes": one.boxes, "labels": one.labels}
+def as_stock(boxes: Boxes) -> list[Stock]:
+    """torchvision's form of the boxes of a batch."""
+    return [{"boxes": one.boxes, "labels": one.labels} for one in boxes.split()]
 
 
 def drop_loop(found: Stock, annotated: Stock, overlap_threshold: float) -> Stock:

@@ -26,10 +26,11 @@ from typing import Any
 import torch
 
 from benchmarks import measure
-from benchmarks.setting import Setting, Stock, as_stock, coco_like, drop_loop, noise, to
+from benchmarks.setting import Setting, Stock, as_stock, coco_like, drop_loop, noise
 from comining.detectors.dense import DenseDetector
 from comining.methods.comining import CoMining
-from comining.structures import DensePredictions, Detections, Targets
+from comining.ops import rank_in_group
+from comining.structures import Boxes, DensePredictions
 
 # What an H200 needs for the arithmetic of a pair of views at R50, 800 x 1344, K = 80, at the 790
 # TFLOP/s that its tensor cores were measured to do in bf16: 2.84 and 2.42 TFLOP.
@@ -117,41 +118,39 @@ def compare_mining(setting: Setting, chosen: argparse.Namespace) -> dict[str, me
     """Mining alone on the outputs of the network for a number of images."""
     count = chosen.mined_images
     method: CoMining = setting.methods["comining"]
-    objects = [
-        to(coco_like(setting.size, setting.classes, n), setting.device) for n in range(count)
-    ]
+    objects = coco_like(setting.size, setting.classes, count).to(setting.device)
     predictions = confident_of(objects, outputs(setting, count), setting.detector)
-    truth = [Targets(one.boxes[::2], one.labels[::2]) for one in objects]  # every other is erased
-    stock_truth = [as_stock(one) for one in truth]
+    # Every other one of an image is erased.
+    truth = objects[rank_in_group(objects.image) % 2 == 0]
+    stock_truth = as_stock(truth)
     levels = predictions.anchors_per_level
     heads = {
         "cls_logits": list(torch.split(predictions.logits, levels, dim=1)),
         "bbox_regression": list(torch.split(predictions.deltas, levels, dim=1)),
     }
-    if predictions.centerness is not None:
-        heads["bbox_ctrness"] = list(
-            torch.split(predictions.centerness.unsqueeze(-1), levels, dim=1)
-        )
+    for output, name in setting.detector.auxiliary_outputs.items():
+        auxiliary = predictions.auxiliary[name].unsqueeze(-1)
+        heads[output] = list(torch.split(auxiliary, levels, dim=1))
     anchors = [list(torch.split(predictions.anchors, levels))] * count
 
     def theirs() -> list[Stock]:
         found = setting.stock.postprocess_detections(heads, anchors, predictions.image_sizes)
         return [
-            drop_loop(one, annotated, method.overlap_threshold)
+            drop_loop(one, annotated, method.miner.overlap_threshold)
             for one, annotated in zip(found, stock_truth, strict=True)
         ]
 
-    def ours() -> list[Detections]:
-        return method.cogenerate(setting.detector, predictions, truth)[0]
+    def ours() -> Boxes:
+        return method.miner(setting.detector, predictions, truth)[0]
 
-    found, expected = ours(), theirs()
-    number = sum(map(len, found)) / count
-    passed = len(setting.detector.decode(predictions, setting.tau)) / count
-    print(f"Mining alone, {count} images, {passed:.0f} scores above {setting.tau} in each:")
-    if predictions.centerness is None:
+    pseudo_labels, expected = ours(), theirs()
+    number = len(pseudo_labels) / count
+    confident = len(setting.detector.candidates(predictions, setting.tau)) / count
+    print(f"Mining alone, {count} images, {confident:.0f} scores above {setting.tau} in each:")
+    if not predictions.auxiliary:
         same = all(
             torch.equal(one.labels, other["labels"]) and torch.equal(one.boxes, other["boxes"])
-            for one, other in zip(found, expected, strict=True)
+            for one, other in zip(pseudo_labels.split(), expected, strict=True)
         )
         if not same:
             raise RuntimeError("mining does not find the boxes that torchvision finds")
@@ -177,18 +176,20 @@ def outputs(setting: Setting, count: int) -> DensePredictions:
     """What the network says of ``count`` images, one after the other."""
     images = noise(count, setting.size, setting.device)
     parts = [setting.detector.predict([image]) for image in images]
-    centerness = [part.centerness for part in parts if part.centerness is not None]
     return dataclasses.replace(
         parts[0],
         logits=torch.cat([part.logits for part in parts]),
         deltas=torch.cat([part.deltas for part in parts]),
         image_sizes=[setting.size] * count,
-        centerness=torch.cat(centerness) if centerness else None,
+        auxiliary={
+            name: torch.cat([part.auxiliary[name] for part in parts])
+            for name in setting.detector.auxiliary_outputs.values()
+        },
     )
 
 
 def confident_of(
-    objects: list[Targets], predictions: DensePredictions, detector: DenseDetector
+    objects: Boxes, predictions: DensePredictions, detector: DenseDetector
 ) -> DensePredictions:
     """A trained network's say: all anchors that match an object claim it, and no others do.
 

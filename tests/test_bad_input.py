@@ -36,7 +36,7 @@ from comining.data.images import load_image
 from comining.data.sparsity import main as write_sparse_file
 from comining.evaluation.coco_evaluator import CocoEvaluator
 from comining.runs.checkpoint import build_detector, describe
-from comining.structures import Detections
+from comining.structures import Boxes
 from tests.helpers import composed, edit_json, write_coco
 
 ROOT = CONFIG_FOLDER.parent
@@ -1267,12 +1267,12 @@ def ids_from_zero(root: Path) -> None:
         evaluator = CocoEvaluator(truth)
         for position, image_id in enumerate(truth.image_ids.tolist()):
             rows = truth.image == position
-            right = Detections(
-                torch.from_numpy(truth.boxes[rows]).float(),
-                torch.from_numpy(truth.labels[rows]),
-                torch.ones(int(rows.sum())),
+            right = Boxes.of_images(
+                [torch.from_numpy(truth.boxes[rows]).float()],
+                [torch.from_numpy(truth.labels[rows])],
+                [torch.ones(int(rows.sum()))],
             )
-            evaluator.update([image_id], [right])
+            evaluator.update([image_id], right)
         assert evaluator.compute()["AP"] == pytest.approx(100)
 
 

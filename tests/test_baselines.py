@@ -1,31 +1,36 @@
-"""The rivals' rules on hand-computed values, and that they switch off to the last bit."""
+"""The baselines' rules on hand-computed values, and that they switch off to the last bit."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from comining.data.annotations import read_annotations
 from comining.data.dataset import TrainingSet
 from comining.data.sampler import SampleKey
-from comining.detectors.dense import DenseDetector
+from comining.detectors.dense import DenseDetector, DenseRegions
+from comining.detectors.detector import Background
 from comining.errors import ConfigError
+from comining.methods.method import RunInfo
 from comining.methods.part_aware import mine_parts, share_inside
-from comining.structures import Detections
+from comining.structures import Batch, DensePredictions
 from tests.helpers import (
+    assert_equal,
     batch_of,
+    boxes,
     detector,
     images,
     method,
     random_predictions,
-    targets,
     write_coco,
 )
 
-TRUTH = [targets((8, 8, 40, 40, 0)), targets((10, 5, 30, 35, 1), (50, 20, 80, 60, 2))]
+TRUTH = boxes([(8, 8, 40, 40, 0)], [(10, 5, 30, 35, 1), (50, 20, 80, 60, 2)])
 NAMES = ("class 1", "class 2", "class 3")
 
 
@@ -44,13 +49,27 @@ class StubData:
 def prepared(name: str, **options: Any) -> Any:
     chosen = method(name, **options)
     if name == "part_aware":
-        chosen.prepare(StubData(), Path("unused"), torch.device("cpu"))
+        run = RunInfo(Path("unused"), torch.device("cpu"))
+        chosen.prepare(detector("retinanet", 3), StubData(), run)
     return chosen
 
 
-def found(*rows: tuple[float, float, float, float, int, float]) -> Detections:
-    table = torch.tensor(rows, dtype=torch.float32).reshape(-1, 6)
-    return Detections(table[:, :4], table[:, 4].long(), table[:, 5])
+def background_of(
+    chosen: Any, built: DenseDetector, predictions: DensePredictions, batch: Batch
+) -> Background:
+    """What a method says about the branch that is trained by the annotations of a batch."""
+    assignment = built.assign(predictions, batch.annotated)
+    background: Background = chosen.background(DenseRegions(built, predictions, assignment), batch)
+    return background
+
+
+def weights_of(
+    chosen: Any, built: DenseDetector, predictions: DensePredictions, batch: Batch
+) -> Tensor:
+    background = background_of(chosen, built, predictions, batch)
+    assert not background.terms
+    assert background.weights is not None
+    return background.weights
 
 
 OFF = {
@@ -62,7 +81,9 @@ OFF = {
 
 
 @pytest.mark.parametrize("name", OFF)
-def test_switched_off_a_rival_is_original_to_the_last_bit(built: DenseDetector, name: str) -> None:
+def test_switched_off_a_baseline_is_original_to_the_last_bit(
+    built: DenseDetector, name: str
+) -> None:
     views = {"original": images(2)}
     batch = batch_of(TRUTH)
     gradients = []
@@ -88,14 +109,14 @@ def test_switched_off_a_rival_is_original_to_the_last_bit(built: DenseDetector, 
         ("part_aware", {"hierarchy": {"class 1": ["class 2"]}}),
     ],
 )
-def test_switched_on_a_rival_changes_the_classification_only(
+def test_switched_on_a_baseline_changes_the_classification_only(
     built: DenseDetector, name: str, options: dict[str, Any]
 ) -> None:
     views, batch = {"original": images(2)}, batch_of(TRUTH)
     plain = method("original")(built, views, batch, 0).losses
-    rival = prepared(name, **options)(built, views, batch, 0).losses
-    assert rival["original/classification"] < plain["original/classification"]
-    assert torch.equal(rival["original/box"], plain["original/box"])
+    losses = prepared(name, **options)(built, views, batch, 0).losses
+    assert losses["original/classification"] < plain["original/classification"]
+    assert torch.equal(losses["original/box"], plain["original/box"])
 
 
 # -- Soft Sampling -----------------------------------------------------------------------
@@ -111,7 +132,7 @@ def test_soft_sampling_weights_by_hand() -> None:
 def test_soft_sampling_leaves_positives(built: DenseDetector) -> None:
     predictions = random_predictions(built, 2)
     assignment = built.assign(predictions, TRUTH)
-    weights = method("soft_sampling").weights(built, predictions, assignment, batch_of(TRUTH))
+    weights = weights_of(method("soft_sampling"), built, predictions, batch_of(TRUTH))
     assert (weights[assignment.positive] == 1).all()
     negative = assignment.labels == 3
     overlap = built.overlap(predictions, TRUTH)
@@ -123,7 +144,7 @@ def test_overlap_is_with_the_best_box_of_the_own_image() -> None:
     built = detector("retinanet", 3)
     predictions = random_predictions(built, 2)
     anchor = tuple(predictions.anchors[700].tolist())
-    overlap = built.overlap(predictions, [targets((*anchor, 0), (0, 0, 5, 5, 1)), targets()])
+    overlap = built.overlap(predictions, boxes([(*anchor, 0), (0, 0, 5, 5, 1)], []))
     assert overlap[0, 700] == pytest.approx(1.0)
     assert (overlap[1] == 0).all()
 
@@ -132,7 +153,7 @@ def test_an_fcos_point_overlaps_with_the_box_that_it_predicts() -> None:
     built = detector("fcos", 3)
     predictions = random_predictions(built, 1)
     box = built.decode_boxes(predictions.deltas[0, 5:6], predictions.anchors[5:6])[0]
-    overlap = built.overlap(predictions, [targets((*box.tolist(), 2))])
+    overlap = built.overlap(predictions, boxes([(*box.tolist(), 2)]))
     assert overlap[0, 5] == pytest.approx(1.0, abs=1e-5)
     assert overlap[0].isfinite().all()
 
@@ -165,11 +186,12 @@ def test_recalibration_takes_strangers_only_times_a_tenth_by_positives() -> None
     stranger = (assignment.labels == 3) & (overlap < 0.1)
     assert stranger.any()
     assert ((assignment.labels == 3) & ~stranger).any()
-    losses = chosen.branch_losses(built, predictions, TRUTH, batch_of(TRUTH))
+    rule = partial(chosen.background, batch=batch_of(TRUTH))
+    losses = built.losses(predictions, TRUTH, rule)
     positives = assignment.positive.sum()
     expected = 0.1 * chosen.mirrored(predictions.logits)[stranger].sum() / positives
     torch.testing.assert_close(losses["confusion"], expected)
-    others = built.losses(predictions, assignment, weights=(~stranger).float())
+    others = built.losses(predictions, TRUTH, lambda _: Background((~stranger).float()))
     assert torch.equal(losses["classification"], others["classification"])
 
 
@@ -184,17 +206,16 @@ def test_share_inside_by_hand() -> None:
 
 def test_a_part_is_ignored_inside_its_subject_only_while_unannotated(built: DenseDetector) -> None:
     subject, part = (0, 0, 96, 64, 0), (30, 20, 50, 40, 1)
-    truth = [
-        targets(subject),  # no part annotated
-        targets(subject, part),  # a part annotated
-        targets((0, 0, 96, 64, 2)),  # no subject
-        targets(),
-    ]
+    truth = boxes(
+        [subject],  # no part annotated
+        [subject, part],  # a part annotated
+        [(0, 0, 96, 64, 2)],  # no subject
+        [],
+    )
     predictions = random_predictions(built, 4)
-    assignment = built.assign(predictions, truth)
     chosen = prepared("part_aware", hierarchy={"class 1": ["class 2"]})
-    weights = chosen.weights(built, predictions, assignment, batch_of(truth))
-    inside = share_inside(predictions.anchors, truth[0].boxes)[0] > 0.9
+    weights = weights_of(chosen, built, predictions, batch_of(truth))
+    inside = share_inside(predictions.anchors, truth.of_image(0).boxes)[0] > 0.9
     assert inside.any()
     assert not inside.all()
     expected = torch.ones_like(weights)
@@ -203,11 +224,11 @@ def test_a_part_is_ignored_inside_its_subject_only_while_unannotated(built: Dens
 
 
 def test_every_subject_has_its_own_parts(built: DenseDetector) -> None:
-    truth = [targets((0, 0, 48, 64, 0), (48, 0, 96, 64, 2))]
+    truth = boxes([(0, 0, 48, 64, 0), (48, 0, 96, 64, 2)])
     predictions = random_predictions(built, 1)
     chosen = prepared("part_aware", hierarchy={"class 1": ["class 2"], "class 3": ["class 1"]})
-    weights = chosen.weights(built, predictions, built.assign(predictions, truth), batch_of(truth))
-    inside = share_inside(predictions.anchors, truth[0].boxes) > 0.9
+    weights = weights_of(chosen, built, predictions, batch_of(truth))
+    inside = share_inside(predictions.anchors, truth.boxes) > 0.9
     assert (weights[0, inside[0], 1] == 0).all()
     assert (weights[0, inside[1], 1] == 1).all()
     # class 1 is annotated in this image, so that it stays a class like any other
@@ -242,31 +263,35 @@ def test_parts_are_mined_by_how_often_they_lie_inside(tmp_path: Path) -> None:
 
 def test_only_confident_boxes_beyond_the_annotations_are_kept() -> None:
     chosen = method("pseudo_label", score_threshold=0.5)
-    detections = found(
-        (0, 0, 10, 10, 0, 0.9),  # annotated
-        (0, 0, 10, 10, 1, 0.8),  # another class in that place
-        (30, 30, 40, 40, 0, 0.7),
-        (50, 50, 60, 60, 0, 0.5),  # not above the threshold
+    detections = boxes(
+        [
+            (0, 0, 10, 10, 0, 0.9),  # annotated
+            (0, 0, 10, 10, 1, 0.8),  # another class in that place
+            (30, 30, 40, 40, 0, 0.7),
+            (50, 50, 60, 60, 0, 0.5),  # not above the threshold
+        ]
     )
-    left = chosen.unannotated(detections, targets((0, 0, 10, 9, 0)))
-    assert left.scores.tolist() == pytest.approx([0.8, 0.7])
+    kept = chosen.unannotated(detections, boxes([(0, 0, 10, 9, 0)]))
+    assert kept.known_scores.tolist() == pytest.approx([0.8, 0.7])
 
 
 def test_found_boxes_are_positives_or_ignored(built: DenseDetector) -> None:
     predictions = random_predictions(built, 2)
-    extra = [found((60, 10, 80, 30, 2, 0.9)), found()]
-    batch = batch_of(TRUTH, extra)
-    supervision, mined, _ = method("pseudo_label").supervise(built, predictions, batch, 0)
-    assert supervision["original"][0].labels.tolist() == [0, 2]
-    assert supervision["original"][1].labels.tolist() == TRUTH[1].labels.tolist()
-    assert mined["original"] == extra
+    extra = boxes([(60, 10, 80, 30, 2, 0.9)], [])
+    batch = batch_of(TRUTH, pseudo_labels=extra)
+    use = method("pseudo_label")
+    targets, pseudo_labels, _ = use.supervise(built, predictions, {}, batch, 0)
+    assert targets["original"].of_image(0).labels.tolist() == [0, 2]
+    assert_equal(targets["original"].of_image(1), TRUTH.of_image(1))
+    assert_equal(pseudo_labels["original"], extra)
+    assert background_of(use, built, predictions, batch).weights is None
 
     ignore = method("pseudo_label", use="ignore")
-    supervision, _, _ = ignore.supervise(built, predictions, batch, 0)
-    assert supervision["original"] is TRUTH
+    targets, _, _ = ignore.supervise(built, predictions, {}, batch, 0)
+    assert targets["original"] is TRUTH
     assignment = built.assign(predictions, TRUTH)
-    weights = ignore.weights(built, predictions, assignment, batch)
-    would_train = built.assign(predictions, [targets((60, 10, 80, 30, 2)), targets()]).positive
+    weights = weights_of(ignore, built, predictions, batch)
+    would_train = built.assign(predictions, boxes([(60, 10, 80, 30, 2)], [])).positive
     ignored = would_train & ~assignment.positive
     assert ignored.any()
     expected = torch.ones_like(weights)
@@ -279,10 +304,10 @@ def test_found_boxes_travel_with_resizing_and_flips(tmp_path: Path) -> None:
     nothing = np.zeros(1, dtype=bool)
     sizes = {"min_size": 96, "max_size": 1333, "seed": 0}
     data = TrainingSet(annotations, nothing, tmp_path / "train", flip=1.0, **sizes)
-    data.found = {1: found((1, 2, 11, 14, 1, 0.9))}
+    data.pseudo_labels = {1: boxes([(1, 2, 11, 14, 1, 0.9)])}
     sample = data[SampleKey(0, 0)]
-    assert torch.equal(sample.found.boxes, sample.targets.boxes)
-    assert sample.found.scores.tolist() == pytest.approx([0.9])
+    assert torch.equal(sample.pseudo_labels.boxes, sample.annotated.boxes)
+    assert sample.pseudo_labels.known_scores.tolist() == pytest.approx([0.9])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 
 from comining.detectors.dense import DenseDetector
-from comining.structures import Targets
+from comining.structures import Boxes
 from tests.helpers import detector, images
 
 HEIGHT, WIDTH = 96, 1344
@@ -25,16 +25,16 @@ def half() -> torch.autocast:
     return torch.autocast("cpu", dtype=torch.bfloat16)
 
 
-def small_objects(count: int) -> list[Targets]:
+def small_objects(count: int) -> Boxes:
     """Boxes of 8 to 32 px all over the image; bf16 knows every eighth number only beyond 1024."""
     generator = torch.Generator().manual_seed(0)
-    out = []
+    corners, labels = [], []
     for _ in range(count):
         size = 8 + 24 * torch.rand(20, 2, generator=generator)
         corner = torch.rand(20, 2, generator=generator) * (torch.tensor([WIDTH, HEIGHT]) - size)
-        labels = torch.randint(3, (20,), generator=generator)
-        out.append(Targets(torch.cat([corner, corner + size], dim=1), labels))
-    return out
+        labels.append(torch.randint(3, (20,), generator=generator))
+        corners.append(torch.cat([corner, corner + size], dim=1))
+    return Boxes.of_images(corners, labels)
 
 
 def bf16_anchors(built: DenseDetector) -> Tensor:
@@ -69,12 +69,14 @@ def test_small_objects_are_assigned_as_in_float32(built: DenseDetector) -> None:
 def test_what_leaves_the_network_is_float32(built: DenseDetector) -> None:
     with half():
         predictions = built.predict(images(1))
-        found = built.decode(predictions, 0.0)
-        losses = built.losses(predictions, built.assign(predictions, small_objects(1)))
+        candidates = built.candidates(predictions, 0.0)
+        losses = built.losses(predictions, small_objects(1))
     for one in (predictions.logits, predictions.deltas, predictions.anchors, *losses.values()):
         assert one.dtype == torch.float32
-    assert predictions.centerness is None or predictions.centerness.dtype == torch.float32
-    assert found.boxes.dtype == found.scores.dtype == torch.float32
+    assert set(predictions.auxiliary) == set(built.auxiliary_outputs.values())
+    assert all(part.dtype == torch.float32 for part in predictions.auxiliary.values())
+    assert len(candidates)
+    assert candidates.boxes.dtype == candidates.known_scores.dtype == torch.float32
 
 
 def test_losses_are_near_those_of_float32(built: DenseDetector) -> None:
@@ -82,9 +84,7 @@ def test_losses_are_near_those_of_float32(built: DenseDetector) -> None:
 
     def losses() -> Tensor:
         predictions = built.predict(batch)
-        return torch.stack(
-            list(built.losses(predictions, built.assign(predictions, truth)).values())
-        )
+        return torch.stack(list(built.losses(predictions, truth).values()))
 
     exact = losses()
     with half():
@@ -104,12 +104,12 @@ def test_inference_decodes_in_float32(
     monkeypatch.setattr(
         built.net, "postprocess_detections", lambda *args: seen.append(args) or postprocess(*args)
     )
-    exact = built.detect(images(1, 96, 144))[0]
+    exact = built.detect(images(1, 96, 144))
     with half():
-        rounded = built.detect(images(1, 96, 144))[0]
+        rounded = built.detect(images(1, 96, 144))
     for one in (exact, rounded):
         assert len(one)
-        assert one.boxes.dtype == one.scores.dtype == torch.float32
+        assert one.boxes.dtype == one.known_scores.dtype == torch.float32
     (outputs, anchors, _), (half_outputs, half_anchors, _) = seen
     for expected, level in zip(anchors[0], half_anchors[0], strict=True):
         assert torch.equal(level, expected)

@@ -18,7 +18,7 @@ from comining.data.images import load_image
 from comining.data.sampler import SampleKey, StreamSampler
 from comining.data.shapes import SHAPES, DrawShapes
 from comining.errors import DataError
-from tests.helpers import write_coco
+from tests.helpers import assert_equal, boxes, write_coco
 
 # -- the order ---------------------------------------------------------------------------
 
@@ -85,8 +85,8 @@ def test_a_set_smaller_than_a_batch_fills_it_evenly(count: int, batch: int) -> N
 
 
 def training_set(root: Path, flip: float, min_size: int = 48, seed: int = 0) -> TrainingSet:
-    boxes = [(1, 2, 10, 12, 1), (20, 20, 30, 20, 3), (40, 4, 12, 9, 2)]
-    annotations = read_annotations(write_coco(root, [boxes, [], [(5, 5, 8, 8, 2)]]))
+    first = [(1, 2, 10, 12, 1), (20, 20, 30, 20, 3), (40, 4, 12, 9, 2)]
+    annotations = read_annotations(write_coco(root, [first, [], [(5, 5, 8, 8, 2)]]))
     erased = np.array([False, True, False, False])
     folder = root / "train"
     return TrainingSet(
@@ -97,40 +97,54 @@ def training_set(root: Path, flip: float, min_size: int = 48, seed: int = 0) -> 
 def test_kept_and_erased_travel_together(tmp_path: Path) -> None:
     data = training_set(tmp_path, flip=0.0)
     assert len(data) == 2  # an image without annotations is not trained on
-    _, image, kept, erased, found, image_id = data[SampleKey(0, 0)]
-    assert image.shape == (3, 48, 64)
-    assert image_id == 1
-    assert len(found) == 0
-    assert kept.boxes.tolist() == [[1, 2, 11, 14], [40, 4, 52, 13]]
-    assert kept.labels.tolist() == [0, 1]
-    assert erased.boxes.tolist() == [[20, 20, 50, 40]]
+    sample = data[SampleKey(0, 0)]
+    assert sample.image.shape == (3, 48, 64)
+    assert sample.image_id == 1
+    assert_equal(sample.pseudo_labels, boxes([], scores=True))
+    assert_equal(sample.annotated, boxes([(1, 2, 11, 14, 0), (40, 4, 52, 13, 1)]))
+    assert_equal(sample.erased, boxes([(20, 20, 50, 40, 2)]))
+
+
+def test_samples_become_a_batch(tmp_path: Path) -> None:
+    data = training_set(tmp_path, flip=0.0)
+    data.pseudo_labels = {3: boxes([(1, 1, 9, 9, 2, 0.75)])}
     batch = collate([data[SampleKey(7, 0)], data[SampleKey(8, 1)]])
     assert batch.image_ids == [1, 3]
     assert batch.positions == [7, 8]
+    assert_equal(
+        batch.annotated, boxes([(1, 2, 11, 14, 0), (40, 4, 52, 13, 1)], [(5, 5, 13, 13, 1)])
+    )
+    assert_equal(batch.erased, boxes([(20, 20, 50, 40, 2)], []))
+    assert_equal(batch.pseudo_labels, boxes([], [(1, 1, 9, 9, 2, 0.75)]))
+    assert_equal(batch.ignored, boxes([], []))  # nothing says so yet
+    assert batch.rate.shape == (2, 3)
+    assert batch.rate.isnan().all()
+    for image, name in zip(batch.images, ("001.png", "003.png"), strict=True):
+        assert torch.equal(image, load_image(tmp_path / "train" / name))
 
 
 def test_flip_mirrors_image_and_boxes(tmp_path: Path) -> None:
-    plain = training_set(tmp_path, flip=0.0)[SampleKey(0, 0)][1]
-    _, mirrored, kept_m, erased_m, _, _ = training_set(tmp_path, flip=1.0)[SampleKey(0, 0)]
-    assert torch.equal(mirrored, plain.flip(-1))
-    assert kept_m.boxes.tolist() == [[53, 2, 63, 14], [12, 4, 24, 13]]
-    assert erased_m.boxes.tolist() == [[14, 20, 44, 40]]
+    plain = training_set(tmp_path, flip=0.0)[SampleKey(0, 0)]
+    mirrored = training_set(tmp_path, flip=1.0)[SampleKey(0, 0)]
+    assert torch.equal(mirrored.image, plain.image.flip(-1))
+    assert mirrored.annotated.boxes.tolist() == [[53, 2, 63, 14], [12, 4, 24, 13]]
+    assert mirrored.erased.boxes.tolist() == [[14, 20, 44, 40]]
 
 
 def test_resizing_scales_boxes_with_the_image(tmp_path: Path) -> None:
-    _, image, kept, _, _, _ = training_set(tmp_path, flip=0.0, min_size=96)[SampleKey(0, 0)]
-    assert image.shape == (3, 96, 128)
-    assert kept.boxes.tolist() == [[2, 4, 22, 28], [80, 8, 104, 26]]
+    sample = training_set(tmp_path, flip=0.0, min_size=96)[SampleKey(0, 0)]
+    assert sample.image.shape == (3, 96, 128)
+    assert sample.annotated.boxes.tolist() == [[2, 4, 22, 28], [80, 8, 104, 26]]
 
 
 def test_what_is_random_depends_on_seed_and_position_alone(tmp_path: Path) -> None:
     data, again = (training_set(tmp_path, flip=0.5) for _ in range(2))
     keys = [SampleKey(position, 0) for position in range(40)]
-    first = [data[key][1][0, 0, 0].item() for key in keys]
-    assert [again[key][1][0, 0, 0].item() for key in reversed(keys)] == first[::-1]
+    first = [data[key].image[0, 0, 0].item() for key in keys]
+    assert [again[key].image[0, 0, 0].item() for key in reversed(keys)] == first[::-1]
     assert len(set(first)) == 2  # both ways occur
     other = training_set(tmp_path, flip=0.5, seed=1)
-    assert [other[key][1][0, 0, 0].item() for key in keys] != first
+    assert [other[key].image[0, 0, 0].item() for key in keys] != first
 
 
 @pytest.mark.parametrize("size", [(480, 640), (427, 640), (640, 333), (1000, 90), (96, 96)])
@@ -148,7 +162,7 @@ def test_training_pixels_are_those_of_inference(tmp_path: Path) -> None:
     transform = GeneralizedRCNNTransform(30, 1333, [0.0] * 3, [1.0] * 3)
     original = load_image(tmp_path / "train" / "001.png")
     expected, _ = transform.resize(original.float(), None)
-    got = data[SampleKey(0, 0)][1]
+    got = data[SampleKey(0, 0)].image
     difference = (got.float() - expected).abs()
     assert difference.max() < 1.1  # whole grey values, from weights of eight bits
     assert difference.mean() < 0.5

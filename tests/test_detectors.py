@@ -13,8 +13,9 @@ from torchvision.ops import box_iou
 
 import comining.detectors.dense as base
 from comining.detectors.dense import DenseDetector
-from comining.structures import Assignment, DensePredictions, Targets
-from tests.helpers import composed, detector, images, random_predictions, targets
+from comining.detectors.detector import Background, Regions
+from comining.structures import Assignment, Boxes, DensePredictions
+from tests.helpers import boxes, composed, detector, images, random_predictions
 
 NAMES = ("retinanet", "fcos")
 
@@ -24,18 +25,18 @@ def built(request: pytest.FixtureRequest) -> DenseDetector:
     return detector(request.param, 3)
 
 
-def crowd(count: int, seed: int, height: int = 64, width: int = 96) -> list[Targets]:
+def crowd(count: int, seed: int, height: int = 64, width: int = 96) -> Boxes:
     """Random boxes of all sizes; the last image has none."""
     generator = torch.Generator().manual_seed(seed)
-    out = []
+    corners, labels = [], []
     for number in range(count):
-        boxes = 0 if number == count - 1 else 12
-        corner = torch.rand(boxes, 2, generator=generator) * torch.tensor([width - 9, height - 9])
-        size = 3 + torch.rand(boxes, 2, generator=generator) ** 2 * 60
+        amount = 0 if number == count - 1 else 12
+        corner = torch.rand(amount, 2, generator=generator) * torch.tensor([width - 9, height - 9])
+        size = 3 + torch.rand(amount, 2, generator=generator) ** 2 * 60
         end = torch.minimum(corner + size, torch.tensor([float(width), float(height)]))
-        labels = torch.randint(3, (boxes,), generator=generator)
-        out.append(Targets(torch.cat([corner, end], dim=1), labels))
-    return out
+        corners.append(torch.cat([corner, end], dim=1))
+        labels.append(torch.randint(3, (amount,), generator=generator))
+    return Boxes.of_images(corners, labels)
 
 
 # -- the forward -------------------------------------------------------------------------
@@ -91,7 +92,7 @@ def test_anchors_made_in_validation_can_be_trained_with(built: DenseDetector) ->
         built.detect(images(1, 96, 144))
     built.train()
     predictions = built.predict(images(1, 96, 144))
-    losses = built.losses(predictions, built.assign(predictions, [targets((8, 8, 60, 60, 1))]))
+    losses = built.losses(predictions, boxes([(8, 8, 60, 60, 1)]))
     torch.stack(list(losses.values())).sum().backward()
     gradients = [p.grad for p in built.net.head.parameters() if p.grad is not None]
     assert any(gradient.abs().sum() > 0 for gradient in gradients)
@@ -106,11 +107,13 @@ def test_detections_are_those_of_torchvisions_forward(
     batch = [*images(2, *size), *images(1, 70, 60)]
     with torch.no_grad():
         expected = built.net([image.float() / 255 for image in batch])
-    for one, other in zip(built.detect(batch), expected, strict=True):
+    detections = built.detect(batch)
+    assert detections.num_images == 3
+    for one, other in zip(detections.split(), expected, strict=True):
         assert len(one)
         assert torch.equal(one.boxes, other["boxes"])
         assert torch.equal(one.labels, other["labels"])
-        assert torch.equal(one.scores, other["scores"])
+        assert torch.equal(one.known_scores, other["scores"])
 
 
 # -- options for speed -------------------------------------------------------------------
@@ -118,7 +121,7 @@ def test_detections_are_those_of_torchvisions_forward(
 
 def losses_of(built: DenseDetector) -> Tensor:
     predictions = built.predict(images(2))
-    losses = built.losses(predictions, built.assign(predictions, crowd(3, 0)[:2]))
+    losses = built.losses(predictions, crowd(3, 0).of_range(0, 2))
     return torch.stack(list(losses.values()))
 
 
@@ -159,8 +162,9 @@ def test_channels_last_changes_the_layout_only(name: str) -> None:
     plain.eval()
     other.eval()
     plain.net.score_thresh = other.net.score_thresh = 0.0
-    one, two = plain.detect(images(1))[0], other.detect(images(1))[0]
-    torch.testing.assert_close(one.scores, two.scores)
+    one, two = plain.detect(images(1)), other.detect(images(1))
+    assert len(one) > 10
+    torch.testing.assert_close(one.known_scores, two.known_scores)
 
 
 def test_views_of_one_forward_split_into_what_each_gives_alone(built: DenseDetector) -> None:
@@ -185,7 +189,7 @@ def test_weights_load_into_torchvisions_builder_and_detect_the_same(name: str) -
     theirs.load_state_dict(ours.net.state_dict())
     theirs.eval()
     image = images(1, 64, 96)[0]
-    found = ours.detect([image])[0]
+    found = ours.detect([image])
     with torch.no_grad():
         expected = theirs([image / 255])[0]
     assert len(found) > 10
@@ -198,7 +202,7 @@ def test_detect_gives_boxes_of_the_image_as_it_came(built: DenseDetector) -> Non
     built.eval()
     built.net.score_thresh = 0.0
     for height, width in ((50, 200), (30, 30)):
-        found = built.detect(images(1, height, width))[0]
+        found = built.detect(images(1, height, width))
         assert len(found)
         assert found.boxes[:, 2].max() <= width
         assert found.boxes[:, 3].max() <= height
@@ -226,7 +230,7 @@ def test_retinanet_assignment_equals_torchvisions_matcher(seed: int) -> None:
     truth = crowd(3, seed)
     assignment = built.assign(predictions, truth)
     matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
-    for image, one in enumerate(truth):
+    for image, one in enumerate(truth.split()):
         expected = torch.full((len(predictions.anchors),), 3)
         if len(one):
             matched = matcher(box_iou(one.boxes, predictions.anchors))
@@ -242,7 +246,7 @@ def test_retinanet_assignment_equals_torchvisions_matcher(seed: int) -> None:
 
 def test_every_box_trains_an_anchor_however_small(built: DenseDetector) -> None:
     """RetinaNet by its low-quality matches; FCOS where a point falls into the box."""
-    truth = [targets((42, 22, 50, 34, 1)), targets((0, 0, 96, 64, 2))]
+    truth = boxes([(42, 22, 50, 34, 1)], [(0, 0, 96, 64, 2)])
     assignment = built.assign(random_predictions(built, 2), truth)
     assert [set(row[p].tolist()) for row, p in zip(assignment.labels, assignment.positive)] == [
         {1},
@@ -256,7 +260,7 @@ def test_fcos_assignment_by_hand() -> None:
     # Points of level 0 lie at multiples of 8, those of level 1 at multiples of 16.
     large = (3.0, 0.0, 93.0, 64.0, 0)  # near its centre (48, 32) no side is 64 px away: level 0
     small = (44.0, 28.0, 60.0, 44.0, 1)  # inside, wins where they compete
-    assignment = built.assign(predictions, [targets(large, small)])
+    assignment = built.assign(predictions, boxes([large, small]))
     first = predictions.anchors_per_level[0]
     centres = predictions.anchors[:first, :2] + 4
     near = ((centres - torch.tensor([48.0, 32.0])).abs() < 12).all(1)  # 1.5 strides of 8 px
@@ -275,7 +279,7 @@ def test_fcos_assignment_by_hand() -> None:
 def test_fcos_sends_large_boxes_to_higher_levels() -> None:
     built = detector("fcos", 3)
     predictions = random_predictions(built, 1, 256, 256)
-    assignment = built.assign(predictions, [targets((0, 0, 256, 256, 2))])  # 128 px to each side
+    assignment = built.assign(predictions, boxes([(0, 0, 256, 256, 2)]))  # 128 px to each side
     level = assignment.positive[0].split(predictions.anchors_per_level)
     assert [bool(part.any()) for part in level] == [False, True, True, False]  # 64-128, 128-256
 
@@ -285,7 +289,9 @@ def test_memory_bound_does_not_change_the_result(
     built: DenseDetector, monkeypatch: pytest.MonkeyPatch, pairs: int
 ) -> None:
     predictions, truth = random_predictions(built, 5), crowd(5, 1)
-    truth = [Targets(one.boxes[: 3 * n], one.labels[: 3 * n]) for n, one in enumerate(truth)]
+    order = torch.tensor([n for count in truth.counts for n in range(count)])
+    truth = truth[order < 3 * truth.image]
+    assert truth.counts == [0, 3, 6, 9, 0]
     sizes: list[int] = []
     match = built.match
 
@@ -316,9 +322,9 @@ def test_a_batch_is_cut_where_a_part_would_grow_too_large() -> None:
 
 def test_a_box_more_in_one_image_does_not_touch_the_others(built: DenseDetector) -> None:
     predictions = random_predictions(built, 2)
-    few = built.assign(predictions, [targets((8, 8, 40, 40, 0)), targets()])
+    few = built.assign(predictions, boxes([(8, 8, 40, 40, 0)], []))
     rows = [(2.0 * k, 5.0, 2.0 * k + 20, 30.0, 1) for k in range(30)]
-    many = built.assign(predictions, [targets((8, 8, 40, 40, 0)), targets(*rows)])
+    many = built.assign(predictions, boxes([(8, 8, 40, 40, 0)], rows))
     assert torch.equal(few.labels[0], many.labels[0])
 
 
@@ -329,12 +335,12 @@ def test_retinanet_losses_equal_torchvisions_for_one_image() -> None:
     """Of one image torchvision's mean of ratios and our ratio of sums are the same number."""
     built = detector("retinanet", 3, "detector.smooth_l1_beta=1e-9")
     predictions = random_predictions(built, 2)
-    truth = [crowd(3, 0)[0]]
+    truth = crowd(3, 0).of_image(0)
     one = predictions.split(1)[0]
-    ours = built.losses(one, built.assign(one, truth))
-    matched = built.net.proposal_matcher(box_iou(truth[0].boxes, one.anchors))
+    ours = built.losses(one, truth)
+    matched = built.net.proposal_matcher(box_iou(truth.boxes, one.anchors))
     heads = {"cls_logits": one.logits, "bbox_regression": one.deltas}
-    wanted = [{"boxes": truth[0].boxes, "labels": truth[0].labels}]
+    wanted = [{"boxes": truth.boxes, "labels": truth.labels}]
     theirs = built.net.head.compute_loss(wanted, heads, [one.anchors], [matched])
     torch.testing.assert_close(ours["classification"], theirs["classification"])
     # torchvision's L1 is the limit of the smooth L1 for beta to 0
@@ -342,13 +348,12 @@ def test_retinanet_losses_equal_torchvisions_for_one_image() -> None:
 
 
 def test_losses_are_sums_over_the_batch_by_its_positives(built: DenseDetector) -> None:
-    predictions, truth = random_predictions(built, 2), crowd(3, 2)[:2]
-    both = built.losses(predictions, built.assign(predictions, truth))["classification"]
+    predictions, truth = random_predictions(built, 2), crowd(3, 2).of_range(0, 2)
+    both = built.losses(predictions, truth)["classification"]
     parts, positives = [], []
-    for one, target in zip(predictions.split(1), truth):
-        assignment = built.assign(one, [target])
-        positives.append(assignment.positive.sum())
-        parts.append(built.losses(one, assignment)["classification"] * positives[-1])
+    for one, target in zip(predictions.split(1), truth.split(), strict=True):
+        positives.append(built.assign(one, target).positive.sum())
+        parts.append(built.losses(one, target)["classification"] * positives[-1])
     assert positives[0] != positives[1]
     torch.testing.assert_close(both, sum(parts) / sum(positives))
 
@@ -357,9 +362,9 @@ def test_an_image_without_boxes_is_all_background(built: DenseDetector) -> None:
     predictions = random_predictions(built, 2)
     predictions.logits.requires_grad_()
     predictions.deltas.requires_grad_()
-    assignment = built.assign(predictions, [targets(), targets()])
-    assert (assignment.labels == 3).all()
-    losses = built.losses(predictions, assignment)
+    nothing = boxes([], [])
+    assert (built.assign(predictions, nothing).labels == 3).all()
+    losses = built.losses(predictions, nothing)
     assert losses["classification"] > 0
     assert losses["box"] == 0
     torch.stack(list(losses.values())).sum().backward()
@@ -368,14 +373,56 @@ def test_an_image_without_boxes_is_all_background(built: DenseDetector) -> None:
 
 @pytest.mark.parametrize("shape", ["anchor", "class"])
 def test_weights_act_on_the_classification_only(built: DenseDetector, shape: str) -> None:
-    predictions, truth = random_predictions(built, 2), crowd(3, 2)[:2]
-    assignment = built.assign(predictions, truth)
-    plain = built.losses(predictions, assignment)
-    size = assignment.labels.shape if shape == "anchor" else predictions.logits.shape
-    assert_same(built.losses(predictions, assignment, torch.ones(size)), plain)
-    halved = built.losses(predictions, assignment, torch.full(size, 0.5))
+    predictions, truth = random_predictions(built, 2), crowd(3, 2).of_range(0, 2)
+    plain = built.losses(predictions, truth)
+
+    def weighted(weight: float) -> dict[str, Tensor]:
+        def background(regions: Regions) -> Background:
+            size = regions.labels.shape if shape == "anchor" else regions.logits.shape
+            return Background(torch.full(size, weight))
+
+        return built.losses(predictions, truth, background)
+
+    assert_same(weighted(1.0), plain)
+    assert_same(built.losses(predictions, truth, lambda regions: Background()), plain)
+    halved = weighted(0.5)
     torch.testing.assert_close(halved.pop("classification"), plain.pop("classification") / 2)
     assert_same(halved, plain)
+
+
+def test_a_background_rule_sees_the_regions_of_its_branch_once(built: DenseDetector) -> None:
+    predictions, truth = random_predictions(built, 2), crowd(3, 2).of_range(0, 2)
+    seen: list[Regions] = []
+
+    def background(regions: Regions) -> Background:
+        seen.append(regions)
+        return Background()
+
+    built.losses(predictions, truth, background)
+    (regions,) = seen
+    assignment = built.assign(predictions, truth)
+    assert regions.num_classes == 3
+    assert torch.equal(regions.logits, predictions.logits)
+    assert torch.equal(regions.labels, assignment.labels)
+    assert torch.equal(regions.positive, assignment.positive)
+    assert torch.equal(regions.negative, assignment.labels == 3)
+    assert torch.equal(regions.anchors, predictions.anchors)
+    assert torch.equal(regions.overlap(truth), built.overlap(predictions, truth))
+    others = crowd(3, 4).of_range(1, 3)
+    assert torch.equal(regions.assign(others), built.assign(predictions, others).labels)
+
+
+def test_further_losses_of_the_background_are_divided_by_the_positives(
+    built: DenseDetector,
+) -> None:
+    predictions, truth = random_predictions(built, 2), crowd(3, 2).of_range(0, 2)
+    further = {"confusion": torch.tensor(30.0), "other": torch.tensor(-1.5)}
+    losses = built.losses(predictions, truth, lambda regions: Background(terms=further))
+    positives = built.assign(predictions, truth).positive.sum()
+    assert positives > 1
+    for name, term in further.items():
+        assert torch.equal(losses.pop(name), term / positives)
+    assert_same(losses, built.losses(predictions, truth))
 
 
 def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:

@@ -16,41 +16,64 @@ from pycocotools.cocoeval import COCOeval
 
 from comining.data.annotations import AnnotationSet, read_annotations
 from comining.errors import DivergedError
+from comining.evaluation import mining_metric
 from comining.evaluation.coco_evaluator import METRICS, CocoEvaluator, metrics_table
-from comining.evaluation.mining_metric import KINDS, MiningScore, headline, judge, right_ones
-from comining.structures import Batch, Detections, StepResult, Targets
-from tests.helpers import batch_of, edit_json, real_data, targets, write_coco
+from comining.evaluation.mining_metric import (
+    KINDS,
+    MiningScore,
+    are_right,
+    headline,
+    in_other_view,
+    judge,
+)
+from comining.structures import Batch, Boxes, StepResult
+from tests.helpers import batch_of, boxes, edit_json, real_data, write_coco
 
 
-def detections(*rows: tuple[float, float, float, float, int, float]) -> Detections:
-    table = torch.tensor(rows, dtype=torch.float32).reshape(-1, 6)
-    return Detections(table[:, :4], table[:, 4].long(), table[:, 5])
+def detections(*rows: tuple[float, float, float, float, int, float]) -> Boxes:
+    """Of one image."""
+    return boxes(rows, scores=True)
 
 
-def noisy(annotations: AnnotationSet, seed: int) -> dict[int, Detections]:
+def of_one_image(corners: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> Boxes:
+    return Boxes.of_images(
+        [torch.from_numpy(corners).float()],
+        [torch.from_numpy(labels)],
+        [torch.from_numpy(scores).float()],
+    )
+
+
+def update(evaluator: CocoEvaluator, of_images: dict[int, Boxes]) -> None:
+    """Add the detections of single images, by image id, as those of a batch."""
+    parts = of_images.values()
+    batch = Boxes.of_images(
+        [part.boxes for part in parts],
+        [part.labels for part in parts],
+        [part.known_scores for part in parts],
+    )
+    evaluator.update(list(of_images), batch)
+
+
+def noisy(annotations: AnnotationSet, seed: int) -> dict[int, Boxes]:
     """Ground truth with jitter, misses, wrong classes and false alarms."""
     rng = np.random.default_rng(seed)
-    found = {}
+    of_images = {}
     for position, image_id in enumerate(annotations.image_ids.tolist()):
         rows = np.flatnonzero(annotations.image == position)
         rows = rows[rng.random(len(rows)) < 0.8]
-        boxes = annotations.boxes[rows] + rng.normal(0, 3, (len(rows), 4))
+        corners = annotations.boxes[rows] + rng.normal(0, 3, (len(rows), 4))
         extra = rng.uniform(0, 200, (5, 2))
-        boxes = np.concatenate([boxes, np.concatenate([extra, extra + 40], axis=1)])
+        corners = np.concatenate([corners, np.concatenate([extra, extra + 40], axis=1)])
         labels = np.concatenate([annotations.labels[rows], rng.integers(0, 3, 5)])
         wrong = rng.random(len(labels)) < 0.1
         labels[wrong] = 0
-        found[image_id] = Detections(
-            torch.from_numpy(boxes).float(),
-            torch.from_numpy(labels),
-            torch.from_numpy(rng.random(len(labels))).float(),
-        )
-    return found
+        of_images[image_id] = of_one_image(corners, labels, rng.random(len(labels)))
+    return of_images
 
 
-def evaluate(annotations: AnnotationSet, found: dict[int, Detections]) -> dict[str, Any]:
+def evaluate(annotations: AnnotationSet, of_images: dict[int, Boxes]) -> dict[str, Any]:
     evaluator = CocoEvaluator(annotations)
-    evaluator.update(list(found), list(found.values()))
+    update(evaluator, of_images)
     return evaluator.compute()
 
 
@@ -75,8 +98,7 @@ def test_the_12_numbers_are_pycocotools_on_the_file_itself(name: str, file: str)
     path = real_data(name) / file
     annotations = read_annotations(path)
     evaluator = CocoEvaluator(annotations)
-    found = noisy(annotations, 0)
-    evaluator.update(list(found), list(found.values()))
+    update(evaluator, noisy(annotations, 0))
     ours = evaluator.compute()
     theirs = official(path, evaluator.results())
     assert list(ours) == list(METRICS)
@@ -90,11 +112,11 @@ def test_ties_crowds_and_more_than_100_detections_count_as_in_pycocotools(
 ) -> None:
     rng = np.random.default_rng(seed)
 
-    def boxes(count: int) -> list[tuple[float, float, float, float, int]]:
+    def records(count: int) -> list[tuple[float, float, float, float, int]]:
         rows = zip(rng.uniform(0, 24, (count, 2)), rng.uniform(2, 24, (count, 2)), strict=True)
         return [(x, y, w, h, int(rng.integers(1, 4))) for (x, y), (w, h) in rows]
 
-    file = write_coco(tmp_path, [boxes(int(rng.integers(0, 9))) for _ in range(12)])
+    file = write_coco(tmp_path, [records(int(rng.integers(0, 9))) for _ in range(12)])
 
     def spoil(content: dict[str, Any]) -> None:
         for one in content["annotations"]:
@@ -109,12 +131,9 @@ def test_ties_crowds_and_more_than_100_detections_count_as_in_pycocotools(
         corners = rng.uniform(0, 40, (count, 2))
         found = np.concatenate([corners, corners + rng.uniform(2, 24, (count, 2))], axis=1)
         found = np.concatenate([found, truth + rng.normal(0, 1, truth.shape)])
-        one = Detections(
-            torch.from_numpy(found).float(),
-            torch.from_numpy(rng.integers(0, 3, len(found))),
-            torch.from_numpy(rng.integers(1, 10, len(found)) / 10).float(),  # many are equal
-        )
-        evaluator.update([image_id], [one])
+        labels = rng.integers(0, 3, len(found))
+        scores = rng.integers(1, 10, len(found)) / 10  # many are equal
+        evaluator.update([image_id], of_one_image(found, labels, scores))
     theirs = official(file, evaluator.results())
     ours = list(evaluator.compute().values())
     assert ours == [None if v < 0 else 100 * v for v in theirs]
@@ -127,17 +146,16 @@ def test_ground_truth_fed_back_scores_100() -> None:
     annotations = read_annotations(
         real_data("coco128") / "annotations" / "instances_train2017.json"
     )
-    found = {}
+    of_images = {}
     for position, image_id in enumerate(annotations.image_ids.tolist()):
         rows = np.flatnonzero((annotations.image == position) & ~annotations.crowd)
         x, y, w, h = annotations.bboxes[rows].T
-        boxes = np.stack([x, y, x + w, y + h], axis=1)
-        found[image_id] = Detections(
-            torch.from_numpy(boxes),
-            torch.from_numpy(annotations.labels[rows]),
-            torch.ones(len(rows)),
+        of_images[image_id] = Boxes.of_images(
+            [torch.from_numpy(np.stack([x, y, x + w, y + h], axis=1))],  # float64
+            [torch.from_numpy(annotations.labels[rows])],
+            [torch.ones(len(rows))],
         )
-    metrics = evaluate(annotations, found)
+    metrics = evaluate(annotations, of_images)
     assert metrics["AP"] == pytest.approx(100)
     assert metrics["AR100"] == pytest.approx(100)
 
@@ -181,21 +199,33 @@ def test_a_set_without_annotations_has_no_numbers(tmp_path: Path) -> None:
     assert set(evaluate(annotations, {1: detections((1, 1, 5, 5, 0, 0.5))}).values()) == {None}
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_box_that_is_not_finite_is_refused(tmp_path: Path, bad: float) -> None:
-    """COCOeval would give a NaN box AP 1.0."""
-    evaluator = CocoEvaluator(read_annotations(write_coco(tmp_path, [[(1, 2, 10, 12, 1)]])))
-    with pytest.raises(DivergedError, match="image 1"):
-        evaluator.update([1], [detections((1, 2, bad, 14, 0, 0.9))])
-    with pytest.raises(DivergedError, match="image 1"):
-        evaluator.update([1], [detections((1, 2, 11, 14, 0, bad))])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("column", ["box", "score"])
+def test_detections_that_are_not_finite_are_refused(
+    tmp_path: Path, column: str, bad: float
+) -> None:
+    """COCOeval would give a NaN box AP 1.0. Where processes meet, not on one of them alone."""
+    records = [[(1, 2, 10, 12, 1)]] * 3
+    evaluator = CocoEvaluator(read_annotations(write_coco(tmp_path, records)))
+    good = (1, 2, 11, 14, 0, 0.9)
+    spoilt = (1, 2, bad, 14, 0, 0.9) if column == "box" else (1, 2, 11, 14, 0, bad)
+    evaluator.update([1, 2, 3], boxes([good], [good, spoilt], []))
+    with pytest.raises(DivergedError, match=r"detections of image 2 are not finite") as stop:
+        evaluator.gather()
+    assert stop.value.facts == {"image_id": 2}
+    evaluator.update([3], boxes([spoilt]))
+    with pytest.raises(DivergedError, match=r"image 2, and of 1 more images, are not finite"):
+        evaluator.gather()
+    evaluator.reset()
+    evaluator.update([1, 2, 3], boxes([good], [good], [good]))
+    assert evaluator.gather()["AP"] == pytest.approx(100)
 
 
 def test_an_image_that_comes_twice_counts_once(tmp_path: Path) -> None:
     annotations = read_annotations(write_coco(tmp_path, [[(1, 2, 10, 12, 1)]]))
     evaluator = CocoEvaluator(annotations)
     for _ in range(2):
-        evaluator.update([1], [detections((1, 2, 11, 14, 0, 0.9))])
+        evaluator.update([1], detections((1, 2, 11, 14, 0, 0.9)))
     assert len(evaluator.results()) == 1
     evaluator.reset()
     assert evaluator.results() == []
@@ -203,10 +233,28 @@ def test_an_image_that_comes_twice_counts_once(tmp_path: Path) -> None:
 
 def test_results_are_in_cocos_format(tmp_path: Path) -> None:
     evaluator = CocoEvaluator(read_annotations(write_coco(tmp_path, [[(1, 2, 10, 12, 1)]])))
-    evaluator.update([1], [detections((1, 2, 11, 14, 2, 0.5))])
+    evaluator.update([1], detections((1, 2, 11, 14, 2, 0.5)))
     expected = {"image_id": 1, "category_id": 3, "bbox": [1, 2, 10, 12], "score": 0.5}
     assert evaluator.results() == [expected]
     json.dumps(evaluator.results())
+
+
+def test_sides_of_boxes_are_taken_in_float64(tmp_path: Path) -> None:
+    """Here rounding a width to float32 would change AP50 from 100 to 0."""
+    detected = torch.tensor([[0.4, 2.0, 50.1, 12.0]])
+    left, _, right, _ = detected.double()[0].tolist()
+    exact, rounded = right - left, (detected[0, 2] - detected[0, 0]).item()
+    assert rounded < exact
+    width = exact + rounded  # the overlap with an annotation so wide lies about 0.5
+    assert rounded / width < 0.5 <= exact / width
+    file = write_coco(tmp_path, [[(left, 2.0, width, 10.0, 1)]], width=128)
+    evaluator = CocoEvaluator(read_annotations(file))
+    one = Boxes.of_images([detected], [torch.tensor([0])], [torch.tensor([0.9])])
+    evaluator.update([1], one)
+    assert evaluator.results()[0]["bbox"] == [left, 2.0, exact, 10.0]
+    assert evaluator.compute()["AP50"] == pytest.approx(100)
+    assert detected.dtype == torch.float32
+    assert one.boxes.tolist() == detected.tolist()  # what was handed in is not changed
 
 
 # -- mining ------------------------------------------------------------------------------
@@ -215,7 +263,7 @@ def test_results_are_in_cocos_format(tmp_path: Path) -> None:
 SUPERVISED = ("original", "augmented")
 
 
-def mined_by(**mined: list[Detections]) -> StepResult:
+def mined_by(**mined: Boxes) -> StepResult:
     return StepResult({}, mined)
 
 
@@ -226,28 +274,26 @@ def score_of(*steps: tuple[StepResult, Batch], num_classes: int = 3) -> MiningSc
     return score
 
 
-def batch_with(erased: list[Targets], kept: list[Targets] | None = None) -> Batch:
-    batch = batch_of(kept or [targets()] * len(erased))
-    batch.erased = erased
-    return batch
+def batch_with(erased: Boxes, kept: Boxes | None = None) -> Batch:
+    return batch_of(Boxes.empty(erased.num_images) if kept is None else kept, erased)
 
 
 def test_right_is_same_image_same_class_half_overlap_and_only_once() -> None:
-    mined = [
-        detections(
+    mined = boxes(
+        [
             (0, 0, 10, 10, 0, 0.7),  # right place, but the next is better
             (0, 0, 10, 11, 0, 0.8),  # right
             (0, 0, 10, 10, 1, 0.9),  # wrong class
             (30, 30, 40, 40, 0, 0.9),  # nothing there
             (50, 50, 60, 59, 2, 0.6),  # right
             (50, 54, 60, 64, 2, 0.5),  # IoU 3/7
-        ),
-        detections((0, 0, 10, 10, 0, 0.9)),  # erased in the other image
-        detections(),
-    ]
-    erased = [targets((0, 0, 10, 10, 0), (50, 50, 60, 60, 2)), targets(), targets((1, 1, 5, 5, 1))]
-    assert right_ones(mined, erased).tolist() == [False, True, False, False, True, False, False]
-    kinds = [KINDS[k] for k in judge(mined, erased, [targets()] * 3)]
+        ],
+        [(0, 0, 10, 10, 0, 0.9)],  # erased in the other image
+        [],
+    )
+    erased = boxes([(0, 0, 10, 10, 0), (50, 50, 60, 60, 2)], [], [(1, 1, 5, 5, 1)])
+    assert are_right(mined, erased).tolist() == [False, True, False, False, True, False, False]
+    kinds = [KINDS[k] for k in judge(mined, erased, boxes([], [], []))]
     assert kinds == [
         "duplicate", "right", "wrong_class", "background", "right", "poor_localisation",
         "background",
@@ -279,16 +325,47 @@ def test_right_is_same_image_same_class_half_overlap_and_only_once() -> None:
     ],
 )
 def test_kinds_of_mined_boxes(box: tuple[float, ...], kind: str) -> None:
-    erased, kept = [targets((0, 0, 10, 10, 0))], [targets((20, 20, 30, 30, 1))]
-    assert KINDS[judge([detections(box)], erased, kept)[0]] == kind
-    far = [targets((0, 0, 10, 10, 0)), targets()], [targets((20, 20, 30, 30, 1)), targets()]
-    elsewhere = judge([detections(), detections(box)], *far)
+    erased, kept = [(0, 0, 10, 10, 0)], [(20, 20, 30, 30, 1)]
+    assert KINDS[judge(boxes([box]), boxes(erased), boxes(kept))[0]] == kind
+    elsewhere = judge(boxes([], [box]), boxes(erased, []), boxes(kept, []))
     assert KINDS[elsewhere[0]] == "background"  # annotations of another image do not count
 
 
+@pytest.mark.parametrize(
+    ("percent", "of_erased", "of_kept", "of_another_class", "is_agreed"),
+    [
+        (51, "right", "duplicate", "wrong_class", True),
+        (50, "right", "duplicate", "wrong_class", True),
+        (49, "poor_localisation", "poor_localisation", "background", False),
+        (11, "poor_localisation", "poor_localisation", "background", False),
+        (9, "background", "background", "background", False),
+    ],
+)
+def test_how_much_overlap_counts(
+    percent: int, of_erased: str, of_kept: str, of_another_class: str, is_agreed: bool
+) -> None:
+    """From 0.5 on it is the object, as in AP50; from 0.1 on it touches it."""
+    truth, nothing = boxes([(0, 0, 100, 100, 0)]), boxes([])
+    mined = boxes([(0, 0, 100, percent, 0, 0.9)])
+    assert mining_metric.iou_in_image(mined, truth)[0].item() == pytest.approx(percent / 100)
+    other = boxes([(0, 0, 100, percent, 1, 0.9)])
+    assert KINDS[judge(mined, truth, nothing)] == of_erased
+    assert KINDS[judge(mined, nothing, truth)] == of_kept
+    assert KINDS[judge(other, truth, nothing)] == of_another_class
+    assert are_right(mined, truth).tolist() == [of_erased == "right"]
+    assert in_other_view(mined, boxes([(0, 0, 100, 100, 0, 0.4)])).tolist() == [is_agreed]
+    figures = score_of((mined_by(original=mined), batch_with(truth))).compute()
+    assert figures.together["precision"] == figures.together["recall"] == (of_erased == "right")
+
+
+def test_of_boxes_on_one_annotation_the_first_of_equal_scores_is_right() -> None:
+    mined = boxes([(0, 0, 10, 9, 0, 0.5), (0, 0, 10, 10, 0, 0.5), (0, 0, 10, 10, 0, 0.4)])
+    assert are_right(mined, boxes([(0, 0, 10, 10, 0)])).tolist() == [True, False, False]
+
+
 def test_figures_add_up_over_updates_and_views() -> None:
-    erased = [targets((0, 0, 10, 10, 0))]
-    right, missed = [detections((0, 0, 10, 10, 0, 0.9))], [detections()]
+    erased = boxes([(0, 0, 10, 10, 0)])
+    right, missed = detections((0, 0, 10, 10, 0, 0.9)), detections()
     both = mined_by(original=right, augmented=missed)
     together = score_of((both, batch_with(erased))).compute()
     assert headline(together.together) == {
@@ -305,10 +382,10 @@ def test_figures_add_up_over_updates_and_views() -> None:
 
 
 def test_agreement_is_the_share_that_the_other_view_mined_too() -> None:
-    original = [detections((0, 0, 10, 10, 0, 0.9), (20, 20, 30, 30, 1, 0.9)), detections()]
-    augmented = [detections((0, 0, 10, 11, 0, 0.8)), detections((20, 20, 30, 30, 1, 0.9))]
+    original = boxes([(0, 0, 10, 10, 0, 0.9), (20, 20, 30, 30, 1, 0.9)], [])
+    augmented = boxes([(0, 0, 10, 11, 0, 0.8)], [(20, 20, 30, 30, 1, 0.9)])
     result = mined_by(original=original, augmented=augmented)
-    figures = score_of((result, batch_with([targets()] * 2))).compute()
+    figures = score_of((result, batch_with(boxes([], [])))).compute()
     assert figures.views["original"]["agreement"] == 0.5
     assert figures.views["augmented"]["agreement"] == 0.5
     assert figures.together["agreement"] == 0.5
@@ -316,10 +393,10 @@ def test_agreement_is_the_share_that_the_other_view_mined_too() -> None:
 
 
 def test_what_each_step_drops_is_counted_per_image() -> None:
-    result = mined_by(original=[detections((0, 0, 9, 9, 0, 0.9)), detections()])
-    result.passed = {"original": torch.tensor([[100, 9, 4, 3, 1], [100, 5, 2, 2, 0]])}
-    kept = [targets((20, 20, 30, 30, 1)), targets()]
-    figures = score_of((result, batch_with([targets()] * 2, kept))).compute().together
+    result = mined_by(original=boxes([(0, 0, 9, 9, 0, 0.9)], []))
+    result.remaining_counts = {"original": torch.tensor([[100, 9, 4, 3, 1], [100, 5, 2, 2, 0]])}
+    kept = boxes([(20, 20, 30, 30, 1)], [])
+    figures = score_of((result, batch_with(boxes([], []), kept))).compute().together
     assert figures["dropped_by_score"] == (91 + 95) / 2
     assert figures["dropped_by_nms"] == (5 + 3) / 2
     assert figures["dropped_by_border"] == 1 / 2
@@ -328,9 +405,26 @@ def test_what_each_step_drops_is_counted_per_image() -> None:
 
 
 def test_nothing_mined_and_nothing_erased() -> None:
-    batch = batch_with([targets()])
-    figures = score_of((mined_by(original=[detections()]), batch)).compute()
+    batch = batch_with(boxes([]))
+    figures = score_of((mined_by(original=detections()), batch)).compute()
     assert headline(figures.together) == {
         "pseudo_labels_per_image": 0, "precision": None, "recall": None,
     }  # fmt: skip
     assert set(score_of().compute().together.values()) == {None}
+
+
+def test_without_float64_on_the_device_scores_hold_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On MPS even an assignment of float64 fails."""
+    mined = boxes([(0, 0, 10, 10, 0, 0.9), (50, 50, 60, 60, 1, 0.7)])
+    step = mined_by(original=mined, augmented=mined), batch_with(boxes([(0, 0, 10, 10, 0)]))
+    expected = score_of(step)
+    assert expected.sums.dtype == torch.float64
+    monkeypatch.setattr(mining_metric, "widest_float", lambda device: torch.float32)
+    score = score_of(step)
+    measured = score.measure(*step)
+    kept = [value for value in vars(score).values() if isinstance(value, torch.Tensor)]
+    kept += score._defaults.values()
+    assert len(kept) == 6
+    for column in (*kept, *measured):
+        assert column.dtype == torch.float32
+    assert score.compute() == expected.compute()

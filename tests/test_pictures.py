@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 from comining.evaluation.mining_metric import KINDS
-from comining.structures import Detections, Targets
 from comining.tracking.drawing import (
     ANNOTATED,
     CAPTION,
@@ -21,22 +20,17 @@ from comining.tracking.drawing import (
     crop,
     panel,
 )
-from comining.training.callbacks.pictures import WrongOnes
-from tests.helpers import batch_of, targets
+from comining.training.callbacks.pictures import WrongPseudoLabels
+from tests.helpers import batch_of, boxes
 from tests.test_train import train
 
 GREY = torch.full((3, 100, 120), 128, dtype=torch.uint8)
 
 
-def mined(*rows: tuple[float, ...]) -> Detections:
-    table = torch.tensor(rows, dtype=torch.float32).reshape(-1, 6)
-    return Detections(table[:, :4], table[:, 4].long(), table[:, 5])
-
-
 def test_wrong_boxes_of_every_kind_are_counted_and_the_counts_add_up() -> None:
-    erased = targets((0, 0, 20, 20, 0), (60, 60, 80, 80, 1))
-    kept = targets((30, 30, 50, 50, 0))
-    found = mined(
+    erased = boxes([(0, 0, 20, 20, 0), (60, 60, 80, 80, 1)], [])
+    kept = boxes([(30, 30, 50, 50, 0)], [])
+    mined = [
         (0, 0, 20, 20, 0, 0.9),  # right
         (0, 0, 20, 21, 0, 0.8),  # duplicate of an erased one that is found already
         (30, 30, 50, 50, 0, 0.7),  # duplicate of a kept one
@@ -44,19 +38,18 @@ def test_wrong_boxes_of_every_kind_are_counted_and_the_counts_add_up() -> None:
         (60, 72, 80, 92, 1, 0.6),  # poor localisation
         (90, 0, 110, 20, 2, 0.5),  # background
         (95, 70, 119, 99, 2, 0.5),  # background
-    )
-    batch = batch_of([kept, targets()])
-    batch.erased, batch.image_ids = [erased, targets()], [7, 8]
-    wrong = WrongOnes(["a", "b", "c"])
-    wrong.add("original", [GREY, GREY], batch, [found, mined()])
+    ]
+    batch = batch_of(kept, erased)
+    wrong = WrongPseudoLabels(["a", "b", "c"])
+    wrong.add("original", [GREY, GREY], batch, boxes(mined, []))
     assert wrong.counts == {
         "right": 1, "duplicate": 2, "wrong_class": 1, "poor_localisation": 1, "background": 2,
     }  # fmt: skip
-    assert wrong.total == len(found)
+    assert wrong.total == len(mined)
     assert {kind: len(drawn) for kind, drawn in wrong.panels.items()} == {
         "duplicate": 2, "wrong_class": 1, "poor_localisation": 1, "background": 2,
     }  # fmt: skip
-    wrong.add("augmented", [GREY, GREY], batch, [mined(), found])  # in the other image all is wrong
+    wrong.add("augmented", [GREY, GREY], batch, boxes([], mined))  # in the other image all is wrong
     assert wrong.total == 14
     assert wrong.counts["right"] == 1
     page = wrong.sheet("here")
@@ -65,10 +58,8 @@ def test_wrong_boxes_of_every_kind_are_counted_and_the_counts_add_up() -> None:
 
 def test_more_wrong_boxes_than_fit_are_still_counted() -> None:
     rows = [(5.0 * k, 0, 5.0 * k + 4, 4, 0, 0.9) for k in range(20)]
-    batch = batch_of([targets()])
-    batch.erased, batch.image_ids = [targets()], [1]
-    wrong = WrongOnes(["a"], examples=3)
-    wrong.add("original", [GREY], batch, [mined(*rows)])
+    wrong = WrongPseudoLabels(["a"], examples=3)
+    wrong.add("original", [GREY], batch_of(boxes([])), boxes(rows))
     assert wrong.counts["background"] == 20
     assert len(wrong.panels["background"]) == 3
 
@@ -155,8 +146,7 @@ def test_a_method_that_does_not_mine_shows_detections_only(tmp_path: Path) -> No
 
 
 def test_targets_are_not_touched_by_drawing() -> None:
-    boxes = torch.tensor([[1.0, 2.0, 30.0, 40.0]])
-    one = Targets(boxes.clone(), torch.zeros(1, dtype=torch.int64))
+    one = boxes([(1, 2, 30, 40, 0)])
     panel(GREY, [Layer(ANNOTATED, one.boxes)], 3.0)
     crop(GREY, one.boxes[0], [Layer(ANNOTATED, one.boxes)])
-    assert torch.equal(one.boxes, boxes)
+    assert one.boxes.tolist() == [[1, 2, 30, 40]]
