@@ -1073,6 +1073,7 @@ def foreign(group: str, target: str) -> Callable[[Content], Any]:
 
 
 PWNED = "PWNED"  # a file or folder that shall not appear
+EVENTS = {"_target_": "comining.tracking.tensorboard_events.TensorBoardEvents", "folder": PWNED}
 
 
 def foreign_node(option: str, node: Content) -> Make:
@@ -1171,22 +1172,17 @@ def _checkpoints() -> list[Row]:
         ),
         (
             "a logger that writes anywhere as its backbone",
-            "`comining.tracking.loggers.tensorboard`, `folder: DIR/pwned`",
-            "DIR/x.ckpt: backbone._target_='comining.tracking.loggers.tensorboard' cannot be used "
-            "here: the group backbone takes comining.detectors.backbones.Backbone only",
-            foreign_node(
-                "backbone", {"_target_": "comining.tracking.loggers.tensorboard", "folder": PWNED}
-            ),
+            "`comining.tracking.tensorboard_events.TensorBoardEvents`, `folder: DIR/pwned`",
+            "DIR/x.ckpt: backbone._target_='comining.tracking.tensorboard_events.TensorBoardEvents' "
+            "cannot be used here: the group backbone takes comining.detectors.backbones.Backbone only",
+            foreign_node("backbone", EVENTS),
         ),
         (
             "a logger that writes anywhere inside of a group",
             "`data.prepare`",
-            "data.prepare._target_='comining.tracking.loggers.tensorboard' cannot be used here: "
-            "data.prepare must be a group that builds DrawShapes or null",
-            foreign_node(
-                "data.prepare",
-                {"_target_": "comining.tracking.loggers.tensorboard", "folder": PWNED},
-            ),
+            "data.prepare._target_='comining.tracking.tensorboard_events.TensorBoardEvents' cannot be "
+            "used here: data.prepare must be a group that builds SetWriter or null",
+            foreign_node("data.prepare", EVENTS),
         ),
         (
             "an option out of range",

@@ -202,7 +202,7 @@ def test_thresholds_can_be_set_by_hand() -> None:
         (["method._target_=comining.nowhere"], "comining.nowhere.* cannot be imported"),
         (["data.max_size=50"], "data.max_size=50 is smaller than data.min_size=96"),
         (["data.flip=2"], "data.flip=2 must be a number from 0 to 1"),
-        (["data.prepare=5"], "data.prepare=5 must be a group that builds DrawShapes or null"),
+        (["data.prepare=5"], "data.prepare=5 must be a group that builds SetWriter or null"),
         (["optimizer.lr=-1"], r"optimizer \(lr=-1, .*\): Invalid learning rate: -1"),
         (["optimizer.lr=null"], r"optimizer\.lr=null must be a number"),
         (["+optimizer.betas=[2, 3]"], r"Invalid beta parameter"),
@@ -413,7 +413,7 @@ def test_a_foreign_target_is_found_wherever_it_hides(
 
 
 GROUP_OF_ANOTHER = [
-    ("backbone", "comining.tracking.loggers.tensorboard"),
+    ("backbone", "comining.tracking.tensorboard_events.TensorBoardEvents"),
     ("backbone", "comining.detectors.retinanet.RetinaNetDetector"),
     ("checkpoint", "comining.training.callbacks.pictures.Pictures"),
     ("data", "comining.data.shapes.DrawShapes"),

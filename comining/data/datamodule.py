@@ -21,7 +21,7 @@ from comining.data.annotations import (
 )
 from comining.data.dataset import EvaluationSet, TrainingSet, collate, collate_evaluation
 from comining.data.sampler import StreamSampler
-from comining.data.shapes import DrawShapes
+from comining.data.set_writer import SetWriter
 from comining.data.sparsity import Sparsity
 from comining.errors import DataError
 from comining.option_types import Fraction, NonNegativeInt, PositiveInt
@@ -68,7 +68,7 @@ class DetectionData(L.LightningDataModule):
         test_images: str | None,
         missing_val: Literal["error", "train"],
         hint: str,
-        prepare: DrawShapes | None,
+        prepare: SetWriter | None,
         on_invalid_box: OnInvalidBox,
         check: Literal["exist", "size"],
         batch_size: PositiveInt,

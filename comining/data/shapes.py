@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from comining.data.set_writer import SetWriter
 from comining.errors import DataError
 from comining.option_types import NonNegativeInt, PositiveInt
 
@@ -31,7 +32,7 @@ OVERSAMPLING = 2  # drawn larger and reduced, so that edges are smooth
 Points = list[tuple[float, float]]
 
 
-class DrawShapes:
+class DrawShapes(SetWriter):
     """Draw the set once; an unchanged set that is already there is left alone.
 
     Args:

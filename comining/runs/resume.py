@@ -53,7 +53,7 @@ def with_options_of(run: Path) -> DictConfig:
     now = list(HydraConfig.get().overrides.task)
     given = {_key(override) for override in now}
     overrides = [one for one in before if _key(one) not in given] + now
-    hydra = HydraConfig.get()
+    hydra: Any = HydraConfig.get()
     composed = compose("train", overrides=overrides, return_hydra_config=True)
     with open_dict(composed):
         # What this process is stays; what was chosen is the run's.
