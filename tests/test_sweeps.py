@@ -69,7 +69,7 @@ def test_a_sweep_survives_its_cells(tmp_path: Path) -> None:
     statuses = [json.loads(file.read_text()) for file in files]
     failed, finished = statuses  # batch_size=0 sorts before batch_size=4
     assert (failed["status"], finished["status"]) == ("failed", "finished")
-    assert "data.batch_size must be positive, got 0" in failed["error"]
+    assert "data.batch_size=0 must be a whole number of at least 1" in failed["error"]
     assert done.returncode == 1
     assert "1 of the runs failed" in done.stderr
 

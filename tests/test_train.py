@@ -316,9 +316,9 @@ def test_the_commands_work_from_any_folder(tmp_path: Path, shapes: list[str]) ->
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["trainer.max_steps=abc"], "error: trainer.max_steps='abc' must be int"),
-        (["seed=abc"], "error: seed='abc' must be int"),
-        (["trainer.log_every_n_steps=0"], "error: trainer.log_every_n_steps must be positive"),
+        (["trainer.max_steps=abc"], "error: trainer.max_steps='abc' must be a whole number"),
+        (["seed=abc"], "error: seed='abc' must be a whole number"),
+        (["trainer.log_every_n_steps=0"], "error: trainer.log_every_n_steps=0 must be a whole"),
         (["data=coco"], "error: option data.root is missing"),
         (["data=coco", "data.root=nowhere"], "error: missing for val: nowhere/annotations"),
     ],
