@@ -52,6 +52,7 @@ EVALUATION: Mapping[str, Any] = {
     "images": str | None,
     "score_threshold": Fraction,
     "coco_results": bool,
+    "overwrite": bool,
     "data_override": Group,
     "data": Group,
     "trainer": Group,
@@ -126,7 +127,7 @@ def check_training(config: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: naming the option, its value and what is allowed.
     """
-    _check_options(config, TRAINING, optional=("published_tau", "overwrite"))
+    _check_options(config, TRAINING, optional=("published_tau",))
     check_trainer(config["trainer"])
 
 

@@ -1173,15 +1173,15 @@ def _checkpoints() -> list[Row]:
         (
             "a logger that writes anywhere as its backbone",
             "`comining.tracking.tensorboard_events.TensorBoardEvents`, `folder: DIR/pwned`",
-            "DIR/x.ckpt: backbone._target_='comining.tracking.tensorboard_events.TensorBoardEvents' "
-            "cannot be used here: the group backbone takes comining.detectors.backbones.Backbone only",
+            f"DIR/x.ckpt: backbone._target_='{EVENTS['_target_']}' cannot be used here: the group "
+            "backbone takes comining.detectors.backbones.Backbone only",
             foreign_node("backbone", EVENTS),
         ),
         (
             "a logger that writes anywhere inside of a group",
             "`data.prepare`",
-            "data.prepare._target_='comining.tracking.tensorboard_events.TensorBoardEvents' cannot be "
-            "used here: data.prepare must be a group that builds SetWriter or null",
+            f"data.prepare._target_='{EVENTS['_target_']}' cannot be used here: data.prepare must "
+            "be a group that builds SetWriter or null",
             foreign_node("data.prepare", EVENTS),
         ),
         (
