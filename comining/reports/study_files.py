@@ -64,7 +64,7 @@ def _place(folder: Path, result: RunResult) -> Path:
         if _identity(other) == _identity(result)
     }
     for file, other in same.items():
-        if (other.status, other.metrics) == (result.status, result.metrics):
+        if other.metrics == result.metrics:
             return file
     if same:
         first = next(iter(same)).stem.split(REPEAT)[0]
