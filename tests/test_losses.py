@@ -147,3 +147,46 @@ def test_centerness_by_hand() -> None:
 def test_normalizer_without_other_processes_is_the_clamped_amount() -> None:
     assert normalizer(torch.tensor(0.0), 1.0).item() == 1
     assert normalizer(torch.tensor(7.0), 1.0).item() == 7
+
+
+ANY_LOGITS = (-200.0, -100.0, 0.0, 100.0, 200.0)
+
+
+def gradient_in_float64(logits: Tensor, alpha: float, gamma: float, *, foreground: bool) -> Tensor:
+    """Of the formula of the paper, element by element."""
+    leaf = logits.detach().double().requires_grad_()
+    wrong = -leaf if foreground else leaf
+    weight = alpha if foreground else 1 - alpha
+    loss = weight * wrong.sigmoid() ** gamma * torch.nn.functional.softplus(wrong)
+    return torch.autograd.grad(loss.sum(), leaf)[0]
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("foreground", [False, True])
+def test_gradients_of_focal_terms_are_finite_at_any_logit(foreground: bool, gamma: float) -> None:
+    logits = torch.tensor(ANY_LOGITS, requires_grad=True)
+    focal = focal_foreground if foreground else focal_background
+    (mine,) = torch.autograd.grad(focal(logits, 0.25, gamma).sum(), logits)
+    expected = gradient_in_float64(logits, 0.25, gamma, foreground=foreground)
+    assert torch.isfinite(expected).all()
+    torch.testing.assert_close(mine.double(), expected, rtol=1e-6, atol=1e-15)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("label", [0, 1, 2, -1])
+def test_gradients_of_the_focal_loss_are_finite_at_any_logit(label: int, gamma: float) -> None:
+    """With gamma 0 it is the cross-entropy, weighted by alpha."""
+    grid = torch.cartesian_prod(torch.tensor(ANY_LOGITS), torch.tensor(ANY_LOGITS))
+    logits = grid.unsqueeze(0).requires_grad_()  # [1, 25, 2]
+    loss = focal_loss_sum(logits, torch.full((1, 25), label), 0.25, gamma)
+    (mine,) = torch.autograd.grad(loss, logits)
+    expected = gradient_in_float64(logits, 0.25, gamma, foreground=False)
+    if label == -1:
+        expected.zero_()
+    elif label < 2:
+        true = gradient_in_float64(logits, 0.25, gamma, foreground=True)
+        expected[..., label] = true[..., label]
+    assert torch.isfinite(expected).all()
+    assert torch.isfinite(loss)
+    # The entry of the true class is exchanged: what is added and taken away rounds.
+    torch.testing.assert_close(mine.double(), expected, rtol=1e-6, atol=1e-6)

@@ -1,6 +1,8 @@
 """The sheets of a run, and the counts of wrong boxes."""
 
+import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from comining.data.views import ColorJitter
 from comining.evaluation.mining_metric import KINDS
+from comining.structures import Batch, Images
 from comining.tracking.drawing import (
     ANNOTATED,
     CAPTION,
@@ -20,8 +24,9 @@ from comining.tracking.drawing import (
     crop,
     panel,
 )
-from comining.training.callbacks.pictures import WrongPseudoLabels
-from tests.helpers import batch_of, boxes
+from comining.training.callbacks.pictures import WrongPseudoLabels, mine
+from comining.training.training_module import DetectionModule, ParameterGroups
+from tests.helpers import assert_equal, batch_of, boxes, detector, images, method
 from tests.test_train import train
 
 GREY = torch.full((3, 100, 120), 128, dtype=torch.uint8)
@@ -99,6 +104,73 @@ def test_captions_of_boxes_in_one_place_do_not_cover_each_other() -> None:
     assert not (one[inside][..., 0] > 170).any()  # grey ground, 128
     assert (two[inside][..., 0] > 170).sum() > 20  # the second stands below the first
 
+
+# -- mining for a sheet ------------------------------------------------------------------
+
+
+def trained_module(name: str) -> DetectionModule:
+    """A network whose batch norms mix the images of a batch, as it is before its first step."""
+    built = detector(
+        "retinanet", 3, "backbone=resnet18", "backbone.norm=batch", "backbone.trainable_layers=5"
+    )
+    chosen = method(name, score_threshold=0.01, max_per_image=20)
+    chosen.prepare(built, None, None)
+    return DetectionModule(
+        built, chosen, ColorJitter(brightness=0.8, contrast=0.0, saturation=0.0, hue=0.0, p=1.0),
+        lambda groups: torch.optim.SGD(groups, lr=0.0), ParameterGroups(1.0, True),
+        lambda step: 1.0, {}, Path("unused"), 0, {},
+    )  # fmt: skip
+
+
+def noise_batch() -> Batch:
+    batch = batch_of(boxes([(8, 8, 40, 40, 0)], [], [(10, 5, 30, 35, 1)]))
+    return replace(batch, images=Images.of(images(3, 64, 64)))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["comining", "self_mining", "mean_teacher"])
+def test_a_sheet_mines_as_a_training_step_does(name: str, training: bool) -> None:
+    module = trained_module(name)
+    module.train(training)
+    stepping = copy.deepcopy(module).train()
+    batch = noise_batch()
+    buffers = {key: value.clone() for key, value in module.named_buffers()}
+    modes = {key: part.training for key, part in module.named_modules()}
+
+    views, mined = mine(module, batch, 0)
+    step = stepping.method(
+        stepping.detector, stepping.views(batch, stepping.method.views), batch, 0
+    )
+    assert list(views) == list(mined) == list(step.pseudo_labels)
+    for view, pseudo_labels in step.pseudo_labels.items():
+        assert len(pseudo_labels) > 10
+        assert_equal(mined[view], pseudo_labels)
+        assert len(views[view]) == 3
+    # The step was one that changes statistics, and mining left them, and the mode, as they were.
+    changed = [key for key, value in stepping.named_buffers() if not value.equal(buffers[key])]
+    assert any("running_mean" in key for key in changed)
+    assert any("num_batches_tracked" in key for key in changed)
+    for key, value in module.named_buffers():
+        assert torch.equal(value, buffers[key]), key
+    assert {key: part.training for key, part in module.named_modules()} == modes
+    assert module.training == training
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_evaluation_mode_would_mine_other_boxes() -> None:
+    """Else the test above could not fail."""
+    module = trained_module("comining")
+    batch = noise_batch()
+    _, mined = mine(module, batch, 0)
+    module.eval()
+    views = module.views(batch, module.method.views)
+    with torch.no_grad():
+        step = module.method(module.detector, views, batch, 0)
+    one, other = mined["original"], step.pseudo_labels["original"]
+    assert len(one) != len(other) or not torch.equal(one.boxes, other.boxes)
+
+
+# -- the sheets of a run -----------------------------------------------------------------
 
 SHEETS = [
     "data.prepare.train_images=12", "data.prepare.val_images=5", "data.prepare.test_images=2",

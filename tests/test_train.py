@@ -4,6 +4,7 @@ import csv
 import importlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +141,26 @@ def test_evaluating_the_checkpoint_gives_the_same_numbers(finished: Path, tmp_pa
     found = json.loads((tmp_path / "coco_results.json").read_text())
     assert found
     assert set(found[0]) == {"image_id", "category_id", "bbox", "score"}
+
+
+def test_the_test_split_is_evaluated_where_the_validation_files_are_absent(
+    finished: Path, tmp_path: Path
+) -> None:
+    expected = json.loads((finished / "result.json").read_text())["test"]
+    drawn = Path(OmegaConf.load(finished / "config.yaml").data.root)
+    root = tmp_path / "set"
+    shutil.copytree(drawn / "test", root / "test")
+    (root / "annotations").mkdir()
+    shutil.copy(drawn / "annotations" / "test.json", root / "annotations")
+    options = ["data=custom", f"data.root={root}"]
+    for split in ("train", "val", "test"):
+        options += [f"data.{split}_annotations=annotations/{split}.json"]
+        options += [f"data.{split}_images={split}"]
+    checkpoint = f"checkpoint={finished / 'checkpoints' / 'last.ckpt'}"
+    result = evaluate(tmp_path / "run", checkpoint, *options, "split=test")
+    assert result["metrics"] == expected
+    assert result["split"] == "test"
+    assert set(result["data"]) == {"test"}
 
 
 @pytest.mark.parametrize("detector", ["retinanet", "fcos"])
