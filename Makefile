@@ -14,3 +14,4 @@ types:
 
 test:
 	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -m slow
