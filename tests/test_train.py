@@ -120,7 +120,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory, shapes: list[str]) -> Pat
 
 def test_the_run_directory_tells_all(finished: Path) -> None:
     names = {path.name for path in (finished / "checkpoints").iterdir()}
-    assert names == {"step_000020.ckpt", "step_000040.ckpt", "last.ckpt"}
+    assert names == {"step_000020.ckpt", "step_000040.ckpt", "last.ckpt", "best.ckpt"}
+    # The validation after the last step was the only one.
+    best = torch.load(finished / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["global_step"] == 40
     config = OmegaConf.load(finished / "config.yaml")
     assert config.seed == 3
     assert config.detector.min_size == 96  # resolved, no reference left

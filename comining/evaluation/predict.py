@@ -58,7 +58,11 @@ def predict_pictures(
     Args:
         folder: names are relative to it.
         score_threshold: detections that do not exceed it are not drawn.
+
+    Raises:
+        DataError: after the last file, if none could be read.
     """
+    readable = False
     for image_id, file in enumerate(files, start=1):
         name = file.relative_to(folder)
         try:
@@ -66,6 +70,7 @@ def predict_pictures(
         except DataError as error:
             yield PicturePrediction(name, problem=str(error))
             continue
+        readable = True
         detections = detector.detect([image.to(detector.device)]).to("cpu")
         xywh = detections.boxes.double()
         xywh[:, 2:] -= xywh[:, :2]
@@ -88,3 +93,5 @@ def predict_pictures(
         yield PicturePrediction(
             name, rows, panel(image, [Layer(DETECTED, drawn.boxes, captions)], scale)
         )
+    if not readable:
+        raise DataError(f"images={folder}: none of {len(files)} files could be read")

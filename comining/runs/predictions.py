@@ -11,7 +11,6 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from comining.errors import DataError
 from comining.evaluation.predict import PicturePrediction
 from comining.runs.files import write_json
 
@@ -34,9 +33,6 @@ def write_predictions(
 
     Args:
         count: how many files there are, for the progress bar.
-
-    Raises:
-        DataError: no file could be read.
     """
     counts = PredictionCounts()
     rows: list[dict[str, Any]] = []
@@ -53,8 +49,6 @@ def write_predictions(
         target = output / "pictures" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         prediction.drawing.save(target)
-    if not counts.images:
-        raise DataError(f"none of {count} image files could be read")
     counts.detections = len(rows)
     write_json(output / "coco_results.json", rows)
     return counts
