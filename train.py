@@ -10,6 +10,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from comining.config import instantiate
+from comining.data.sampler import check_batch_size
 from comining.runs.checkpoint import build_detector, describe
 from comining.runs.environment import hardware
 from comining.runs.outcome import Run, print_outcome, print_start, recorded
@@ -59,6 +60,7 @@ def main(cfg: DictConfig, config: dict[str, Any], run: Run) -> Mapping[str, Any]
     )  # fmt: skip
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         refuse_several_processes(trainer)
+    check_batch_size(data.batch_size, trainer.world_size)
     resumed = checkpoint_to_resume(cfg, run.path)
     if resumed is not None:
         check_same_options(cfg, resumed)

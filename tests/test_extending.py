@@ -158,7 +158,8 @@ class GridDetector(Detector):
     @torch.no_grad()
     def detect(self, images):
         predictions = self.predict(images)
-        return suppress(self.candidates(predictions, 0.0), predictions.num_classes, self.nms_threshold, 100)
+        boxes = self.candidates(predictions, 0.0)
+        return suppress(boxes, predictions.num_classes, self.nms_threshold, 100)
 ''',
     "conf/detector/grid.yaml": '''
 _target_: comining.detectors.grid.GridDetector

@@ -20,6 +20,19 @@ class SampleKey(NamedTuple):
     item: int  # of the training set
 
 
+def check_batch_size(batch_size: int, world_size: int) -> None:
+    """Refuse a batch that processes cannot share evenly.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    if batch_size < 1 or batch_size % world_size:
+        raise ConfigError(
+            f"data.batch_size={batch_size} counts the images of a batch over all processes and "
+            f"must be a positive multiple of their number, {world_size}"
+        )
+
+
 class StreamSampler(Sampler[list[SampleKey]]):
     """Batches of images of one orientation, for a given range of the training stream.
 
@@ -48,11 +61,7 @@ class StreamSampler(Sampler[list[SampleKey]]):
     ):
         if not len(landscape):
             raise ValueError("there is no image to train on")
-        if batch_size < 1 or batch_size % world_size:
-            raise ConfigError(
-                f"data.batch_size={batch_size} counts the images of a batch over all processes and "
-                f"must be a positive multiple of their number, {world_size}"
-            )
+        check_batch_size(batch_size, world_size)
         self.landscape = np.asarray(landscape, dtype=np.bool_)
         self.batch_size = batch_size
         self.start, self.stop = start, stop
