@@ -232,7 +232,7 @@ FOREIGN = [
     "lightning.pytorch.Trainer.__base__",
     "lightning.pytorch.Trainer.__init__.__class__",
     "comining.training.training_module.DetectionModule.load_from_checkpoint",
-    "comining.runs.directory.write_json",
+    "comining.runs.directory.replace_file",
     "comining.runs.directory.os.system",
     "comining.config.hydra.utils.instantiate",
     "comining.config.functools.partial",
