@@ -36,6 +36,7 @@ from comining.data.images import load_image
 from comining.data.sparsity import main as write_sparse_file
 from comining.evaluation.coco_evaluator import CocoEvaluator
 from comining.runs.checkpoint import build_detector, describe
+from comining.runs.result import RunResult
 from comining.structures import Boxes
 from tests.helpers import composed, edit_json, write_coco
 
@@ -1503,7 +1504,7 @@ def run_command_line(
 
 
 def assert_refused(row: Row, root: Path, code: int, err: str) -> None:
-    """One message, the exit code, and nothing that looks like a result."""
+    """One message, the exit code, and nothing that looks like a finished run."""
     assert code == row.code, err
     assert "Traceback" not in err
     says = re.escape(row.says).replace("DIR", re.escape(str(root))).replace(r"\.\.\.", ".*")
@@ -1513,7 +1514,11 @@ def assert_refused(row: Row, root: Path, code: int, err: str) -> None:
     assert any(re.fullmatch(prefix + says, line) for line in err.splitlines()), err
     run = root.parent / "run"
     left = {file.name for file in run.rglob("*")}
-    assert not left & {"result.json", "evaluation.json"}, left
+    assert "evaluation.json" not in left
+    for file in run.rglob("result.json"):  # it was found when the run had begun
+        result = RunResult.read(file)
+        assert result.status == "failed"
+        assert str(result.error).partition(": ")[2] in err
     assert not [name for name in left if name.endswith(".ckpt")], left
     assert not (root / "pwned").exists()
 
