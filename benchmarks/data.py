@@ -29,8 +29,8 @@ from torchvision.transforms.v2 import functional as F
 
 from benchmarks import measure
 from comining.config import CONFIG_FOLDER, instantiate_file
-from comining.data.annotations import read_annotations
 from comining.data.dataset import TrainingSet, collate
+from comining.data.formats.coco import read_coco
 from comining.data.sampler import StreamSampler
 from comining.data.views import SecondView
 
@@ -137,7 +137,7 @@ def main(given: list[str] | None = None) -> None:
     jitter = {name: widths[name] for name in ("brightness", "contrast", "saturation", "hue")}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        annotations = read_annotations(write_images(folder, chosen.images))
+        annotations = read_coco(write_images(folder, chosen.images))
         files = [folder / "images" / file for file in annotations.file_names]
         data = TrainingSet(
             annotations,

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from comining.data.annotations import check_images, read_annotations
+from comining.data.formats.coco import read_coco
+from comining.data.image_files import check_images
 from comining.errors import DataError
 from tests.helpers import edit_json, real_data, write_coco
 
@@ -22,7 +23,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_a_good_file_becomes_columns(file: Path) -> None:
-    found = read_annotations(file)
+    found = read_coco(file)
     assert found.categories.ids == (1, 2, 3)
     assert found.image_ids.tolist() == [1, 2, 3]
     assert found.sizes.tolist() == [[48, 64]] * 3
@@ -41,7 +42,7 @@ def test_labels_follow_category_ids_not_their_order(file: Path) -> None:
         for annotation in content["annotations"]:
             annotation["category_id"] = {1: 90, 2: 7, 3: 13}[annotation["category_id"]]
 
-    found = read_annotations(edit_json(file, renumber))
+    found = read_coco(edit_json(file, renumber))
     assert found.categories.ids == (7, 13, 90)
     assert found.categories.names == ("class 2", "class 3", "class 1")
     assert found.labels.tolist() == [2, 1, 0]
@@ -111,7 +112,7 @@ def test_bad_records_are_named(file: Path, kind: str) -> None:
     change, words = BAD[kind]
     edit_json(file, change)
     with pytest.raises(DataError, match=words) as error:
-        read_annotations(file)
+        read_coco(file)
     assert str(error.value).startswith(str(file))
 
 
@@ -120,23 +121,23 @@ def test_what_is_no_coco_file_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "x.json"
     file.write_text(text)
     with pytest.raises(DataError, match=r"not a (JSON|COCO annotation) file"):
-        read_annotations(file)
+        read_coco(file)
 
 
 def test_binary_and_absent_files_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "x.json"
     with pytest.raises(DataError, match="no such annotation file"):
-        read_annotations(file)
+        read_coco(file)
     file.write_bytes(b"\xff\xfe\x00\x80")
     with pytest.raises(DataError, match="not a JSON file"):
-        read_annotations(file)
+        read_coco(file)
     with pytest.raises(DataError, match="cannot be read"):
-        read_annotations(tmp_path)
+        read_coco(tmp_path)
 
 
 def test_invalid_boxes_can_be_left_out(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     edit_json(file, annotation(bbox=[3, 3, 0, 5]))
-    found = read_annotations(file, on_invalid_box="drop")
+    found = read_coco(file, on_invalid_box="drop")
     assert found.ids.tolist() == [1, 3]
     assert sum(found.repairs.values()) == 1
 
@@ -153,7 +154,7 @@ def test_harmless_oddities_are_mended_and_counted_once(
 
     edit_json(file, change)
     with caplog.at_level(logging.WARNING):
-        found = read_annotations(file)
+        found = read_coco(file)
     assert found.boxes[:2].tolist() == [[0, 2, 9, 14], [34.5, 20, 64, 48]]
     assert found.bboxes[0].tolist() == [-1, 2, 10, 12]  # evaluation sees the file's own
     assert found.areas[0] == 120
@@ -163,24 +164,24 @@ def test_harmless_oddities_are_mended_and_counted_once(
 
 
 def test_crowds_are_marked(file: Path) -> None:
-    found = read_annotations(edit_json(file, annotation(iscrowd=1)))
+    found = read_coco(edit_json(file, annotation(iscrowd=1)))
     assert found.crowd.tolist() == [False, True, False]
 
 
 def test_the_fingerprint_is_of_the_content(file: Path) -> None:
-    before = read_annotations(file).fingerprint()
+    before = read_coco(file).fingerprint()
     edit_json(file, lambda c: c["annotations"].reverse())
     edit_json(file, lambda c: c["images"].reverse())
-    assert read_annotations(file).fingerprint() == before
+    assert read_coco(file).fingerprint() == before
     edit_json(file, annotation(category_id=2))
-    assert read_annotations(file).fingerprint() != before
+    assert read_coco(file).fingerprint() != before
 
 
 # -- image files -------------------------------------------------------------------------
 
 
 def test_image_files_are_checked(file: Path) -> None:
-    found = read_annotations(file)
+    found = read_coco(file)
     folder = file.parent / "train"
     check_images(found, folder, sizes=True)
 
@@ -207,7 +208,7 @@ def test_image_files_are_checked(file: Path) -> None:
 def test_coco128_is_read() -> None:
     root = real_data("coco128")
     file = root / "annotations" / "instances_train2017.json"
-    found = read_annotations(file)
+    found = read_coco(file)
     check_images(found, root / "train2017", sizes=True)
     raw = json.loads(file.read_text())
     assert len(found.image_ids) == 128
@@ -223,6 +224,6 @@ def test_coco128_is_read() -> None:
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_bccd_is_read(split: str) -> None:
     root = real_data("bccd")
-    found = read_annotations(root / "annotations" / f"instances_{split}.json")
+    found = read_coco(root / "annotations" / f"instances_{split}.json")
     check_images(found, root / "images", sizes=True)
     assert found.categories.names == ("RBC", "WBC", "Platelets")

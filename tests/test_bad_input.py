@@ -31,7 +31,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from PIL import Image, PngImagePlugin
 
 from comining.config import CONFIG_FOLDER
-from comining.data.annotations import Categories, check_images, read_annotations
+from comining.data.annotations import Categories
+from comining.data.formats.coco import read_coco
+from comining.data.image_files import check_images
 from comining.data.images import load_image
 from comining.data.sparsity import main as write_sparse_file
 from comining.evaluation.coco_evaluator import CocoEvaluator
@@ -1257,8 +1259,8 @@ def ids_from_zero(root: Path) -> None:
         for record in content["annotations"]:
             record["id"] -= 1
 
-    before = read_annotations(root / "train.json")
-    after = read_annotations(edit_json(root / "train.json", renumber))
+    before = read_coco(root / "train.json")
+    after = read_coco(edit_json(root / "train.json", renumber))
     assert min(after.ids) == min(after.image_ids) == min(after.categories.ids) == 0
     for truth in (before, after):
         evaluator = CocoEvaluator(truth)
@@ -1274,28 +1276,28 @@ def ids_from_zero(root: Path) -> None:
 
 
 def marked(root: Path) -> None:
-    before = read_annotations(root / "train.json").fingerprint()
+    before = read_coco(root / "train.json").fingerprint()
     (root / "train.json").write_bytes(b"\xef\xbb\xbf" + (root / "train.json").read_bytes())
-    assert read_annotations(root / "train.json").fingerprint() == before
+    assert read_coco(root / "train.json").fingerprint() == before
 
 
 def overhanging(root: Path) -> None:
     annotation(bbox=[-2, 40, 20, 10])(root)
-    found = read_annotations(root / "train.json")
+    found = read_coco(root / "train.json")
     assert found.boxes[1].tolist() == [0, 40, 18, 48]
     assert found.repairs == {"boxes cut at the image border": 1}
 
 
 def dropped(root: Path) -> None:
     annotation(bbox=[3, 3, 0, 5])(root)
-    found = read_annotations(root / "train.json", on_invalid_box="drop")
+    found = read_coco(root / "train.json", on_invalid_box="drop")
     assert 2 not in found.ids
     assert found.repairs == {"annotations dropped because their box is invalid": 1}
 
 
 def without_area(root: Path) -> None:
     edited(lambda c: [c["annotations"][1].pop(key) for key in ("area", "iscrowd")])(root)
-    found = read_annotations(root / "train.json")
+    found = read_coco(root / "train.json")
     assert found.areas[1] == found.bboxes[1, 2] * found.bboxes[1, 3]
     assert not found.crowd.any()
 
@@ -1572,7 +1574,7 @@ def test_the_image_folder_itself_may_be_a_link(root: Path, tmp_path: Path) -> No
     (root / "train").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "002.png").unlink()
     (tmp_path / "elsewhere" / "002.png").symlink_to("001.png")
-    check_images(read_annotations(root / "train.json"), root / "train", sizes=True)
+    check_images(read_coco(root / "train.json"), root / "train", sizes=True)
 
 
 @pytest.mark.parametrize(

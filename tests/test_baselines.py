@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from comining.data.annotations import read_annotations
 from comining.data.dataset import TrainingSet
+from comining.data.formats.coco import read_coco
 from comining.data.sampler import SampleKey
 from comining.detectors.dense import DenseDetector, DenseRegions
 from comining.detectors.detector import Background
@@ -248,7 +248,7 @@ def test_parts_are_mined_by_how_often_they_lie_inside(tmp_path: Path) -> None:
     file = write_coco(
         tmp_path, [[body, head]] * 6 + [[body, apart]] * 2 + [[head, (50, 30, 10, 10, 3)]] * 5
     )
-    annotations = read_annotations(file)
+    annotations = read_coco(file)
     nothing = np.zeros(len(annotations.ids), dtype=bool)
     table = mine_parts(annotations, nothing, inside=0.9, min_share=0.7, min_count=5)
     assert np.argwhere(table).tolist() == [[0, 1]]  # class 2 in class 1, six of eight
@@ -300,7 +300,7 @@ def test_found_boxes_are_positives_or_ignored(built: DenseDetector) -> None:
 
 
 def test_found_boxes_travel_with_resizing_and_flips(tmp_path: Path) -> None:
-    annotations = read_annotations(write_coco(tmp_path, [[(1, 2, 10, 12, 1)]]))
+    annotations = read_coco(write_coco(tmp_path, [[(1, 2, 10, 12, 1)]]))
     nothing = np.zeros(1, dtype=bool)
     sizes = {"min_size": 96, "max_size": 1333, "seed": 0}
     data = TrainingSet(annotations, nothing, tmp_path / "train", flip=1.0, **sizes)

@@ -12,8 +12,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from comining.data.annotations import read_annotations
 from comining.data.dataset import TrainingSet, collate, resized_shape
+from comining.data.formats.coco import read_coco
 from comining.data.images import load_image
 from comining.data.sampler import SampleKey, StreamSampler
 from comining.data.shapes import SHAPES, DrawShapes
@@ -86,7 +86,7 @@ def test_a_set_smaller_than_a_batch_fills_it_evenly(count: int, batch: int) -> N
 
 def training_set(root: Path, flip: float, min_size: int = 48, seed: int = 0) -> TrainingSet:
     first = [(1, 2, 10, 12, 1), (20, 20, 30, 20, 3), (40, 4, 12, 9, 2)]
-    annotations = read_annotations(write_coco(root, [first, [], [(5, 5, 8, 8, 2)]]))
+    annotations = read_coco(write_coco(root, [first, [], [(5, 5, 8, 8, 2)]]))
     erased = np.array([False, True, False, False])
     folder = root / "train"
     return TrainingSet(
@@ -284,7 +284,7 @@ def shapes(**options: int) -> DrawShapes:
 def test_shapes_are_a_real_coco_set(tmp_path: Path) -> None:
     shapes()(str(tmp_path / "s"))
     for split, count in (("train", 12), ("val", 3)):
-        found = read_annotations(tmp_path / "s" / "annotations" / f"{split}.json")
+        found = read_coco(tmp_path / "s" / "annotations" / f"{split}.json")
         assert len(found.image_ids) == count
         assert found.categories.names == SHAPES
         assert not found.repairs

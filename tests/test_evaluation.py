@@ -14,7 +14,8 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from comining.data.annotations import AnnotationSet, read_annotations
+from comining.data.annotations import AnnotationSet
+from comining.data.formats.coco import read_coco
 from comining.errors import DivergedError
 from comining.evaluation import mining_metric
 from comining.evaluation.coco_evaluator import METRICS, CocoEvaluator, metrics_table
@@ -96,7 +97,7 @@ def official(file: Path, results: list[dict[str, Any]]) -> list[float]:
 )
 def test_the_12_numbers_are_pycocotools_on_the_file_itself(name: str, file: str) -> None:
     path = real_data(name) / file
-    annotations = read_annotations(path)
+    annotations = read_coco(path)
     evaluator = CocoEvaluator(annotations)
     update(evaluator, noisy(annotations, 0))
     ours = evaluator.compute()
@@ -123,7 +124,7 @@ def test_ties_crowds_and_more_than_100_detections_count_as_in_pycocotools(
             one["iscrowd"] = int(rng.random() < 0.2)
             one["area"] = float(rng.uniform(0.2, 1) * one["area"])  # as of masks
 
-    annotations = read_annotations(edit_json(file, spoil))
+    annotations = read_coco(edit_json(file, spoil))
     evaluator = CocoEvaluator(annotations)
     for position, image_id in enumerate(annotations.image_ids.tolist()):
         truth = annotations.boxes[annotations.image == position]
@@ -143,9 +144,7 @@ def test_ties_crowds_and_more_than_100_detections_count_as_in_pycocotools(
 
 def test_ground_truth_fed_back_scores_100() -> None:
     """coco128's crowds are regions to ignore, no objects to find."""
-    annotations = read_annotations(
-        real_data("coco128") / "annotations" / "instances_train2017.json"
-    )
+    annotations = read_coco(real_data("coco128") / "annotations" / "instances_train2017.json")
     of_images = {}
     for position, image_id in enumerate(annotations.image_ids.tolist()):
         rows = np.flatnonzero((annotations.image == position) & ~annotations.crowd)
@@ -163,7 +162,7 @@ def test_ground_truth_fed_back_scores_100() -> None:
 def test_an_annotation_with_id_0_counts(tmp_path: Path) -> None:
     file = write_coco(tmp_path, [[(1, 2, 10, 12, 1)]])
     edit_json(file, lambda c: c["annotations"][0].update(id=0))
-    metrics = evaluate(read_annotations(file), {1: detections((1, 2, 11, 14, 0, 0.9))})
+    metrics = evaluate(read_coco(file), {1: detections((1, 2, 11, 14, 0, 0.9))})
     assert metrics["AP"] == pytest.approx(100)
 
 
@@ -172,14 +171,14 @@ def test_evaluation_says_nothing_of_its_progress(
 ) -> None:
     """At every validation it would bury the lines of the run."""
     caplog.set_level(logging.INFO)
-    annotations = read_annotations(write_coco(tmp_path, [[(1, 2, 10, 12, 1)], []]))
+    annotations = read_coco(write_coco(tmp_path, [[(1, 2, 10, 12, 1)], []]))
     evaluate(annotations, noisy(annotations, 0))
     assert capsys.readouterr().out == ""
     assert caplog.records == []
 
 
 def test_no_detections_is_zero_and_absent_sizes_are_none(tmp_path: Path) -> None:
-    annotations = read_annotations(write_coco(tmp_path, [[(1, 2, 10, 12, 1)], []]))
+    annotations = read_coco(write_coco(tmp_path, [[(1, 2, 10, 12, 1)], []]))
     metrics = evaluate(annotations, {1: detections(), 2: detections()})
     assert metrics["AP"] == metrics["APs"] == 0
     assert metrics["APm"] is None
@@ -195,7 +194,7 @@ def test_no_detections_is_zero_and_absent_sizes_are_none(tmp_path: Path) -> None
 
 
 def test_a_set_without_annotations_has_no_numbers(tmp_path: Path) -> None:
-    annotations = read_annotations(write_coco(tmp_path, [[]]))
+    annotations = read_coco(write_coco(tmp_path, [[]]))
     assert set(evaluate(annotations, {1: detections((1, 1, 5, 5, 0, 0.5))}).values()) == {None}
 
 
@@ -206,7 +205,7 @@ def test_detections_that_are_not_finite_are_refused(
 ) -> None:
     """COCOeval would give a NaN box AP 1.0. Where processes meet, not on one of them alone."""
     records = [[(1, 2, 10, 12, 1)]] * 3
-    evaluator = CocoEvaluator(read_annotations(write_coco(tmp_path, records)))
+    evaluator = CocoEvaluator(read_coco(write_coco(tmp_path, records)))
     good = (1, 2, 11, 14, 0, 0.9)
     spoilt = (1, 2, bad, 14, 0, 0.9) if column == "box" else (1, 2, 11, 14, 0, bad)
     evaluator.update([1, 2, 3], boxes([good], [good, spoilt], []))
@@ -222,7 +221,7 @@ def test_detections_that_are_not_finite_are_refused(
 
 
 def test_an_image_that_comes_twice_counts_once(tmp_path: Path) -> None:
-    annotations = read_annotations(write_coco(tmp_path, [[(1, 2, 10, 12, 1)]]))
+    annotations = read_coco(write_coco(tmp_path, [[(1, 2, 10, 12, 1)]]))
     evaluator = CocoEvaluator(annotations)
     for _ in range(2):
         evaluator.update([1], detections((1, 2, 11, 14, 0, 0.9)))
@@ -232,7 +231,7 @@ def test_an_image_that_comes_twice_counts_once(tmp_path: Path) -> None:
 
 
 def test_results_are_in_cocos_format(tmp_path: Path) -> None:
-    evaluator = CocoEvaluator(read_annotations(write_coco(tmp_path, [[(1, 2, 10, 12, 1)]])))
+    evaluator = CocoEvaluator(read_coco(write_coco(tmp_path, [[(1, 2, 10, 12, 1)]])))
     evaluator.update([1], detections((1, 2, 11, 14, 2, 0.5)))
     expected = {"image_id": 1, "category_id": 3, "bbox": [1, 2, 10, 12], "score": 0.5}
     assert evaluator.results() == [expected]
@@ -248,7 +247,7 @@ def test_sides_of_boxes_are_taken_in_float64(tmp_path: Path) -> None:
     width = exact + rounded  # the overlap with an annotation so wide lies about 0.5
     assert rounded / width < 0.5 <= exact / width
     file = write_coco(tmp_path, [[(left, 2.0, width, 10.0, 1)]], width=128)
-    evaluator = CocoEvaluator(read_annotations(file))
+    evaluator = CocoEvaluator(read_coco(file))
     one = Boxes.of_images([detected], [torch.tensor([0])], [torch.tensor([0.9])])
     evaluator.update([1], one)
     assert evaluator.results()[0]["bbox"] == [left, 2.0, exact, 10.0]

@@ -23,7 +23,9 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from comining.data.annotations import AnnotationSet, check_images, read_annotations
+from comining.data.annotations import AnnotationSet
+from comining.data.formats.coco import read_coco
+from comining.data.image_files import check_images
 from comining.data.images import load_image
 from comining.data.sparsity import FromFile, RandomErasure
 from comining.errors import CheckpointError, DataError, UserError
@@ -206,7 +208,7 @@ def read(file: Path, folder: Path, drop: bool) -> Refused | np.ndarray:
     """
 
     def work() -> AnnotationSet:
-        annotations = read_annotations(file, "drop" if drop else "error")
+        annotations = read_coco(file, "drop" if drop else "error")
         check_images(annotations, folder, sizes=True)
         return annotations
 
@@ -285,7 +287,7 @@ def test_any_box(root: Path, box: list[float], side: int) -> None:
     file = root / "box.json"
     file.write_text(json.dumps(good))
     try:
-        found = read_annotations(file)
+        found = read_coco(file)
     except DataError:
         return
     holds(found, root / "train")

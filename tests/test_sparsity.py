@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from comining.config import CONFIG_FOLDER, instantiate_file
-from comining.data.annotations import AnnotationSet, read_annotations
+from comining.data.annotations import AnnotationSet
+from comining.data.formats.coco import read_coco
 from comining.data.sparsity import main
 from comining.errors import DataError
 from tests.helpers import edit_json, real_data, write_coco
@@ -55,7 +56,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_counts_per_image(file: Path, name: str) -> None:
-    annotations = read_annotations(file)
+    annotations = read_coco(file)
     erased = protocol(name).erase(annotations)
     assert not (erased & annotations.crowd).any()
     before = per_group(annotations, ~annotations.crowd, annotations.image)
@@ -65,7 +66,7 @@ def test_counts_per_image(file: Path, name: str) -> None:
 
 @pytest.mark.parametrize(("fraction", "kept_of"), [(0.5, lambda n: n - n // 2), (0.3, None)])
 def test_miss_erases_a_share_of_every_category(file: Path, fraction: float, kept_of: Any) -> None:
-    annotations = read_annotations(file)
+    annotations = read_coco(file)
     erased = protocol("miss50", fraction=fraction).erase(annotations)
     before = per_group(annotations, ~annotations.crowd, annotations.labels)
     kept = per_group(annotations, ~erased & ~annotations.crowd, annotations.labels)
@@ -74,7 +75,7 @@ def test_miss_erases_a_share_of_every_category(file: Path, fraction: float, kept
 
 
 def test_keep1_keeps_one_of_every_category_of_every_image(file: Path) -> None:
-    annotations = read_annotations(file)
+    annotations = read_coco(file)
     erased = protocol("keep1").erase(annotations)
     columns = annotations.image, annotations.labels
     before = per_group(annotations, ~annotations.crowd, *columns)
@@ -84,7 +85,7 @@ def test_keep1_keeps_one_of_every_category_of_every_image(file: Path) -> None:
 
 @pytest.mark.parametrize("name", ["easy", "hard", "extreme", "miss50", "keep1"])
 def test_the_choice_depends_on_the_seed_and_not_on_the_order(file: Path, name: str) -> None:
-    annotations = read_annotations(file)
+    annotations = read_coco(file)
     chosen = set(annotations.ids[protocol(name).erase(annotations)].tolist())
     again = set(annotations.ids[protocol(name).erase(annotations)].tolist())
     other = set(annotations.ids[protocol(name, seed=1).erase(annotations)].tolist())
@@ -97,15 +98,13 @@ def test_the_choice_depends_on_the_seed_and_not_on_the_order(file: Path, name: s
         for section in content.values():
             rng.shuffle(section)
 
-    shuffled = read_annotations(edit_json(file, shuffle))
+    shuffled = read_coco(edit_json(file, shuffle))
     assert shuffled.ids.tolist() != annotations.ids.tolist()
     assert set(shuffled.ids[protocol(name).erase(shuffled)].tolist()) == chosen
 
 
 def test_every_annotation_of_an_image_is_kept_equally_often(tmp_path: Path) -> None:
-    annotations = read_annotations(
-        write_coco(tmp_path, [[(k, k, 5, 5, 1) for k in range(4)]] * 200)
-    )
+    annotations = read_coco(write_coco(tmp_path, [[(k, k, 5, 5, 1) for k in range(4)]] * 200))
     kept = ~protocol("extreme").erase(annotations)
     counts = kept.reshape(200, 4).sum(axis=0)
     assert counts.sum() == 200
@@ -113,13 +112,13 @@ def test_every_annotation_of_an_image_is_kept_equally_often(tmp_path: Path) -> N
 
 
 def test_growing_shares_are_nested(file: Path) -> None:
-    annotations = read_annotations(file)
+    annotations = read_coco(file)
     small, large = (protocol("miss50", fraction=f).erase(annotations) for f in (0.3, 0.7))
     assert not (small & ~large).any()
 
 
 def test_a_set_without_annotations_loses_none(tmp_path: Path) -> None:
-    annotations = read_annotations(write_coco(tmp_path, [[], []]))
+    annotations = read_coco(write_coco(tmp_path, [[], []]))
     for name in ("full", "hard", "extreme", "miss50", "keep1"):
         assert protocol(name).erase(annotations).shape == (0,)
 
@@ -148,7 +147,7 @@ def test_the_written_split_is_the_one_that_training_uses(
     output, erased_output = tmp_path / "out" / "sparse.json", tmp_path / "erased.json"
     arguments = [str(file), str(output), "--protocol", "hard", "--seed", "3"]
     main([*arguments, "--erased", str(erased_output)])
-    annotations = read_annotations(file)
+    annotations = read_coco(file)
     erased = protocol("hard", seed=3).erase(annotations)
     sparse = json.loads(output.read_text())
     full = json.loads(file.read_text())
@@ -170,7 +169,7 @@ def test_the_written_split_is_the_one_that_training_uses(
 def test_a_ready_made_file_may_be_renumbered(file: Path, tmp_path: Path) -> None:
     sparse = tmp_path / "sparse.json"
     main([str(file), str(sparse), "--protocol", "extreme"])
-    annotations = read_annotations(file)
+    annotations = read_coco(file)
     expected = protocol("file", path=str(sparse)).erase(annotations)
 
     def renumber(content: dict[str, Any]) -> None:
@@ -187,7 +186,7 @@ def test_a_foreign_sparse_file_is_refused_by_record(file: Path, tmp_path: Path) 
     main([str(file), str(sparse), "--protocol", "easy"])
     edit_json(sparse, lambda c: c["annotations"][0].update(bbox=[1, 1, 2, 2]))
     with pytest.raises(DataError, match=r"sparse.json: image 2, category \d, bbox \[1.0, 1.0"):
-        protocol("file", path=str(sparse)).erase(read_annotations(file))
+        protocol("file", path=str(sparse)).erase(read_coco(file))
 
 
 def test_the_command_line_refuses_bad_input_in_one_line(
@@ -211,7 +210,7 @@ def test_the_full_file_is_never_overwritten(file: Path) -> None:
 def test_coco128_splits_are_stable() -> None:
     """The split of a real file must never change behind a user's back."""
     root = real_data("coco128")
-    annotations = read_annotations(root / "annotations" / "instances_train2017.json")
+    annotations = read_coco(root / "annotations" / "instances_train2017.json")
     erased = {
         name: protocol(name).erase(annotations) for name in ("easy", "hard", "extreme", "miss50")
     }

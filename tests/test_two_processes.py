@@ -17,14 +17,14 @@ from tests.ddp import ROOT, TINY, TWO, free_port, train
 SCRIPT = """
 import sys, torch, torch.distributed as dist
 from pathlib import Path
-from comining.data.annotations import read_annotations
+from comining.data.formats.coco import read_coco
 from comining.errors import DivergedError
 from comining.evaluation.coco_evaluator import CocoEvaluator
 from comining.structures import Boxes
 
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
-evaluator = CocoEvaluator(read_annotations(Path(sys.argv[3])))
+evaluator = CocoEvaluator(read_coco(Path(sys.argv[3])))
 bad = float("nan") if rank == int(sys.argv[4]) else 9.0
 box = torch.tensor([[1.0, 2.0, bad, 14.0]])
 evaluator.update([rank + 1], Boxes.of_images([box], [torch.zeros(1, dtype=torch.int64)],

@@ -12,14 +12,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from comining.data.annotations import (
-    AnnotationSet,
-    Categories,
-    OnInvalidBox,
-    check_images,
-    read_annotations,
-)
+from comining.data.annotations import AnnotationSet, Categories, OnInvalidBox
 from comining.data.dataset import EvaluationSet, TrainingSet, collate, collate_evaluation
+from comining.data.formats.coco import read_coco
+from comining.data.image_files import check_images
 from comining.data.sampler import StreamSampler
 from comining.data.set_writer import SetWriter
 from comining.data.sparsity import Sparsity
@@ -44,7 +40,7 @@ class DetectionData(L.LightningDataModule):
             on the ``train`` images (fully annotated) and say so.
         hint: what to tell a user whose files are missing.
         prepare: called with ``root`` before anything is read; may write the set.
-        on_invalid_box: see :func:`comining.data.annotations.read_annotations`.
+        on_invalid_box: see :func:`comining.data.annotations.read_coco`.
         check: what is checked of image files before training starts: only that they ``exist``, or
             also their ``size`` (reads every header). Sizes are checked again on decoding.
         batch_size: images of a step, over all processes.
@@ -158,7 +154,7 @@ class DetectionData(L.LightningDataModule):
         missing = [str(path) for path in (file, folder) if not path.exists()]
         if missing:
             raise DataError(f"missing for {split}: {' and '.join(missing)}\n{self.hint}".rstrip())
-        annotations = read_annotations(file, self.on_invalid_box)
+        annotations = read_coco(file, self.on_invalid_box)
         if self._categories is None:
             self._categories = annotations.categories
             self._categories_of = file

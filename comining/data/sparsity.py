@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from comining.data.annotations import AnnotationSet, OnInvalidBox, read_annotations
+from comining.data.annotations import AnnotationSet, OnInvalidBox
+from comining.data.formats.coco import read_coco
 from comining.errors import DataError
 from comining.option_types import Fraction, NonNegativeInt
 
@@ -107,7 +108,7 @@ class FromFile(Sparsity):
         self.path = path
 
     def erase(self, annotations: AnnotationSet) -> Mask:
-        sparse = read_annotations(self.path, on_invalid_box="drop")
+        sparse = read_coco(self.path, on_invalid_box="drop")
         if sparse.categories != annotations.categories:
             raise DataError(f"{self.path}: categories differ from those of {annotations.path}")
         wanted = Counter(_content(sparse, row) for row in np.flatnonzero(~sparse.crowd).tolist())
@@ -228,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sparsity = instantiate_file(
             CONFIG_FOLDER / "sparsity" / f"{given.protocol}.yaml", overrides
         )
-        annotations = read_annotations(given.annotations, on_invalid_box)
+        annotations = read_coco(given.annotations, on_invalid_box)
         erased = sparsity.erase(annotations)
         write_split(annotations, erased, given.output, given.erased)
     except (ValueError, OSError) as error:

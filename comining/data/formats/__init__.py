@@ -1,0 +1,1 @@
+"""One file a format of annotations; each ends in an :class:`AnnotationSet`."""
