@@ -391,3 +391,15 @@ def test_the_commands_need_nothing_of_the_training_code(command: str) -> None:
         "sys.exit(any(m in sys.modules for m in ('torch', 'lightning', 'hydra')))"
     )
     subprocess.run([sys.executable, "-c", code], cwd=CONFIG_FOLDER.parent, check=True)
+
+
+def test_what_overwrite_moved_aside_is_in_no_report(runs: RunFolder) -> None:
+    """`overwrite=true` and `skip_finished=true` leave old runs in a folder `replaced`."""
+    kept = runs.add(41.0)
+    aside = kept.parent.parent / "replaced" / "old"
+    aside.mkdir(parents=True)
+    (aside / "result.json").write_bytes(kept.read_bytes())
+    (aside / "config.yaml").write_text("")
+    files, waiting = find_results([kept.parent.parent])
+    assert [file.resolve() for file in files] == [kept.resolve()]
+    assert waiting == []

@@ -23,7 +23,7 @@ from comining.runs.environment import hardware
 from comining.runs.gpu import claim_gpu
 from comining.runs.outcome import identity
 from comining.runs.ranks import Meeting, meeting, refuse_several_processes
-from comining.runs.result import RunResult, find_results
+from comining.runs.result import RunResult, find_files
 from tests.ddp import ROOT, TINY, free_port, train
 from tests.helpers import composed, composed_with_hydra
 
@@ -189,7 +189,7 @@ def test_overwrite_moves_the_old_content_aside(whole: Path, folder: Path) -> Non
     done = train(folder, "trainer.max_steps=1", "overwrite=true", f"hydra.run.dir={whole}")
     assert done.returncode == 0, done.stderr
     assert len(list((whole.parent / "replaced").iterdir())) == 2
-    assert find_results(whole.parent) == [whole / "result.json"]
+    assert find_files(whole.parent, "result.json") == [whole / "result.json"]
 
 
 def test_bad_input_moves_nothing(whole: Path, folder: Path) -> None:
@@ -296,9 +296,9 @@ def test_a_cell_whose_options_make_no_sense_is_recorded(tmp_path: Path, folder: 
     options = ("seed=abc,0", "tau=${nowhere}", "hydra.sweep.dir=sweep")
     done = train(tmp_path, "-m", data, *options)
     assert done.returncode == 1, done.stderr
-    results = [RunResult.read(file) for file in find_results(tmp_path / "sweep")]
+    results = [RunResult.read(file) for file in find_files(tmp_path / "sweep", "result.json")]
     assert [result.status for result in results] == ["failed"] * 2
-    assert [result.seed for result in results] == [None, 0]
+    assert {result.seed for result in results} == {None, 0}
 
 
 def test_the_hardware_is_what_was_used(monkeypatch: pytest.MonkeyPatch) -> None:

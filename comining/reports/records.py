@@ -11,7 +11,7 @@ import pandas as pd
 
 from comining.errors import DataError
 from comining.reports.cells import number
-from comining.runs.result import RunResult
+from comining.runs.result import RunResult, find_files
 
 Results = Mapping[Path, RunResult]
 
@@ -56,11 +56,12 @@ def find_results(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
         if not folder.is_dir():
             raise DataError(f"{folder}: no such directory")
     # By resolved path, so that a file below two of the folders counts once.
-    files = {file.resolve(): file for folder in folders for file in folder.rglob("result.json")}
-    started = {run.resolve(): run for folder in folders
-               for run in (file.parent for file in folder.rglob("config.yaml"))
-               if run.name != ".hydra"}  # fmt: skip
-    waiting = [run for path, run in started.items() if path / "result.json" not in files]
+    files, started = (
+        {file.resolve(): file for folder in folders for file in find_files(folder, name)}
+        for name in ("result.json", "config.yaml")
+    )
+    runs = {path.parent: file.parent for path, file in started.items()}
+    waiting = [run for path, run in runs.items() if path / "result.json" not in files]
     return sorted(files.values()), sorted(waiting)
 
 

@@ -117,12 +117,10 @@ class RunResult(BaseModel):
         write_json(file, self.model_dump(mode="python"))
 
 
-def find_results(folder: Path) -> list[Path]:
-    """Every ``result.json`` in a folder and below, but for those of runs that were replaced."""
+def find_files(folder: Path, name: str) -> list[Path]:
+    """Every file of a name in a folder and below, but for those of runs that were replaced."""
     return sorted(
-        file
-        for file in folder.rglob("result.json")
-        if REPLACED not in file.relative_to(folder).parts
+        file for file in folder.rglob(name) if REPLACED not in file.relative_to(folder).parts
     )
 
 
