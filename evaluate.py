@@ -78,7 +78,10 @@ def evaluate(
     description: Any,
 ) -> None:
     """Evaluate on a split of annotated data."""
-    options = OmegaConf.create(description["config"]["data"]) if "data" not in cfg else cfg.data
+    options = cfg.data
+    if "data" not in cfg:  # as in training; options that did not exist then have today's default
+        today = OmegaConf.load(CONFIG_FOLDER / "data" / "base.yaml")
+        options = OmegaConf.merge(today, description["config"]["data"])
     with open_dict(options):
         options.merge_with(cfg.data_override)
     nothing_erased = instantiate_file(CONFIG_FOLDER / "sparsity" / "full.yaml", {})
