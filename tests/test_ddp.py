@@ -60,6 +60,7 @@ def test_two_processes_train_the_same_network(folder: Path) -> None:
     assert done.stdout.count("validation\n") + done.stderr.count("validation\n") == 2
 
 
+@pytest.mark.slow
 def test_two_machines_by_torchrun(folder: Path) -> None:
     """``torchrun --nnodes=2``, both nodes here; the name of the directory is the first one's."""
     rendezvous = ("--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1")
