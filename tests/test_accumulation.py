@@ -63,6 +63,7 @@ def test_a_step_is_the_mean_of_its_batches(folder: Path) -> None:
     assert len(set(ones)) == 4
 
 
+@pytest.mark.slow
 def test_the_gradient_is_the_mean_of_those_of_its_batches(folder: Path) -> None:
     """SGD without momentum: a step of two batches moves the weights by the mean of two moves.
 

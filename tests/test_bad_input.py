@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -32,6 +31,7 @@ from PIL import Image, PngImagePlugin
 
 from comining.config import CONFIG_FOLDER
 from comining.data.annotations import Categories
+from comining.data.datamodule import DetectionData
 from comining.data.formats.coco import read_coco
 from comining.data.image_files import check_images
 from comining.data.images import load_image
@@ -1443,15 +1443,15 @@ def root(whole: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows whenever training begins."""
+    """Grows whenever training begins: when the first batch is asked for."""
     begun: list[int] = []
-    fit = L.Trainer.fit
+    loader = DetectionData.train_dataloader
 
-    def counted(trainer: L.Trainer, *arguments: Any, **named: Any) -> None:
+    def counted(data: DetectionData) -> Any:
         begun.append(1)
-        fit(trainer, *arguments, **named)
+        return loader(data)
 
-    monkeypatch.setattr(L.Trainer, "fit", counted)
+    monkeypatch.setattr(DetectionData, "train_dataloader", counted)
     return begun
 
 

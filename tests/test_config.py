@@ -426,6 +426,7 @@ GROUP_OF_ANOTHER = [
     ("method", "comining.data.views.NoChange"),
     ("optimizer", "torch.optim.lr_scheduler.StepLR"),
     ("optimizer", "comining.training.schedule.OneCycle"),
+    ("parameter_groups", "comining.data.views.NoChange"),
     ("pictures", "comining.training.callbacks.saving.StepCheckpoint"),
     ("schedule", "comining.data.views.NoChange"),
     ("sparsity", "comining.data.views.NoChange"),

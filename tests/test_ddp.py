@@ -60,6 +60,7 @@ def test_two_processes_train_the_same_network(folder: Path) -> None:
     assert done.stdout.count("validation\n") + done.stderr.count("validation\n") == 2
 
 
+@pytest.mark.slow
 def test_two_machines_by_torchrun(folder: Path) -> None:
     """``torchrun --nnodes=2``, both nodes here; the name of the directory is the first one's."""
     rendezvous = ("--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1")
@@ -89,8 +90,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(folder: Path) -> None:
     done = train(folder, "hydra.run.dir=uneven", "data.batch_size=3", *TWO)
     assert done.returncode == 2
     assert "data.batch_size=3" in done.stderr
-    result = RunResult.read(folder / "uneven" / "result.json")
-    assert (result.status, result.metrics) == ("failed", None)
+    assert not (folder / "uneven").exists()
 
 
 def test_a_sweep_over_several_processes_is_refused(folder: Path) -> None:

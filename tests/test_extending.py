@@ -213,6 +213,7 @@ def test_a_method_with_state_and_a_detector_of_another_kind(project: Path) -> No
     assert evaluated["metrics"] == result["metrics"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", ["comining", "mean_teacher", "soft_sampling", "background_recalibration"]
 )

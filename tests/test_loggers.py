@@ -243,6 +243,7 @@ def test_an_offline_sweep_is_read_back(tmp_path: Path) -> None:
     assert len(ids) == 2  # each run of the sweep is a run of its own
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_under_its_id(tmp_path: Path) -> None:
     """Uploaded one after the other, the parts are one run whose steps do not overlap."""
     assert train(tmp_path, "logger=wandb", "hydra.run.dir=out").returncode == 0
@@ -379,6 +380,7 @@ def test_tensorboard_that_is_not_installed_is_named(
         TensorBoardEvents(tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_log_one_run(tmp_path: Path) -> None:
     done = ddp.train(tmp_path, "hydra.run.dir=two", "logger=wandb", *ddp.TWO)
     assert done.returncode == 0, done.stderr

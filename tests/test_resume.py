@@ -59,6 +59,7 @@ def test_twenty_kills_at_random_moments_change_nothing(
 
 
 @pytest.mark.parametrize(("workers", "name"), [(2, "SIGKILL"), (0, "SIGTERM")])
+@pytest.mark.slow
 def test_three_kills_change_nothing(tmp_path: Path, workers: int, name: str) -> None:
     kills_change_nothing(tmp_path, workers, name, 3)
 
@@ -136,6 +137,7 @@ def test_a_signal_saves_and_exits_with_its_code(
     assert state["global_step"] == result["step"] > 0
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_sweep(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "shapes", tmp_path / "shapes")
     done = stop(tmp_path, signal.SIGTERM, "-m", "seed=0,1", "hydra.sweep.dir=stopped")
@@ -144,6 +146,7 @@ def test_a_signal_ends_a_sweep(folder: Path, tmp_path: Path) -> None:
     assert [json.loads(file.read_text())["status"] for file in results] == ["interrupted"]
 
 
+@pytest.mark.slow
 def test_slurm_queues_the_job_again_and_it_goes_on_in_the_same_directory(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -215,6 +218,7 @@ def test_the_directory_alone_says_how_to_go_on(folder: Path) -> None:
     same(folder / "whole", run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interval", [3, 4], ids=["validated last", "not validated last"])
 def test_a_run_that_was_killed_after_its_last_step_is_evaluated(
     folder: Path, tmp_path: Path, interval: int
@@ -231,6 +235,7 @@ def test_a_run_that_was_killed_after_its_last_step_is_evaluated(
     same(tmp_path / "whole", resumed_run)
 
 
+@pytest.mark.slow
 def test_other_options_are_refused_by_name_unless_allowed(folder: Path) -> None:
     run = resumed(folder, "other", from_step=4)
     done = call(folder, "resume=other", "optimizer.lr=0.001", "method=joint")

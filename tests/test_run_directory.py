@@ -236,6 +236,7 @@ def test_a_killed_owner_is_no_owner(tmp_path: Path) -> None:
 # -- what is no run leaves nothing ---------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_bad_input_leaves_no_directory(tmp_path: Path, folder: Path) -> None:
     data = f"data.root={folder / 'shapes'}"
     (tmp_path / "file").write_text("")
@@ -327,6 +328,7 @@ def test_a_sweep_over_several_gpus_is_refused(
         refuse_several_processes(L.Trainer(devices=one, **options))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_refusal_of_rank_0_ends_all_ranks(whole: Path, folder: Path) -> None:
     launcher = (
         sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
@@ -375,6 +377,7 @@ def test_the_place_of_a_process_is_read_from_its_launcher(monkeypatch: pytest.Mo
     assert meeting(2) == Meeting(3, "first", 5000, hosted=True)
 
 
+@pytest.mark.slow
 def test_processes_of_a_slurm_job_share_a_directory(folder: Path, tmp_path: Path) -> None:
     def task(rank: int) -> subprocess.CompletedProcess[str]:
         slurm = {

@@ -47,6 +47,7 @@ def results(cwd: Path) -> dict[str, dict[str, Any]]:
     return {file.parent.name: json.loads(file.read_text()) for file in files}
 
 
+@pytest.mark.slow
 def test_a_sweep_survives_its_cells(tmp_path: Path) -> None:
     """A learning rate that explodes diverges, a GPU that is not there fails, the others finish."""
     done = sweep(tmp_path, "optimizer=sgd", "optimizer.lr=1e-3,1e12,1e-4", "method=original")
@@ -74,6 +75,7 @@ def test_a_sweep_survives_its_cells(tmp_path: Path) -> None:
     assert "1 of the runs failed" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
     overrides = ["experiment=table2", "hydra.sweep.dir=sweep", "skip_finished=true"]
     with subprocess.Popen(
@@ -122,6 +124,7 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
     assert done.stdout.count(" ± ") >= 2
 
 
+@pytest.mark.slow
 def test_the_rivals_table_labels_with_the_original_beside_it(tmp_path: Path) -> None:
     overrides = ["experiment=table6", "hydra.sweep.dir=sweep", "tau=0.05"]
     done = sweep(tmp_path, *overrides, "method=original,pseudo_label")
@@ -150,6 +153,7 @@ def test_a_single_diverged_run_has_its_own_exit_code(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "result.json").read_text())["status"] == "diverged"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_several_runs_at_once(tmp_path: Path, launcher: str) -> None:
     """submitit_local stands in for SLURM: the same plugin, a process instead of a job."""

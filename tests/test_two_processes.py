@@ -146,6 +146,7 @@ def test_labelling_that_fails_on_one_process_ends_both(folder: Path, tmp_path: P
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_fewer_validation_images_than_processes(tmp_path: Path) -> None:
     small = ("data.prepare.val_images=1", "data.prepare.test_images=1", "method=original")
     results = []

@@ -174,7 +174,7 @@ class DetectionData(L.LightningDataModule):
     def evaluated(self) -> dict[str, AnnotationSet]:
         """The splits that are evaluated: ``val`` and, where there is one, ``test``."""
         splits = {"val": self.val_set, "test": self.test_set}
-        return {name: one.annotations for name, one in splits.items() if one is not None}
+        return {name: images.annotations for name, images in splits.items() if images is not None}
 
     def summary(self) -> dict[str, Any]:
         """What was read, for the start of a run and for ``result.json``."""

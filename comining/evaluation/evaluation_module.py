@@ -25,7 +25,9 @@ class EvaluationModule(L.LightningModule):
     def __init__(self, detector: Detector, annotations: Mapping[str, AnnotationSet]):
         super().__init__()
         self.detector = detector
-        self.evaluators = {split: CocoEvaluator(one) for split, one in annotations.items()}
+        self.evaluators = {
+            split: CocoEvaluator(of_split) for split, of_split in annotations.items()
+        }
         # Of each split that has been evaluated: the 12 numbers, and AP of every class.
         self.metrics: dict[str, Metrics] = {}
         self.class_ap: dict[str, dict[str, float | None]] = {}

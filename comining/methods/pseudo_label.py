@@ -38,7 +38,7 @@ class PseudoLabel(Method):
     Args:
         teacher: a checkpoint; None takes that of a finished run of ``method=original`` beside
             this one whose other options are the same, as a sweep over methods leaves it.
-        use: ``positives`` makes the found boxes full ground truth; ``ignore`` takes the anchors
+        use: ``positives`` makes its boxes full ground truth; ``ignore`` takes the anchors
             that they would train out of the loss of their class.
         score_threshold: of the teacher's detections, strict; 1 switches the method off.
         overlap_threshold: IoU above which a detection counts as annotated.

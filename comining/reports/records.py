@@ -60,7 +60,8 @@ def find_results(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
         {file.resolve(): file for folder in folders for file in find_files(folder, name)}
         for name in ("result.json", "config.yaml")
     )
-    runs = {path.parent: file.parent for path, file in started.items()}
+    # Hydra's own copy of the options lies in a folder below the run.
+    runs = {path.parent: f.parent for path, f in started.items() if path.parent.name != ".hydra"}
     waiting = [run for path, run in runs.items() if path / "result.json" not in files]
     return sorted(files.values()), sorted(waiting)
 

@@ -52,7 +52,7 @@ def with_options_of(run: Path) -> DictConfig:
     before = yaml.safe_load((run / "overrides.yaml").read_text(encoding="utf-8"))
     now = list(HydraConfig.get().overrides.task)
     given = {_key(override) for override in now}
-    overrides = [one for one in before if _key(one) not in given] + now
+    overrides = [override for override in before if _key(override) not in given] + now
     hydra: Any = HydraConfig.get()
     composed = compose("train", overrides=overrides, return_hydra_config=True)
     with open_dict(composed):

@@ -111,7 +111,7 @@ def crop(
     for layer in layers:
         boxes = layer.boxes.cpu() - shift
         inside = (boxes[:, :2] < limits[:2]).all(dim=1) & (boxes[:, 2:] > 0).all(dim=1)
-        captions = [words for words, one in zip(layer.captions, inside.tolist()) if one]
+        captions = [words for words, shown in zip(layer.captions, inside.tolist()) if shown]
         moved.append(Layer(layer.style, boxes[inside], captions))
     return part, moved
 
@@ -150,12 +150,12 @@ def sheet(
 ) -> Image.Image:
     """Panels in rows under a title, with a legend of the styles below."""
     gap, band = 8, 30
-    width = max(one.width for one in panels)
-    height = max(one.height for one in panels)
+    width = max(picture.width for picture in panels)
+    height = max(picture.height for picture in panels)
     rows = -(-len(panels) // columns)
     font = ImageFont.load_default(16)
     words = [title, "".join(style.name for style in styles)]
-    longest = max(int(font.getlength(one)) for one in words) + len(styles) * 80 + 2 * gap
+    longest = max(int(font.getlength(text)) for text in words) + len(styles) * 80 + 2 * gap
     page = (max(columns * (width + gap) + gap, longest), rows * (height + gap) + gap + 2 * band)
     picture = Image.new("RGB", page, PAPER)
     pen = ImageDraw.Draw(picture)

@@ -187,7 +187,8 @@ class TrainingFigures(L.Callback):
         for name, score in self.scores.items():
             with score.sync_context():
                 state["scores"][name] = [
-                    one.detach().cpu().clone() for one in (score.sums, score.most, score.classes)
+                    state.detach().cpu().clone()
+                    for state in (score.sums, score.most, score.classes)
                 ]
         return state
 

@@ -154,10 +154,10 @@ class Pictures(L.Callback):
         """A row an image, a column a step; earlier columns are read back from disk."""
         folder = self.folder / "steps"
         folder.mkdir(parents=True, exist_ok=True)
-        for image_id, one in zip(image_ids, panels, strict=True):
-            one.save(folder / f"{image_id}_{step:06d}.png")
+        for image_id, picture in zip(image_ids, panels, strict=True):
+            picture.save(folder / f"{image_id}_{step:06d}.png")
         steps = sorted({int(file.stem.split("_")[1]) for file in folder.glob("*.png")})
-        steps = [one for one in steps if one <= step]
+        steps = [drawn for drawn in steps if drawn <= step]
         most = 6
         if len(steps) > most:
             steps = [steps[round(n)] for n in np.linspace(0, len(steps) - 1, most)]
@@ -218,8 +218,8 @@ class Pictures(L.Callback):
         for start in range(0, len(chosen), size):
             batch = _batch(data, chosen[start : start + size].tolist(), module.device)
             views, mined = mine(module, batch, step)
-            for view, found in mined.items():
-                wrong.add(view, views[view], batch, found)
+            for view, boxes in mined.items():
+                wrong.add(view, views[view], batch, boxes)
         if not wrong.judged:
             return
         page = wrong.sheet(f"Step {step}, {len(chosen)} training images")

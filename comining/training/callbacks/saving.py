@@ -94,7 +94,7 @@ class StepCheckpoint(Checkpoint):
     def __init__(self, folder: str, every_n_steps: NonNegativeInt):
         self.folder = Path(folder)
         self.every_n_steps = every_n_steps
-        self.saved_step = -1
+        self.saved: tuple[int, int | None] | None = None  # step and validated step
         # Nothing is validated before the first step; None where a checkpoint does not say.
         self.validated_step: int | None = 0
         self.best: float | None = None  # AP
@@ -168,9 +168,10 @@ class StepCheckpoint(Checkpoint):
         return int(signum)
 
     def _save_last(self, trainer: L.Trainer) -> None:
-        if trainer.global_step != self.saved_step:
+        state = (trainer.global_step, self.validated_step)
+        if state != self.saved:
             trainer.save_checkpoint(self.folder / "last.ckpt")
-            self.saved_step = trainer.global_step
+            self.saved = state
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._save_last(trainer)
