@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from comining.errors import DataError
@@ -26,6 +26,15 @@ def is_text(value: object) -> bool:
         return False
     # JSON can spell halves of characters (surrogates), which no file and no terminal can hold.
     return not any(c < " " or c == "\x7f" or "\ud800" <= c <= "\udfff" for c in value)
+
+
+def is_lfs_pointer(file: Path) -> bool:
+    """Whether a file that can be opened is the few lines that stand for one in Git LFS."""
+    with file.open("rb") as opened:
+        return opened.read(len(LFS_POINTER)) == LFS_POINTER
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def short(value: object) -> str:
