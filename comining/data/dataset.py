@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,16 +19,8 @@ from comining.data.annotations import AnnotationSet
 from comining.data.images import load_image
 from comining.data.sampler import SampleKey
 from comining.data.seeding import derive_seed
+from comining.ops import resized_shape
 from comining.structures import Batch, Boxes, EvaluationBatch, Images
-
-
-def resized_shape(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
-    """The shape that torchvision's detection models resize an image to.
-
-    The shortest side becomes ``min_size``, unless the longest would exceed ``max_size``.
-    """
-    scale = min(min_size / min(height, width), max_size / max(height, width))
-    return max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
 
 
 class Sample(NamedTuple):

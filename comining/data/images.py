@@ -120,8 +120,8 @@ def largest_value(file: Path, bit_depth: BitDepth) -> tuple[int, int]:
 
 
 def _upper_8(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
-    upper: NDArray[np.uint32] = values.astype(np.uint32) >> (bits - 8)
-    return upper.clip(max=255).astype(np.uint8)
+    upper = np.right_shift(values.astype(np.uint32), np.uint32(bits - 8))
+    return np.minimum(upper, 255).astype(np.uint8)
 
 
 def _deep_colours(image: Image.Image, file: Path) -> NDArray[np.uint16]:
