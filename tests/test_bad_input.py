@@ -381,7 +381,7 @@ ANNOTATION_FILES = [
     Row(
         "mask that ends too early",
         "where `bbox` is null",
-        "DIR/train.json: annotation 2: the counts of the mask do not fill 48x64 px",
+        "DIR/train.json: annotation 2: the counts of the mask do not fill 64x48 px",
         annotation(bbox=None, segmentation={"size": [48, 64], "counts": [0, 3071]}),
     ),
     Row(
@@ -643,9 +643,9 @@ def five_pictures_missing(root: Path) -> None:
         (root / "train" / f"{number:03d}.png").unlink()
 
 
-def picture_elsewhere(root: Path) -> None:
-    (root / "images").mkdir()
-    (root / "train" / "002.png").rename(root / "images" / "002.png")
+def pictures_elsewhere(root: Path) -> None:
+    (root / "train").rename(root / "images")
+    (root / "train").mkdir()
 
 
 def deep_colours(root: Path) -> Options:
@@ -714,10 +714,11 @@ IMAGES = [
         five_pictures_missing,
     ),
     Row(
-        "in another folder",
+        "all in another folder",
         "",
-        MISSING + "DIR/train/002.png; a file of that name lies in DIR/images",
-        picture_elsewhere,
+        "DIR/train.json: 6 of 6 images are missing, the first is image 1: DIR/train/001.png; a "
+        "file of that name lies in DIR/images",
+        pictures_elsewhere,
     ),
     Row(
         "Git LFS pointer",

@@ -114,12 +114,15 @@ class _Listing:
         return (entries[0], SUFFIXES) if len(entries) == 1 else None
 
 
-def folder_of(name: str, near: Path) -> Path | None:
-    """The folder beside or below a folder that holds a file of a name; None if none is found.
+def folder_of(name: str, near: Path, beside: bool) -> Path | None:
+    """The folder below a folder that holds a file of a name; None if none is found.
 
     Links are not followed, and no more than :data:`MOST_FOLDERS` folders are looked through.
+
+    Args:
+        beside: look also in the folder's parent, and below that.
     """
-    waiting = [near, near.parent]
+    waiting = [near, near.parent] if beside else [near]
     for _ in range(MOST_FOLDERS):
         if not waiting:
             return None

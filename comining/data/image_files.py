@@ -190,7 +190,9 @@ def _mode(file: Path) -> int | None:
 def _missing(annotations: AnnotationSet, folder: Path, missing: list[int]) -> str:
     first, count = missing[0], len(annotations.image_ids)
     name = annotations.file_names[first]
-    elsewhere = folder_of(PurePosixPath(name.replace("\\", "/")).name, folder)
+    # Where some are there, one of the same name in another folder is another picture.
+    base = PurePosixPath(name.replace("\\", "/")).name
+    elsewhere = folder_of(base, folder, beside=len(missing) == count)
     hint = "" if elsewhere is None else f"; a file of that name lies in {elsewhere}"
     verb = "is" if len(missing) == 1 else "are"
     return (
