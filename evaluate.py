@@ -12,6 +12,7 @@ from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from comining.config import CONFIG_FOLDER, instantiate, instantiate_file, resolve
+from comining.data.annotations import Categories
 from comining.detectors.detector import Detector
 from comining.errors import ConfigError, one_line_errors
 from comining.evaluation.coco_evaluator import metrics_table
@@ -87,12 +88,9 @@ def evaluate(
         options.merge_with(cfg.data_override)
     nothing_erased = instantiate_file(CONFIG_FOLDER / "sparsity" / "full.yaml", {})
     data = instantiate(options, "data", sparsity=nothing_erased, seed=0)
+    classes = Categories(tuple(description["category_ids"]), tuple(description["category_names"]))
+    data.use_categories(classes, cfg.checkpoint)
     data.setup("validate" if cfg.split == "val" else "test")
-    names = list(data.categories.names)
-    if names != description["category_names"]:
-        raise ConfigError(
-            f"{cfg.checkpoint} detects {description['category_names']}, but the data have {names}"
-        )
     if cfg.split not in data.evaluated:
         raise ConfigError("split=test: the data have no test split (data.test_annotations)")
     module = EvaluationModule(detector, data.evaluated)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torchvision.ops import nms
@@ -11,6 +13,16 @@ from comining.structures import Boxes
 # One NMS over all images compares all pairs of the batch: for 32 images with 8 / 64 / 300 / 1,000
 # boxes each it takes 0.2 / 3.8 / 96 / 1,900 ms on a CPU, image by image 1.9 / 2.3 / 5 / 50 ms.
 MAX_BOXES_OF_ONE_NMS = 1_000
+
+
+def resized_shape(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
+    """The shape that torchvision's detection models resize an image to.
+
+    The shortest side becomes ``min_size``, unless the longest would exceed ``max_size``; none
+    becomes less than 1 px, where torchvision fails.
+    """
+    scale = min(min_size / min(height, width), max_size / max(height, width))
+    return max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
 
 
 def widest_float(device: torch.device) -> torch.dtype:

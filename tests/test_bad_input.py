@@ -31,6 +31,7 @@ from PIL import Image, PngImagePlugin
 
 from comining.config import CONFIG_FOLDER
 from comining.data.annotations import Categories
+from comining.data.category_matching import match_categories
 from comining.data.datamodule import DetectionData
 from comining.data.formats.coco import read_coco
 from comining.data.image_files import check_images
@@ -145,6 +146,25 @@ def other_classes(root: Path) -> None:
     edit_json(root / "train.json", lambda c: c["categories"][1].update(name="cat"))
 
 
+def used_root(root: Path) -> None:
+    def change(content: Content) -> None:
+        content["categories"] = [
+            {"id": 0, "name": "class 1", "supercategory": "none"},
+            {"id": 1, "name": "class 1", "supercategory": "class 1"},
+        ]
+        for number, one in enumerate(content["annotations"]):
+            one["category_id"] = number % 2
+
+    edit_json(root / "train.json", change)
+
+
+def one_file_twice(root: Path) -> None:
+    (root / "train" / "sub").mkdir()
+    (root / "train" / "002.png").rename(root / "train" / "sub" / "002.png")
+    edit_json(root / "train.json", lambda c: c["images"][0].update(file_name="sub/002.png"))
+    edit_json(root / "train.json", lambda c: c["images"][1].update(file_name="sub\\002.png"))
+
+
 def sparse_of_another(root: Path) -> Options:
     (root / "sparse.json").write_text((root / "train.json").read_text())
     edit_json(root / "sparse.json", lambda c: c["annotations"][1].update(bbox=[1, 1, 9, 9]))
@@ -155,6 +175,8 @@ BOX = "DIR/train.json: annotation 2: bbox "
 DROP = "(on_invalid_box=drop leaves such annotations out)"
 NOT_COCO = "DIR/train.json: not a COCO annotation file: "
 WHOLE = " must be a whole number of 64 bits, got "
+MISSING = "DIR/train.json: 1 of 6 images is missing, the first is image 2: "
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 NOTHING_TO_LEARN = "DIR/train.json: no image has an annotation to train on"
 
 ANNOTATION_FILES = [
@@ -206,7 +228,7 @@ ANNOTATION_FILES = [
     Row(
         "key missing",
         "no `bbox`",
-        "DIR/train.json: annotations[1]: 'bbox' is missing",
+        "DIR/train.json: annotations[1]: 'bbox' is missing, and there is no segmentation",
         edited(lambda c: c["annotations"][1].pop("bbox")),
     ),
     Row(
@@ -226,6 +248,19 @@ ANNOTATION_FILES = [
         "`2**63`",
         f"DIR/train.json: annotations[1]: id{WHOLE}9223372036854775808",
         annotation(id=2**63),
+    ),
+    Row(
+        "id of several whole numbers",
+        "a float of 2**53 or more",
+        f"DIR/train.json: annotations[1]: id{WHOLE}9007199254740992.0 (a float of 2**53 or more "
+        "stands for several)",
+        annotation(id=2.0**53),
+    ),
+    Row(
+        "id between whole numbers",
+        "`2.5`",
+        f"DIR/train.json: annotations[1]: id{WHOLE}2.5",
+        annotation(id=2.5),
     ),
     Row(
         "image_id of no image",
@@ -264,10 +299,22 @@ ANNOTATION_FILES = [
         category(name="class 1"),
     ),
     Row(
+        "root category that is used",
+        "named like the only class",
+        "DIR/train.json: categories[1]: category name 'class 1' occurs twice",
+        used_root,
+    ),
+    Row(
         "file name twice",
         "`001.png` and `./001.png`",
         "DIR/train.json: image 2: file_name './001.png' is that of image 1, too",
         image(file_name="./001.png"),
+    ),
+    Row(
+        "file name twice, spelt differently",
+        "`sub/002.png` and `sub\\002.png`",
+        "DIR/train.json: image 2: file_name 'sub\\\\002.png' is that of image 1, too",
+        one_file_twice,
     ),
     Row(
         "category without a name",
@@ -302,8 +349,40 @@ ANNOTATION_FILES = [
     Row(
         "box of words",
         "",
-        BOX + "must be four numbers [x, y, width, height], got ['1', 2, 3, 4]",
-        annotation(bbox=["1", 2, 3, 4]),
+        BOX + "must be four numbers [x, y, width, height], got ['left', 2, 3, 4]",
+        annotation(bbox=["left", 2, 3, 4]),
+    ),
+    Row(
+        "box with a decimal comma",
+        '`"1,5"`',
+        BOX + "must be four numbers [x, y, width, height], got ['1,5', 2, 3, 4]",
+        annotation(bbox=["1,5", 2, 3, 4]),
+    ),
+    Row(
+        "box that is empty",
+        "`[]`, and no `segmentation`",
+        BOX + "is empty, and so is the segmentation " + DROP,
+        annotation(bbox=[]),
+    ),
+    Row(
+        "half a point of a polygon",
+        "where `bbox` is null",
+        "DIR/train.json: annotation 2: a polygon must be numbers [x, y, x, y, ...], got "
+        "[1, 2, 9, 2, 9]",
+        annotation(bbox=None, segmentation=[[1, 2, 9, 2, 9]]),
+    ),
+    Row(
+        "mask of another size",
+        "where `bbox` is null",
+        "DIR/train.json: annotation 2: the size [height, width] of the mask is [64, 48], the image "
+        "is [48, 64]",
+        annotation(bbox=None, segmentation={"size": [64, 48], "counts": [0, 3072]}),
+    ),
+    Row(
+        "mask that ends too early",
+        "where `bbox` is null",
+        "DIR/train.json: annotation 2: the counts of the mask do not fill 64x48 px",
+        annotation(bbox=None, segmentation={"size": [48, 64], "counts": [0, 3071]}),
     ),
     Row(
         "inverted box",
@@ -352,6 +431,12 @@ ANNOTATION_FILES = [
         annotation(iscrowd=2),
     ),
     Row(
+        "iscrowd a word",
+        '`"maybe"`',
+        "DIR/train.json: annotation 2: iscrowd must be 0 or 1, got 'maybe'",
+        annotation(iscrowd="maybe"),
+    ),
+    Row(
         "area a word",
         "",
         "DIR/train.json: annotation 2: area must be a number, got 'big'",
@@ -385,7 +470,8 @@ ANNOTATION_FILES = [
     Row(
         "nothing but crowds",
         '`"iscrowd": 1` everywhere',
-        NOTHING_TO_LEARN,
+        NOTHING_TO_LEARN + ": all 18 annotations are marked as crowds, which are set aside; "
+        "data.crowd=object takes them as objects",
         edited(lambda c: [one.update(iscrowd=1) for one in c["annotations"]]),
     ),
     Row(
@@ -397,7 +483,7 @@ ANNOTATION_FILES = [
     Row(
         "absolute path",
         "`/etc/passwd`",
-        "DIR/train.json: image 2: file_name '/etc/passwd' leaves the image folder",
+        MISSING + "DIR/train/passwd",
         image(file_name="/etc/passwd"),
     ),
     Row(
@@ -451,8 +537,8 @@ ANNOTATION_FILES = [
     Row(
         "width a word",
         "",
-        f"DIR/train.json: image 2: width{WHOLE}'64'",
-        image(width="64"),
+        f"DIR/train.json: image 2: width{WHOLE}'wide'",
+        image(width="wide"),
     ),
     Row(
         "huge image",
@@ -470,8 +556,22 @@ ANNOTATION_FILES = [
     Row(
         "training and validation of other classes",
         "",
-        "the categories of DIR/train.json and DIR/val.json differ",
+        "the categories of DIR/val.json and DIR/train.json differ: 'cat' (id 2) is in "
+        "DIR/train.json only, 'class 2' (id 2) is in DIR/val.json only",
         other_classes,
+    ),
+    Row(
+        "validation with fewer classes",
+        "",
+        "the categories of DIR/val.json and DIR/train.json differ: 'bird' (id 4) is in "
+        "DIR/train.json only",
+        edited(lambda c: c["categories"].append({"id": 4, "name": "bird"})),
+    ),
+    Row(
+        "Git LFS pointer in place of the annotations",
+        "",
+        "DIR/train.json: is a Git LFS pointer; run git lfs pull",
+        text(LFS_POINTER),
     ),
     Row(
         "ready-made sparse file absent",
@@ -531,6 +631,36 @@ def turned(root: Path) -> None:
     Image.new("RGB", (48, 64)).save(file, "JPEG", exif=exif)
 
 
+def stored(root: Path) -> Options:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (64, 48)).save(root / "train" / "002.png", "JPEG", exif=exif)
+    return ["data.exif=apply"]
+
+
+def five_pictures_missing(root: Path) -> None:
+    for number in range(2, 7):
+        (root / "train" / f"{number:03d}.png").unlink()
+
+
+def pictures_elsewhere(root: Path) -> None:
+    (root / "train").rename(root / "images")
+    (root / "train").mkdir()
+
+
+def deep_colours(root: Path) -> Options:
+    """An uncompressed TIFF file of 16 bits a sample, in colour."""
+    tags = {256: 64, 257: 48, 258: 16, 259: 1, 262: 2, 273: 8, 277: 3, 278: 48, 279: 64 * 48 * 6}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    # The bits of a sample are one number for all three here, which readers spread.
+    pixels = bytes(64 * 48 * 6)
+    place = 8 + len(pixels)
+    ends = struct.pack("<H", len(tags)) + entries + bytes(4)
+    file = root / "train" / "002.png"
+    file.write_bytes(b"II*\0" + struct.pack("<I", place) + pixels + ends)
+    return ["data.bit_depth=12"]
+
+
 def png_header(width: int, height: int) -> bytes:
     """A PNG file that says its size, and holds hardly any pixels."""
 
@@ -576,7 +706,26 @@ def floats(root: Path) -> None:
 
 PICTURE = "DIR/train.json: image 2: DIR/train/002.png: "
 IMAGES = [
-    Row("missing", "", PICTURE + "no such file", no_picture),
+    Row("missing", "", MISSING + "DIR/train/002.png", no_picture),
+    Row(
+        "several missing",
+        "`002.png` to `006.png`",
+        "DIR/train.json: 5 of 6 images are missing, the first is image 2: DIR/train/002.png",
+        five_pictures_missing,
+    ),
+    Row(
+        "all in another folder",
+        "",
+        "DIR/train.json: 6 of 6 images are missing, the first is image 1: DIR/train/001.png; a "
+        "file of that name lies in DIR/images",
+        pictures_elsewhere,
+    ),
+    Row(
+        "Git LFS pointer",
+        "",
+        PICTURE + "is a Git LFS pointer; run git lfs pull",
+        picture(LFS_POINTER),
+    ),
     Row("a folder in its place", "", PICTURE + "not a file", folder_for_a_picture),
     Row(
         "a link to itself",
@@ -611,9 +760,23 @@ IMAGES = [
     Row(
         "sizes of the turned picture",
         "EXIF orientation 6",
-        PICTURE + "is 48x64 px, the annotation file says 64x48: its EXIF orientation is not "
-        "applied, boxes refer to the pixels as stored",
+        PICTURE + "is 48x64 px, the annotation file says 64x48; its EXIF orientation is not "
+        "applied, data.exif=apply turns it",
         turned,
+    ),
+    Row(
+        "sizes of the stored picture",
+        "EXIF orientation 6, `data.exif=apply`",
+        PICTURE + "is 48x64 px, the annotation file says 64x48; its EXIF orientation is applied, "
+        "data.exif=ignore takes the pixels as stored",
+        stored,
+    ),
+    Row(
+        "16-bit colour of another format than PNG",
+        "TIFF, `data.bit_depth=12`",
+        "DIR/train/002.png: not a readable image (data.bit_depth below 16 is for grey pictures and "
+        "PNG files, this is TIFF in colour)",
+        deep_colours,
     ),
     Row(
         "decompression bomb",
@@ -741,6 +904,13 @@ OPTIONS = [
         "`data.check=never`",
         "data.check='never' must be one of exist, size",
         given("data.check=never"),
+        "options",
+    ),
+    Row(
+        "more bits than a sample has",
+        "`data.bit_depth=32`",
+        "data.bit_depth=32 must be auto or a whole number from 8 to 16",
+        given("data.bit_depth=32"),
         "options",
     ),
     Row(
@@ -1215,8 +1385,8 @@ def _checkpoints() -> list[Row]:
         (
             "other classes than the data",
             "one has another name",
-            "DIR/x.ckpt detects ['class 1', 'class 2', 'class 3'], but the data have ['class 1', "
-            "'cat', 'class 3']",
+            "the categories of DIR/val.json and DIR/x.ckpt differ: 'class 2' (id 2) is in "
+            "DIR/x.ckpt only, 'cat' (id 2) is in DIR/val.json only",
             other_names,
         ),
         (
@@ -1302,13 +1472,116 @@ def without_area(root: Path) -> None:
     assert not found.crowd.any()
 
 
-def decoded(save: Callable[[Image.Image, Path], None], expected: Any) -> Callable[[Path], None]:
+def mended(change: Callable[[Content], Any], repair: str, count: int) -> Callable[[Path], None]:
+    """The same set, spelt differently: read as before, and counted."""
+
+    def check(root: Path) -> None:
+        before = read_coco(root / "train.json")
+        found = read_coco(edit_json(root / "train.json", change))
+        assert found.fingerprint() == before.fingerprint()
+        assert found.repairs == {repair: count}
+
+    return check
+
+
+def each(section: str, change: Callable[[Content], Any]) -> Callable[[Content], Any]:
+    return lambda content: [change(record) for record in content[section]]
+
+
+def polygons_only(record: Content) -> None:
+    x, y, w, h = record.pop("bbox")
+    record["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+
+
+def with_root(content: Content) -> None:
+    for one in content["categories"]:
+        one["supercategory"] = "things"
+    content["categories"].insert(0, {"id": 0, "name": "things", "supercategory": "none"})
+
+
+def taken_as_objects(root: Path) -> None:
+    before = read_coco(root / "train.json").fingerprint()
+    edited(lambda c: [one.update(iscrowd=1) for one in c["annotations"]])(root)
+    found = read_coco(root / "train.json", crowd="object")
+    assert found.fingerprint() == before
+    assert found.repairs == {"crowds taken as objects": 18}
+
+
+def found_as(name: str, stored: str, repair: str) -> Callable[[Path], None]:
+    """A picture with one name in the file and another on the disk: found, and counted."""
+
+    def check(root: Path) -> None:
+        target = root / "train" / stored
+        target.parent.mkdir(exist_ok=True)
+        (root / "train" / "002.png").rename(target)
+        image(file_name=name)(root)
+        annotations, _ = check_images(read_coco(root / "train.json"), root / "train", sizes=True)
+        assert annotations.file(1) == stored
+        assert annotations.repairs == {repair: 1}
+
+    return check
+
+
+def of_another_machine(root: Path) -> None:
+    edited(each("images", lambda one: one.update(file_name="C:\\data\\" + one["file_name"])))(root)
+    found, _ = check_images(read_coco(root / "train.json"), root / "train", sizes=True)
+    assert found.file_names == [f"{number:03d}.png" for number in range(1, 7)]
+    assert list(found.repairs.values()) == [6]
+
+
+def in_another_order(root: Path) -> None:
+    def renumber(content: Content) -> None:
+        for one in content["categories"]:
+            one["id"] = 10 - one["id"]
+        for one in content["annotations"]:
+            one["category_id"] = 10 - one["category_id"]
+
+    train = read_coco(root / "train.json")
+    val = read_coco(edit_json(root / "train.json", renumber))
+    matched = match_categories(val, train.categories, "train.json")
+    assert matched.labels.tolist() == train.labels.tolist() != val.labels.tolist()
+    assert matched.categories.ids == (9, 8, 7)
+
+
+def save_twelve(red: Image.Image, file: Path) -> None:
+    Image.fromarray(np.full((48, 64), 2048, dtype=np.uint16)).save(file)
+
+
+def several_pages(root: Path) -> None:
+    file = root / "train" / "002.png"
+    pages = [Image.new("RGB", (64, 48), colour) for colour in ("red", "blue", "blue")]
+    pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
+    _, facts = check_images(read_coco(root / "train.json"), root / "train", sizes=True)
+    assert (facts.paged, facts.first_pages) == ([file], 3)
+    assert (load_image(file)[0] == 255).all()
+
+
+def save_upright(red: Image.Image, file: Path) -> None:
+    """Stored on its side; its left half is black once it is turned."""
+    upright = Image.new("RGB", (64, 48))
+    upright.paste(red.crop((0, 0, 32, 48)), (32, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright.transpose(Image.Transpose.ROTATE_90).save(file, "JPEG", exif=exif, quality=100)
+
+
+def turned_upright(root: Path) -> None:
+    file = root / "train" / "002.png"
+    save_upright(Image.new("RGB", (64, 48), (255, 0, 0)), file)
+    found = load_image(file, (48, 64), exif="apply").float()
+    assert found[0, :, 36:].min() > 240
+    assert found[0, :, :28].max() < 15
+
+
+def decoded(
+    save: Callable[[Image.Image, Path], None], expected: Any, **options: Any
+) -> Callable[[Path], None]:
     """A red picture, stored somehow, decodes to ``expected`` colours."""
 
     def check(root: Path) -> None:
         file = root / "train" / "002.png"
         save(Image.new("RGB", (64, 48), (255, 0, 0)), file)
-        found = load_image(file, (48, 64)).float()
+        found = load_image(file, (48, 64), **options).float()
         assert (found - torch.tensor(expected).view(3, 1, 1)).abs().max() <= 5
 
     return check
@@ -1368,6 +1641,102 @@ ACCEPTED = [
         "the box's area, counted in one warning; no crowd",
         without_area,
     ),
+    Accepted(
+        "whole numbers as floats",
+        "`5.0` for ids and sizes",
+        "the numbers; counted",
+        mended(
+            each("images", lambda one: one.update(id=float(one["id"]), width=64.0)),
+            "whole numbers written as floats",
+            12,
+        ),
+    ),
+    Accepted(
+        "numbers as text",
+        '`"996.0000"`, `"5"` for ids, sizes and boxes',
+        "the numbers; counted",
+        mended(
+            each(
+                "annotations", lambda one: one.update(bbox=[f"{side}.0000" for side in one["bbox"]])
+            ),
+            "numbers written as text",
+            18 * 4,
+        ),
+    ),
+    Accepted(
+        "null for `area`, `iscrowd`, `segmentation`",
+        "",
+        "as if missing; counted",
+        mended(
+            each("annotations", lambda one: one.update(iscrowd=None, segmentation=None)),
+            "null values taken as missing",
+            18,
+        ),
+    ),
+    Accepted(
+        "iscrowd as text or truth value",
+        '`"0"`, `"false"`, `false`',
+        "0 or 1; counted",
+        mended(
+            each("annotations", lambda one: one.update(iscrowd="False")),
+            "truth values written as text or as true and false",
+            18,
+        ),
+    ),
+    Accepted(
+        "no `bbox`, or null, or `[]`",
+        "polygons or a mask in `segmentation`",
+        "the box around it; counted",
+        mended(each("annotations", polygons_only), "boxes taken from the segmentation", 18),
+    ),
+    Accepted(
+        "root category",
+        "Roboflow's, which no annotation has",
+        "left out; counted",
+        mended(with_root, "root category 'things' left out because no annotation has it", 1),
+    ),
+    Accepted(
+        "nothing but crowds, meant as objects",
+        "`data.crowd=object`",
+        "ordinary objects; counted",
+        taken_as_objects,
+    ),
+    Accepted(
+        "validation with other ids, or another order of the classes",
+        "the same names",
+        "the labels of the training split; result files keep the file's own ids",
+        in_another_order,
+    ),
+    Accepted(
+        "`\\` in a path",
+        "`sub\\002.png`",
+        "read as `/`; counted",
+        found_as("sub\\002.png", "sub/002.png", "file names with \\ read as /"),
+    ),
+    Accepted(
+        "letters composed in another way",
+        "`ü` as one character or as `u` and `¨`",
+        "the file is found; counted",
+        found_as("\u00fc.png", "u\u0308.png", "file names with letters composed in another way"),
+    ),
+    Accepted(
+        "the image folder in front of a name",
+        "`train/002.png`",
+        "the file is found; counted",
+        found_as("train/002.png", "002.png", "file names that begin with the image folder"),
+    ),
+    Accepted(
+        "suffix in the other case",
+        "`002.PNG`",
+        "the file is found, if there is one only; counted",
+        found_as("002.PNG", "002.png", "file names with a suffix in the other case"),
+    ),
+    Accepted(
+        "absolute paths of another machine",
+        "`C:\\data\\002.png`",
+        "relative to the folder that they share; counted",
+        of_another_machine,
+    ),
     Accepted("grey picture", "mode L", "three equal channels", decoded(save_grey, [76.0] * 3)),
     Accepted("palette picture", "mode P", "its colours", decoded(save_palette, RED)),
     Accepted("CMYK picture", "JPEG", "its colours", decoded(save_cmyk, RED)),
@@ -1379,9 +1748,27 @@ ACCEPTED = [
     ),
     Accepted("16 bits a pixel", "PNG", "the upper 8", decoded(save_sixteen, [128.0] * 3)),
     Accepted(
+        "12 of 16 bits a pixel",
+        "`data.bit_depth=12`",
+        "the upper 8 of the 12",
+        decoded(save_twelve, [128.0] * 3, bit_depth=12),
+    ),
+    Accepted(
+        "several pages or frames",
+        "TIFF, GIF, WebP, PNG",
+        "the first; counted in one warning",
+        several_pages,
+    ),
+    Accepted(
+        "EXIF orientation",
+        "`data.exif=apply`",
+        "turned; sizes and boxes are those of the turned picture",
+        turned_upright,
+    ),
+    Accepted(
         "EXIF orientation",
         "sizes and boxes of the stored pixels",
-        "not applied",
+        "not applied; counted in one warning",
         decoded(save_turned, RED),
     ),
 ]

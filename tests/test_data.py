@@ -12,12 +12,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from comining.data.dataset import TrainingSet, collate, resized_shape
+from comining.data.dataset import TrainingSet, collate
 from comining.data.formats.coco import read_coco
 from comining.data.images import load_image
 from comining.data.sampler import SampleKey, StreamSampler
 from comining.data.shapes import SHAPES, DrawShapes
 from comining.errors import DataError
+from comining.ops import resized_shape
 from tests.helpers import assert_equal, boxes, write_coco
 
 # -- the order ---------------------------------------------------------------------------
@@ -187,7 +188,9 @@ def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
     exif[0x0112] = 6
     Image.new("RGB", (7, 5)).save(file, exif=exif)
     assert load_image(file).shape == (3, 5, 7)
-    with pytest.raises(DataError, match="says 5x7: its EXIF orientation is not applied"):
+    with pytest.raises(
+        DataError, match=r"says 5x7; its EXIF orientation is not applied, data\.exif=apply"
+    ):
         load_image(file, (7, 5))
 
 

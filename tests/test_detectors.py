@@ -14,6 +14,7 @@ from torchvision.ops import box_iou
 import comining.detectors.dense as base
 from comining.detectors.dense import DenseDetector
 from comining.detectors.detector import Background, Regions
+from comining.ops import resized_shape
 from comining.structures import Assignment, Boxes, DensePredictions
 from tests.helpers import boxes, composed, detector, images, random_predictions
 
@@ -209,6 +210,28 @@ def test_detect_gives_boxes_of_the_image_as_it_came(built: DenseDetector) -> Non
     built.train()
     with pytest.raises(RuntimeError, match="evaluation mode"):
         built.detect(images(1))
+
+
+@pytest.mark.parametrize("size", [(3, 5000), (4000, 1), (2, 200_000)])
+def test_strips_are_detected_in_as_they_are_trained_on(
+    built: DenseDetector, size: tuple[int, int]
+) -> None:
+    """torchvision's own resize leaves a side of 0 px of them, and fails."""
+    built.eval()
+    built.net.score_thresh = 0.0
+    strip = images(1, *size)[0]
+    ordinary = images(2, 70, 60)
+    limits = (built.net.transform.min_size[-1], built.net.transform.max_size)
+    resized = built._resize(strip.float() / 255)
+    assert min(resized.shape[-2:]) == 1
+    assert resized.shape[-2:] == resized_shape(*size, *limits)
+    with_strip = built.detect([ordinary[0], strip]).split()
+    assert len(with_strip[1])
+    limit = torch.tensor([size[1], size[0]] * 2) * (1 + 1e-6)
+    assert (with_strip[1].boxes <= limit).all()
+    assert (with_strip[1].boxes >= 0).all()
+    with pytest.raises(RuntimeError, match="sizes should be greater than 0"):
+        built.net([strip.float() / 255])
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet101"])

@@ -10,19 +10,22 @@ import hashlib
 import logging
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from comining.data.file_names import without_roots
 from comining.data.images import MAX_PIXELS
 from comining.errors import DataError
 
 log = logging.getLogger(__name__)
 
 OnInvalidBox = Literal["error", "drop"]
+# What crowds are: regions that are set aside, or objects like all others.
+Crowd = Literal["ignore", "object"]
 
 # A side below this share of the image's longer one may vanish in float32, where its logarithm is
 # infinite.
@@ -31,9 +34,13 @@ MIN_SIDE = 1e-6
 
 @dataclass(frozen=True)
 class Categories:
-    """The one place where category ids of a file and labels 0 ... K-1 meet."""
+    """The one place where category ids of a file and labels 0 ... K-1 meet.
 
-    ids: tuple[int, ...]  # K category ids, rising; the position is the label
+    The position is the label. Ids rise, unless the labels are those of another file (see
+    :func:`comining.data.category_matching.match_categories`).
+    """
+
+    ids: tuple[int, ...]  # K category ids
     names: tuple[str, ...]  # K
 
     def __len__(self) -> int:
@@ -61,6 +68,29 @@ class AnnotationSet:
     areas: NDArray[np.float64]  # [M] of the file (of the mask, where there is one)
     crowd: NDArray[np.bool_]  # [M] set aside: never a training target
     repairs: dict[str, int]  # what was mended, and how often
+    # Id and name of a category that was left out because it is the unused root of all others.
+    unused_root: tuple[int, str] | None = None
+    # The names in the image folder of files that have another one here, by position.
+    found_as: dict[int, str] = field(default_factory=dict)
+
+    def file(self, image: int) -> str:
+        """The name in the image folder of the image at a position."""
+        return self.found_as.get(image, self.file_names[image])
+
+    def check_file_names(self) -> None:
+        """Refuse that two images have one file.
+
+        Raises:
+            DataError: naming the second of them.
+        """
+        image_of: dict[PurePosixPath, int] = {}
+        for position, image_id in enumerate(self.image_ids.tolist()):
+            other = image_of.setdefault(PurePosixPath(self.file(position)), image_id)
+            if other != image_id:
+                raise DataError(
+                    f"{self.path}: image {image_id}: file_name {self.file_names[position]!r} is "
+                    f"that of image {other}, too"
+                )
 
     def fingerprint(self) -> str:
         """Changes with every record that training or evaluation sees, not with the file's order."""
@@ -83,12 +113,25 @@ class AnnotationBuilder:
         on_invalid_box: boxes that are empty, inverted, not finite or (mostly) outside of their
             image are an error that names the record, or are dropped and counted. COCO's own
             train2017 holds two empty boxes.
+        crowd: annotations that are marked as crowds are set aside (``ignore``), or taken as
+            ordinary objects (``object``), as tools mean them that mark every mask so.
+        unused_root: see :class:`AnnotationSet`.
     """
 
-    def __init__(self, path: Path, categories: Categories, on_invalid_box: OnInvalidBox):
+    def __init__(
+        self,
+        path: Path,
+        categories: Categories,
+        on_invalid_box: OnInvalidBox,
+        crowd: Crowd = "ignore",
+        *,
+        unused_root: tuple[int, str] | None = None,
+    ):
         self.path = path
         self.categories = categories
         self.on_invalid_box = on_invalid_box
+        self.crowd = crowd
+        self.unused_root = unused_root
         self.repairs: Counter[str] = Counter()  # what was mended, and how often
         self._position: dict[int, int] = {}  # of an image id
         self._image_of: dict[PurePosixPath, int] = {}
@@ -114,7 +157,8 @@ class AnnotationBuilder:
 
         Args:
             where: the words that name the record in an error.
-            file_name: relative to the image folder.
+            file_name: relative to the image folder; absolute ones become so, see
+                :func:`comining.data.file_names.without_roots`.
             height, width: px.
 
         Raises:
@@ -142,7 +186,7 @@ class AnnotationBuilder:
         annotation_id: int,
         image_id: int,
         label: int,
-        bbox: tuple[float, float, float, float],
+        bbox: tuple[float, float, float, float] | None,
         *,
         area: float | None = None,
         crowd: bool = False,
@@ -152,7 +196,7 @@ class AnnotationBuilder:
         Args:
             where: the words that name the record in an error.
             label: 0 ... K-1.
-            bbox: xywh, px.
+            bbox: xywh, px; None where the record has none, which is an invalid box.
             area: px^2, of the mask where there is one; None takes that of the box.
 
         Raises:
@@ -164,14 +208,13 @@ class AnnotationBuilder:
             raise DataError(f"{where}: image_id {image_id} is not among the images")
         image = self._position[image_id]
         height, width = self._sizes[image]
+        if bbox is None:
+            self._refuse_box(f"{where}: bbox is empty, and so is the segmentation")
+            return
         problem, box = fit_box(bbox, width, height)
         if problem:
-            if self.on_invalid_box == "error":
-                raise DataError(
-                    f"{where}: bbox {bbox} in image {image_id} of {width}x{height} px {problem} "
-                    "(on_invalid_box=drop leaves such annotations out)"
-                )
-            self.repairs["annotations dropped because their box is invalid"] += 1
+            what = f"{where}: bbox {bbox} in image {image_id} of {width}x{height} px"
+            self._refuse_box(f"{what} {problem}")
             return
         overhang = max(-bbox[0], -bbox[1], bbox[0] + bbox[2] - width, bbox[1] + bbox[3] - height)
         if overhang > 1e-3:  # less is rounding of decimal coordinates
@@ -183,27 +226,42 @@ class AnnotationBuilder:
                 f"{where}: area {area} does not fit an image of {width}x{height} px; without "
                 "'area' it is computed from the box"
             )
+        if crowd and self.crowd == "object":
+            self.repairs["crowds taken as objects"] += 1
+            crowd = False
         self._rows.append((annotation_id, image, label, crowd, float(area)))
         self._bboxes.append(bbox)
         self._boxes.append(box)
 
+    def _refuse_box(self, message: str) -> None:
+        if self.on_invalid_box == "error":
+            raise DataError(f"{message} (on_invalid_box=drop leaves such annotations out)")
+        self.repairs["annotations dropped because their box is invalid"] += 1
+
     def build(self) -> AnnotationSet:
-        """The set; what was mended is logged in one line.
+        """The set; what was mended is logged in one line, and that most annotations are crowds.
 
         Raises:
             DataError: there are no images.
         """
         if not self._position:
             raise DataError(f"{self.path}: no images")
+        file_names = without_roots(self._file_names, self.repairs)
         if self.repairs:
             summary = "; ".join(f"{what}: {count}" for what, count in sorted(self.repairs.items()))
             log.warning("%s: %s", self.path, summary)
+        crowds = sum(crowd for _, _, _, crowd, _ in self._rows)
+        if 2 * crowds > len(self._rows):
+            log.warning(
+                "%s: %d of %d annotations are marked as crowds and set aside; data.crowd=object "
+                "takes them as objects", self.path, crowds, len(self._rows),
+            )  # fmt: skip
         columns: list[Any] = list(zip(*self._rows, strict=True)) if self._rows else [()] * 5
-        return AnnotationSet(
+        built = AnnotationSet(
             path=self.path,
             categories=self.categories,
             image_ids=np.array(list(self._position), dtype=np.int64),
-            file_names=self._file_names,
+            file_names=file_names,
             sizes=np.array(self._sizes, dtype=np.int64),
             ids=np.array(columns[0], dtype=np.int64),
             image=np.array(columns[1], dtype=np.int64),
@@ -213,7 +271,11 @@ class AnnotationBuilder:
             areas=np.array(columns[4], dtype=np.float64),
             crowd=np.array(columns[3], dtype=np.bool_),
             repairs=dict(self.repairs),
+            unused_root=self.unused_root,
         )
+        if file_names != self._file_names:
+            built.check_file_names()
+        return built
 
 
 def fit_box(

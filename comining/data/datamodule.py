@@ -12,10 +12,23 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from comining.data.annotations import AnnotationSet, Categories, OnInvalidBox
-from comining.data.dataset import EvaluationSet, TrainingSet, collate, collate_evaluation
+from comining.data.annotations import (
+    AnnotationSet,
+    Categories,
+    Crowd,
+    OnInvalidBox,
+)
+from comining.data.category_matching import match_categories
+from comining.data.dataset import (
+    EvaluationSet,
+    LoadImage,
+    TrainingSet,
+    collate,
+    collate_evaluation,
+)
 from comining.data.formats.coco import read_coco
-from comining.data.image_files import check_images
+from comining.data.image_files import PictureFacts, check_images, warn_of_pictures
+from comining.data.images import BitDepth, Exif, load_image
 from comining.data.sampler import StreamSampler
 from comining.data.set_writer import SetWriter
 from comining.data.sparsity import Sparsity
@@ -41,6 +54,11 @@ class DetectionData(L.LightningDataModule):
         hint: what to tell a user whose files are missing.
         prepare: called with ``root`` before anything is read; may write the set.
         on_invalid_box: see :func:`comining.data.annotations.read_coco`.
+        crowd: annotations that are marked as crowds are set aside (``ignore``) or taken as objects
+            (``object``).
+        exif: pictures with an EXIF orientation are taken as stored (``ignore``), or turned as in a
+            viewer (``apply``); the sizes in the annotation file are then those of the turned ones.
+        bit_depth: bits that hold values in pictures with more than 8 bits a sample; ``auto``: all.
         check: what is checked of image files before training starts: only that they ``exist``, or
             also their ``size`` (reads every header). Sizes are checked again on decoding.
         batch_size: images of a step, over all processes.
@@ -66,6 +84,9 @@ class DetectionData(L.LightningDataModule):
         hint: str,
         prepare: SetWriter | None,
         on_invalid_box: OnInvalidBox,
+        crowd: Crowd,
+        exif: Exif,
+        bit_depth: BitDepth,
         check: Literal["exist", "size"],
         batch_size: PositiveInt,
         val_batch_size: PositiveInt,
@@ -92,6 +113,9 @@ class DetectionData(L.LightningDataModule):
         self.hint = hint
         self.prepare = prepare
         self.on_invalid_box: OnInvalidBox = on_invalid_box
+        self.crowd: Crowd = crowd
+        self.exif: Exif = exif
+        self.bit_depth: BitDepth = bit_depth
         self.check = check
         self.batch_size = batch_size
         self.val_batch_size = val_batch_size
@@ -101,8 +125,9 @@ class DetectionData(L.LightningDataModule):
         self.train_set: TrainingSet | None = None
         self.val_set: EvaluationSet | None = None
         self.test_set: EvaluationSet | None = None
-        self._categories: Categories | None = None  # of the split that was read first
-        self._categories_of: Path | None = None
+        self.picture_facts: dict[str, PictureFacts] = {}  # of every split that has been read
+        self._categories: Categories | None = None  # by which all splits are labelled
+        self._categories_of: str | Path = ""
         self.erased: np.ndarray[Any, np.dtype[np.bool_]] | None = None
 
     # -- reading -------------------------------------------------------------------------
@@ -117,51 +142,95 @@ class DetectionData(L.LightningDataModule):
         Raises:
             DataError: something is missing or wrong.
         """
-        if self._categories is None and self.prepare is not None:
+        if not self.picture_facts and self.prepare is not None:
             self.prepare(str(self.root))
-        if self.val_set is None and stage != "test":
-            if (
-                self.missing_val == "train"
-                and not any(path.exists() for path in self.paths["val"])
-                and all(path.exists() for path in self.paths["train"])
-            ):
-                log.warning(
-                    "%s is absent: evaluating on the TRAINING images of %s, fully annotated",
-                    self.paths["val"][0],
-                    self.paths["train"][0],
-                )
-                self.paths["val"] = self.paths["train"]
-            self.val_set = EvaluationSet(self._read("val"), self.paths["val"][1])
-        if self.test_set is None and "test" in self.paths and stage != "validate":
-            self.test_set = EvaluationSet(self._read("test"), self.paths["test"][1])
-        if self.train_set is None and stage in (None, "fit"):
-            annotations = self._read("train")
-            self.erased = self.sparsity.erase(annotations)
-            self.train_set = TrainingSet(
-                annotations,
-                self.erased,
-                self.paths["train"][1],
-                min_size=self.min_size,
-                max_size=self.max_size,
-                flip=self.flip,
-                seed=self.seed,
+        if (
+            self.val_set is None
+            and stage != "test"
+            and self.missing_val == "train"
+            and not any(path.exists() for path in self.paths["val"])
+            and all(path.exists() for path in self.paths["train"])
+        ):
+            log.warning(
+                "%s is absent: evaluating on the TRAINING images of %s, fully annotated",
+                self.paths["val"][0],
+                self.paths["train"][0],
             )
-            if not len(self.train_set):
-                raise DataError(f"{annotations.path}: no image has an annotation to train on")
+            self.paths["val"] = self.paths["train"]
+        unread = self._unread(stage)
+        for split in unread:
+            self._check_there(split)
+        load = partial(load_image, exif=self.exif, bit_depth=self.bit_depth)
+        # First, because the labels of all are those of the training split.
+        if "train" in unread:
+            self._set_up_training(load)
+        if "val" in unread:
+            self.val_set = EvaluationSet(self._read("val"), self.paths["val"][1], load)
+        if "test" in unread:
+            self.test_set = EvaluationSet(self._read("test"), self.paths["test"][1], load)
+        facts_of = {self.paths[split]: self.picture_facts[split] for split in unread}
+        warn_of_pictures(list(facts_of.values()), self.exif, self.bit_depth)
+
+    def _unread(self, stage: str | None) -> list[str]:
+        """The splits that a stage needs and that have not been read."""
+        unread = []
+        if self.train_set is None and stage in (None, "fit"):
+            unread.append("train")
+        if self.val_set is None and stage != "test":
+            unread.append("val")
+        if self.test_set is None and "test" in self.paths and stage != "validate":
+            unread.append("test")
+        return unread
+
+    def _set_up_training(self, load: LoadImage) -> None:
+        annotations = self._read("train")
+        self.erased = self.sparsity.erase(annotations)
+        self.train_set = TrainingSet(
+            annotations,
+            self.erased,
+            self.paths["train"][1],
+            min_size=self.min_size,
+            max_size=self.max_size,
+            flip=self.flip,
+            seed=self.seed,
+            load=load,
+        )
+        if not len(self.train_set):
+            count = len(annotations.ids)
+            crowds = (
+                f": all {count} annotations are marked as crowds, which are set aside; "
+                "data.crowd=object takes them as objects"
+                if count and annotations.crowd.all()
+                else ""
+            )
+            raise DataError(f"{annotations.path}: no image has an annotation to train on{crowds}")
+
+    def _check_there(self, split: str) -> None:
+        missing = [str(path) for path in self.paths[split] if not path.exists()]
+        if missing:
+            raise DataError(f"missing for {split}: {' and '.join(missing)}\n{self.hint}".rstrip())
 
     def _read(self, split: str) -> AnnotationSet:
         file, folder = self.paths[split]
-        missing = [str(path) for path in (file, folder) if not path.exists()]
-        if missing:
-            raise DataError(f"missing for {split}: {' and '.join(missing)}\n{self.hint}".rstrip())
-        annotations = read_coco(file, self.on_invalid_box)
+        annotations = read_coco(file, self.on_invalid_box, self.crowd)
         if self._categories is None:
-            self._categories = annotations.categories
-            self._categories_of = file
-        elif annotations.categories != self._categories:
-            raise DataError(f"the categories of {file} and {self._categories_of} differ")
-        check_images(annotations, folder, sizes=self.check == "size")
+            self.use_categories(annotations.categories, file)
+        else:
+            annotations = match_categories(annotations, self._categories, self._categories_of)
+        annotations, self.picture_facts[split] = check_images(
+            annotations, folder, sizes=self.check == "size", exif=self.exif
+        )
         return annotations
+
+    def use_categories(self, categories: Categories, source: str | Path) -> None:
+        """Label all splits as another set does, whose classes are recognised by their names.
+
+        Otherwise the labels are those of the training split, or of the one that is read first.
+
+        Args:
+            source: where the categories are from, for messages.
+        """
+        self._categories, self._categories_of = categories, source
 
     @property
     def categories(self) -> Categories:
@@ -191,6 +260,7 @@ class DetectionData(L.LightningDataModule):
                 "crowds": int(annotations.crowd.sum()),
                 "classes": len(annotations.categories),
                 "repairs": annotations.repairs,
+                "pictures": self.picture_facts["train"].counts(),
             }
         if self.val_set is not None:
             annotations = self.val_set.annotations
@@ -199,6 +269,7 @@ class DetectionData(L.LightningDataModule):
                 "fingerprint": annotations.fingerprint(),
                 "images": len(annotations.image_ids),
                 "is_training_set": self.paths["val"] == self.paths["train"],
+                **self._evaluation_facts("val", annotations),
             }
         if self.test_set is not None:
             annotations = self.test_set.annotations
@@ -206,8 +277,17 @@ class DetectionData(L.LightningDataModule):
                 "annotations": str(annotations.path),
                 "fingerprint": annotations.fingerprint(),
                 "images": len(annotations.image_ids),
+                **self._evaluation_facts("test", annotations),
             }
         return facts
+
+    def _evaluation_facts(self, split: str, annotations: AnnotationSet) -> dict[str, Any]:
+        return {
+            "annotated": len(annotations.ids),
+            "crowds": int(annotations.crowd.sum()),
+            "repairs": annotations.repairs,
+            "pictures": self.picture_facts[split].counts(),
+        }
 
     # -- loading -------------------------------------------------------------------------
 

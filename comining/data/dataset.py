@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -20,16 +19,10 @@ from comining.data.annotations import AnnotationSet
 from comining.data.images import load_image
 from comining.data.sampler import SampleKey
 from comining.data.seeding import derive_seed
+from comining.ops import resized_shape
 from comining.structures import Batch, Boxes, EvaluationBatch, Images
 
-
-def resized_shape(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
-    """The shape that torchvision's detection models resize an image to.
-
-    The shortest side becomes ``min_size``, unless the longest would exceed ``max_size``.
-    """
-    scale = min(min_size / min(height, width), max_size / max(height, width))
-    return max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
+LoadImage = Callable[[Path, tuple[int, int]], Tensor]
 
 
 class Sample(NamedTuple):
@@ -55,6 +48,7 @@ class TrainingSet(Dataset[Sample]):
         min_size, max_size: shortest and longest side that the network shall see, px.
         flip: probability of a horizontal flip.
         seed: of the run; with the position it determines the flip.
+        load: decodes an image file of a given (height, width) to [3, H, W] uint8.
     """
 
     def __init__(
@@ -67,12 +61,14 @@ class TrainingSet(Dataset[Sample]):
         max_size: int,
         flip: float,
         seed: int,
+        load: LoadImage = load_image,
     ):
         self.annotations = annotations
         self.folder = folder
         self.min_size, self.max_size = min_size, max_size
         self.flip = flip
         self.seed = seed
+        self.load = load
         kept = ~erased & ~annotations.crowd
         self.images = np.unique(annotations.image[kept])
         # image id -> boxes in original pixels that a method attached before training began.
@@ -94,8 +90,8 @@ class TrainingSet(Dataset[Sample]):
         """One image with all its boxes, the same for the same key."""
         image_index = int(self.images[key.item])
         height, width = (int(side) for side in self.annotations.sizes[image_index])
-        file = self.folder / self.annotations.file_names[image_index]
-        image = load_image(file, (height, width))
+        file = self.folder / self.annotations.file(image_index)
+        image = self.load(file, (height, width))
         shape = resized_shape(height, width, self.min_size, self.max_size)
         if shape != (height, width):
             # Without antialiasing, as torchvision's models resize at inference: the network is
@@ -176,19 +172,24 @@ def _flat(of_images: Sequence[Boxes]) -> Boxes:
 
 
 class EvaluationSet(Dataset[tuple[int, Tensor]]):
-    """Every image of a set at its original size, with its id."""
+    """Every image of a set at its original size, with its id.
 
-    def __init__(self, annotations: AnnotationSet, folder: Path):
+    Args:
+        load: decodes an image file of a given (height, width) to [3, H, W] uint8.
+    """
+
+    def __init__(self, annotations: AnnotationSet, folder: Path, load: LoadImage = load_image):
         self.annotations = annotations
         self.folder = folder
+        self.load = load
 
     def __len__(self) -> int:
         return len(self.annotations.image_ids)
 
     def __getitem__(self, index: int) -> tuple[int, Tensor]:
         height, width = (int(side) for side in self.annotations.sizes[index])
-        file = self.folder / self.annotations.file_names[index]
-        return int(self.annotations.image_ids[index]), load_image(file, (height, width))
+        file = self.folder / self.annotations.file(index)
+        return int(self.annotations.image_ids[index]), self.load(file, (height, width))
 
 
 def collate_evaluation(samples: list[tuple[int, Tensor]]) -> EvaluationBatch:

@@ -6,14 +6,24 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
+from pydantic import Field
 from torch import Tensor
+from torchvision.io import decode_png, read_file
 
+from comining.data.record_values import is_lfs_pointer
 from comining.errors import DataError
+
+# Whether pictures are turned as their EXIF orientation says, or taken as they are stored.
+Exif = Literal["ignore", "apply"]
+# Bits of a sample that hold values, in files with more than 8; auto: all that the file has.
+BitDepth = Literal["auto"] | Annotated[int, Field(ge=8, le=16)]
 
 # 268 MB as RGB; from here on Pillow, too, warns of files that decode to gigabytes.
 MAX_PIXELS = 89_478_485
@@ -21,33 +31,144 @@ MAX_PIXELS = 89_478_485
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # Formats whose 16 bits may come as the mode "I", which is one of 32 bits elsewhere.
 WIDENED = ("PNG", "PPM")
-EXIF_ORIENTATION, TILE_WIDTH, TILE_LENGTH = 0x0112, 0x0142, 0x0143
+BITS_PER_SAMPLE, EXIF_ORIENTATION, TILE_WIDTH, TILE_LENGTH = 0x0102, 0x0112, 0x0142, 0x0143
 # px: smaller tiles may exceed a small image, as the last ones of every image do.
 LARGEST_TILE = 2**20
+# What turns a stored picture [H, W, ...] upright: exchange its axes, then reverse rows and columns.
+TURNS = {
+    2: (False, 1, -1), 3: (False, -1, -1), 4: (False, -1, 1), 5: (True, 1, 1),
+    6: (True, 1, -1), 7: (True, -1, -1), 8: (True, -1, 1),
+}  # fmt: skip
 
 
-def load_image(file: Path, size: tuple[int, int] | None = None) -> Tensor:
+def load_image(
+    file: Path,
+    size: tuple[int, int] | None = None,
+    *,
+    exif: Exif = "ignore",
+    bit_depth: BitDepth = "auto",
+) -> Tensor:
     """Decode an image file to RGB [3, H, W] uint8.
 
-    Grey, palette and CMYK images are converted, alpha is left out, of 16 bits the upper 8 are
-    kept. An EXIF orientation is not applied, since COCO's boxes refer to the pixels as they are
-    stored.
+    Grey, palette and CMYK images are converted, alpha is left out, of several pages or frames the
+    first is taken. Of more than 8 bits a sample the upper 8 are kept.
 
     Args:
         size: (height, width) that the image must have; compared before anything is decoded.
+        exif: ``apply`` turns the picture as its EXIF orientation says, and viewers do;
+            ``ignore`` keeps the pixels as they are stored, to which COCO's boxes refer.
+        bit_depth: how many of the more than 8 bits hold values: 12 takes the upper 8 of the lower
+            12. Larger values become 255.
 
     Raises:
         DataError: naming the file.
     """
     with open_image(file, str(file)) as image:
         if size is not None:
-            check_size(image, size, str(file))
-        if image.mode.startswith("I"):  # 16 bits, which Pillow would cut at 255: a white image
-            grey = (np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)
-            array = np.repeat(grey[:, :, None], 3, axis=2)
+            check_size(image, size, str(file), exif)
+        turn = orientation(image) if exif == "apply" else 1
+        bits = value_bits(image, bit_depth)
+        if image.mode.startswith("I"):  # more than 8 bits, which Pillow would cut at 255
+            array = np.repeat(_upper_8(np.asarray(image), bits)[:, :, None], 3, axis=2)
+        elif is_deep(image) and bits < 16:  # Pillow keeps the upper 8 of the 16 that are stored
+            array = _upper_8(_deep_colours(image, file), bits)
         else:
             array = np.array(image.convert("RGB"))
-    return torch.from_numpy(array).permute(2, 0, 1)
+    return torch.from_numpy(_turned(array, turn)).permute(2, 0, 1)
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether a sample of an image that is not yet decoded has more than 8 bits of unknown use.
+
+    False also for a PGM or PPM file that names its largest value: Pillow scales by that.
+    """
+    tiles: list[Any] = getattr(image, "tile", [])
+    if not tiles:
+        return False
+    codec, _, _, arguments = tiles[0]
+    if isinstance(image, TiffImageFile):
+        return bool(max(image.tag_v2.get(BITS_PER_SAMPLE, (8,))) > 8)
+    if image.format == "PPM":
+        return bool(arguments == "I;16B" or (codec != "raw" and arguments[-1] == 65535))
+    return image.format == "PNG" and str(arguments).endswith("16B")
+
+
+def value_bits(image: Image.Image, bit_depth: BitDepth) -> int:
+    """How many bits of a sample of a deep image hold values, by an option and the file's header."""
+    if bit_depth != "auto" and is_deep(image):
+        return bit_depth
+    if isinstance(image, TiffImageFile):
+        return int(max(image.tag_v2.get(BITS_PER_SAMPLE, (16,))))
+    return 16
+
+
+def largest_value(file: Path, bit_depth: BitDepth) -> tuple[int, int]:
+    """The largest value of a deep image, and the largest that it could have by ``bit_depth``.
+
+    Raises:
+        DataError: the file cannot be decoded.
+    """
+    with open_image(file, str(file)) as image:
+        bits = value_bits(image, bit_depth)
+        if image.mode.startswith("I"):
+            largest = int(np.asarray(image).max())
+        elif bits < 16:
+            largest = int(_deep_colours(image, file).max())
+        else:  # of the lower 8 bits nothing is known here
+            largest = int(np.asarray(image.convert("RGB")).max()) << 8 | 255
+    return largest, 2**bits - 1
+
+
+def _upper_8(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
+    upper = np.right_shift(values.astype(np.uint32), np.uint32(bits - 8))
+    return np.minimum(upper, 255).astype(np.uint8)
+
+
+def _deep_colours(image: Image.Image, file: Path) -> NDArray[np.uint16]:
+    """All 16 bits [H, W, 3] of a colour image, of which Pillow decodes no more than 8."""
+    if image.format != "PNG":
+        raise ValueError(
+            f"data.bit_depth below 16 is for grey pictures and PNG files, this is {image.format} "
+            "in colour"
+        )
+    stored: NDArray[np.uint16] = decode_png(read_file(str(file))).numpy()  # [channels, H, W]
+    colours = stored[:3] if len(stored) >= 3 else np.repeat(stored[:1], 3, axis=0)  # without alpha
+    return colours.transpose(1, 2, 0)
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation of an image that is not yet decoded: 1 upright, 2 ... 8 as in EXIF.
+
+    1 for TIFF files: the tag is part of that format, and decoding applies it. A tag that cannot be
+    read is none, as it is for viewers.
+    """
+    if isinstance(image, TiffImageFile):
+        return 1
+    try:
+        # Not the method of PNG files: it would decode all pixels to look behind them.
+        value = Image.Image.getexif(image).get(EXIF_ORIENTATION)
+    except Exception:  # whatever the bytes lead the parser to
+        return 1
+    return int(value) if value in TURNS else 1
+
+
+def pages(image: Image.Image) -> int:
+    """How many pages or frames a file has; damage behind the first, which is decoded, ends them."""
+    if image.format == "MPO":  # phones store a preview or a depth map behind the picture
+        return 1
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:  # whatever the bytes lead the parser to
+        return 1
+
+
+def _turned(array: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
+    """A picture [H, W, 3] made upright, by its EXIF orientation."""
+    if turn == 1:
+        return array
+    exchange, down, right = TURNS[turn]
+    upright = array.swapaxes(0, 1) if exchange else array
+    return np.ascontiguousarray(upright[::down, ::right])
 
 
 @contextmanager
@@ -80,6 +201,8 @@ def open_image(file: Path, where: str) -> Iterator[Image.Image]:
     except DataError:
         raise
     except Exception as error:  # whatever the bytes lead the decoder to
+        if isinstance(error, UnidentifiedImageError) and is_lfs_pointer(file):
+            raise DataError(f"{where}: is a Git LFS pointer; run git lfs pull") from None
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{where}: not a readable image ({reason})") from error
 
@@ -91,18 +214,31 @@ def _tile_pixels(image: Image.Image) -> int:
     return int(image.tag_v2.get(TILE_WIDTH, 0)) * int(image.tag_v2.get(TILE_LENGTH, 0))
 
 
-def check_size(image: Image.Image, size: tuple[int, int], where: str) -> None:
+def check_size(
+    image: Image.Image, size: tuple[int, int], where: str, exif: Exif = "ignore"
+) -> None:
     """Compare an image that is not yet decoded with its (height, width) in the annotation file.
+
+    Args:
+        exif: ``apply`` compares with the size of the turned picture.
 
     Raises:
         DataError: they differ.
     """
-    if image.size == (size[1], size[0]):
+    found = (image.height, image.width)
+    turns = orientation(image) >= 5
+    if exif == "apply" and turns:
+        found = found[::-1]
+    if found == size:
         return
-    turned = ""
-    if image.size == size and image.getexif().get(EXIF_ORIENTATION) in (5, 6, 7, 8):
-        turned = ": its EXIF orientation is not applied, boxes refer to the pixels as stored"
+    reason = ""
+    if found == size[::-1] and turns:
+        reason = (
+            "; its EXIF orientation is applied, data.exif=ignore takes the pixels as stored"
+            if exif == "apply"
+            else "; its EXIF orientation is not applied, data.exif=apply turns it"
+        )
     raise DataError(
-        f"{where}: is {image.width}x{image.height} px, the annotation file says "
-        f"{size[1]}x{size[0]}{turned}"
+        f"{where}: is {found[1]}x{found[0]} px, the annotation file says "
+        f"{size[1]}x{size[0]}{reason}"
     )

@@ -19,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from comining.data.annotations import AnnotationSet, OnInvalidBox
+from comining.data.annotations import AnnotationSet, Crowd, OnInvalidBox
+from comining.data.category_matching import match_categories
 from comining.data.formats.coco import read_coco
+from comining.data.record_values import whole
 from comining.errors import DataError
 from comining.option_types import Fraction, NonNegativeInt
 
@@ -108,9 +110,10 @@ class FromFile(Sparsity):
         self.path = path
 
     def erase(self, annotations: AnnotationSet) -> Mask:
-        sparse = read_coco(self.path, on_invalid_box="drop")
-        if sparse.categories != annotations.categories:
-            raise DataError(f"{self.path}: categories differ from those of {annotations.path}")
+        # Where the full set has no crowds, those of the file were taken as objects, or it had none.
+        crowd: Crowd = "ignore" if annotations.crowd.any() else "object"
+        sparse = read_coco(self.path, on_invalid_box="drop", crowd=crowd)
+        sparse = match_categories(sparse, annotations.categories, annotations.path)
         wanted = Counter(_content(sparse, row) for row in np.flatnonzero(~sparse.crowd).tolist())
         erased = ~annotations.crowd
         for row in np.flatnonzero(erased).tolist():
@@ -163,7 +166,7 @@ def write_split(
     known = set(annotations.ids.tolist())
     for path, chosen in ((output, known - erased_ids), (erased_output, erased_ids)):
         if path is not None:
-            records = [record for record in content["annotations"] if record["id"] in chosen]
+            records = [record for record in content["annotations"] if whole(record["id"]) in chosen]
             path.parent.mkdir(parents=True, exist_ok=True)
             draft = path.with_name(f".{path.name}.{os.getpid()}")
             try:
@@ -213,6 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sparse-file", help="the ready-made file of --protocol file")
     parser.add_argument("--erased", type=Path, help="write what was erased to this file, too")
     parser.add_argument("--on-invalid-box", choices=("error", "drop"), default="error")
+    parser.add_argument("--crowd", choices=("ignore", "object"), default="ignore")
     given = parser.parse_args(arguments)
     overrides: dict[str, Any] = {} if given.protocol == "file" else {"seed": given.seed}
     if given.fraction is not None:
@@ -225,11 +229,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.erased is not None and given.erased.resolve() == given.output.resolve():
         parser.error(f"{given.output} cannot hold both what is kept and what is erased")
     on_invalid_box: OnInvalidBox = given.on_invalid_box
+    crowd: Crowd = given.crowd
     try:
         sparsity = instantiate_file(
             CONFIG_FOLDER / "sparsity" / f"{given.protocol}.yaml", overrides
         )
-        annotations = read_coco(given.annotations, on_invalid_box)
+        annotations = read_coco(given.annotations, on_invalid_box, crowd)
         erased = sparsity.erase(annotations)
         write_split(annotations, erased, given.output, given.erased)
     except (ValueError, OSError) as error:

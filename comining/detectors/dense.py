@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.image_list import ImageList
 
 from comining.detectors.detector import Background, BackgroundRule, Detector, Regions
 from comining.detectors.losses import focal_loss_sum, normalizer
-from comining.ops import paired_iou, rank_in_group
+from comining.ops import paired_iou, rank_in_group, resized_shape
 from comining.structures import Assignment, Boxes, DensePredictions
 
 # The largest tensor of (image, box, anchor) triples that assignment builds at once, in elements of
@@ -149,9 +150,12 @@ class DenseDetector(Detector):
         """
         if self.net.training:
             raise RuntimeError("detect() needs the network in evaluation mode")
-        resized, _ = self.net.transform([image.float() / 255 for image in images])
-        padded = resized.tensors.contiguous(memory_format=self.layout)
-        predictions = self._forward(padded, resized.image_sizes)
+        resized = [self._resize(image.float() / 255) for image in images]
+        resized_sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in resized]
+        transform = self.net.transform
+        padded = transform.batch_images(resized, size_divisible=transform.size_divisible)
+        padded = padded.contiguous(memory_format=self.layout)
+        predictions = self._forward(padded, resized_sizes)
         columns = {"cls_logits": predictions.logits, "bbox_regression": predictions.deltas}
         for name, ours in self.auxiliary_outputs.items():
             columns[name] = predictions.auxiliary[ours].unsqueeze(-1)
@@ -159,14 +163,30 @@ class DenseDetector(Detector):
         results = self.net.postprocess_detections(
             {name: list(torch.split(column, levels, dim=1)) for name, column in columns.items()},
             [list(torch.split(predictions.anchors, levels))] * len(images),
-            resized.image_sizes,
+            resized_sizes,
         )
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
-        results = self.net.transform.postprocess(results, resized.image_sizes, sizes)
+        results = transform.postprocess(results, resized_sizes, sizes)
         boxes, labels, scores = (
             [of_image[key] for of_image in results] for key in ("boxes", "labels", "scores")
         )
         return Boxes.of_images(boxes, labels, scores)
+
+    def _resize(self, image: Tensor) -> Tensor:
+        """Normalise and resize an image [3, H, W] float32 as torchvision's transform does.
+
+        A strip, of which that would leave a side of 0 px, keeps 1 px, as in training.
+        """
+        transform = self.net.transform
+        image = transform.normalize(image)
+        height, width = image.shape[-2:]
+        limits = (transform.min_size[-1], transform.max_size)
+        scale = min(limits[0] / min(height, width), limits[1] / max(height, width))
+        if min(height, width) * scale >= 1:
+            resized: Tensor = transform.resize(image)[0]
+            return resized
+        shape = resized_shape(height, width, *limits)
+        return F.interpolate(image[None], size=shape, mode="bilinear", align_corners=False)[0]
 
     # -- what is mined -------------------------------------------------------------------
 

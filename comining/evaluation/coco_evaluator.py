@@ -135,12 +135,12 @@ class CocoEvaluator:
         evaluation.summarize()
         # [10 IoUs, 101 recalls, K, 4 areas, 3 limits]; all areas, 100 detections; -1: nothing there
         precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
-        self.class_ap = {
-            name: 100 * float(of_class[of_class > -1].mean()) if (of_class > -1).any() else None
-            for name, of_class in zip(
-                self.annotations.categories.names, np.moveaxis(precision, 2, 0), strict=True
-            )
-        }
+        categories = self.annotations.categories
+        of_id = dict(zip(sorted(categories.ids), np.moveaxis(precision, 2, 0), strict=True))
+        self.class_ap = {}
+        for category_id, name in zip(categories.ids, categories.names, strict=True):
+            seen = of_id[category_id][of_id[category_id] > -1]
+            self.class_ap[name] = 100 * float(seen.mean()) if len(seen) else None
         return {
             name: None if value < 0 else 100 * float(value)
             for name, value in zip(METRICS, evaluation.stats[: len(METRICS)], strict=True)

@@ -3,59 +3,116 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from comining.data.annotations import AnnotationBuilder, AnnotationSet, Categories, OnInvalidBox
-from comining.data.record_values import bbox, file_name, integer, is_number, is_text, short
+from comining.data.annotations import (
+    AnnotationBuilder,
+    AnnotationSet,
+    Categories,
+    Crowd,
+    OnInvalidBox,
+)
+from comining.data.formats.segmentation import segmentation_box
+from comining.data.record_values import (
+    bbox,
+    file_name,
+    flag,
+    integer,
+    is_lfs_pointer,
+    is_text,
+    number,
+    short,
+    whole,
+)
 from comining.errors import DataError
 
+Box = tuple[float, float, float, float]
 
-def read_coco(path: str | Path, on_invalid_box: OnInvalidBox = "error") -> AnnotationSet:
+
+def read_coco(
+    path: str | Path, on_invalid_box: OnInvalidBox = "error", crowd: Crowd = "ignore"
+) -> AnnotationSet:
     """Read and validate a COCO detection file.
+
+    What has one sensible reading is read and counted among the repairs of the set: numbers as
+    5.0 or as text, ``iscrowd`` as text or truth value, null for a missing value, boxes that only a
+    segmentation gives, and the root category that Roboflow adds.
 
     Args:
         on_invalid_box: boxes that are empty, inverted, not finite or (mostly) outside of their
             image are an error that names the record, or are dropped and counted. COCO's own
             train2017 holds two empty boxes.
+        crowd: see :class:`comining.data.annotations.AnnotationBuilder`.
 
     Raises:
         DataError: naming the file and the first record that is wrong.
     """
     path = Path(path)
     content = _read_json(path)
-    categories = _read_categories(path, content)
-    builder = AnnotationBuilder(path, categories, on_invalid_box)
+    mended: Counter[str] = Counter()
+    categories, root = _read_categories(path, content, mended)
+    builder = AnnotationBuilder(path, categories, on_invalid_box, crowd, unused_root=root)
+    repairs = builder.repairs
+    repairs.update(mended)
+    sizes: dict[int, tuple[int, int]] = {}
     for where, record in _records(path, content, "images", ("id", "file_name", "width", "height")):
-        image_id = integer(where, record, "id")
+        image_id = integer(where, record, "id", repairs)
         builder.check_new_image(where, image_id)
         where = f"{path}: image {image_id}"
         name = file_name(where, record)
-        size = (integer(where, record, "height"), integer(where, record, "width"))
-        builder.add_image(where, image_id, name, *size)
+        height = integer(where, record, "height", repairs)
+        width = integer(where, record, "width", repairs)
+        sizes[image_id] = (height, width)
+        builder.add_image(where, image_id, name, height, width)
     label_of = {category: label for label, category in enumerate(categories.ids)}
-    required = ("id", "image_id", "category_id", "bbox")
+    required = ("id", "image_id", "category_id")
     for where, record in _records(path, content, "annotations", required):
-        annotation_id = integer(where, record, "id")
+        annotation_id = integer(where, record, "id", repairs)
         builder.check_new_annotation(where, annotation_id)
+        if "bbox" not in record and not record.get("segmentation"):
+            raise DataError(f"{where}: 'bbox' is missing, and there is no segmentation")
         where = f"{path}: annotation {annotation_id}"
-        image_id = integer(where, record, "image_id")
-        category_id = integer(where, record, "category_id")
+        image_id = integer(where, record, "image_id", repairs)
+        category_id = integer(where, record, "category_id", repairs)
         if category_id not in label_of:
             raise DataError(f"{where}: category_id {category_id} is not among the categories")
-        crowd = record.get("iscrowd", 0)
-        if crowd not in (0, 1):
-            raise DataError(f"{where}: iscrowd must be 0 or 1, got {short(crowd)}")
-        area: Any = record.get("area")
-        if "area" not in record:
-            builder.repairs["areas computed from the box because the file has none"] += 1
-        elif not is_number(area) or area < 0:
-            raise DataError(f"{where}: area must be a number, got {short(area)}")
         builder.add_annotation(
-            where, annotation_id, image_id, label_of[category_id], bbox(where, record),
-            area=area, crowd=bool(crowd),
+            where, annotation_id, image_id, label_of[category_id],
+            _read_box(where, record, sizes.get(image_id), repairs),
+            area=_read_area(where, record, repairs),
+            crowd=flag(where, record, "iscrowd", repairs),
         )  # fmt: skip
     return builder.build()
+
+
+def _read_box(
+    where: str, record: dict[str, Any], size: tuple[int, int] | None, repairs: Counter[str]
+) -> Box | None:
+    """The box xywh of a record, or the one around its segmentation; None where it has neither."""
+    if record.get("bbox") not in (None, [], [None] * 4):
+        return bbox(where, record, repairs)
+    box = segmentation_box(where, record.get("segmentation"), size, repairs)
+    if box is not None:
+        repairs["boxes taken from the segmentation"] += 1
+    return box
+
+
+def _read_area(where: str, record: dict[str, Any], repairs: Counter[str]) -> float | None:
+    """The area px^2 that a record gives; None where it gives none."""
+    value = record.get("area")
+    if value is None:
+        repairs["areas computed from the box because the file has none"] += 1
+        return None
+    try:
+        area = number(value, repairs)
+    except OverflowError:
+        area = None
+    if area is None or not 0 <= area < math.inf:
+        raise DataError(f"{where}: area must be a number, got {short(value)}")
+    return area
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -67,6 +124,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
     except (ValueError, RecursionError) as error:
+        if is_lfs_pointer(path):
+            raise DataError(f"{path}: is a Git LFS pointer; run git lfs pull") from None
         reason = str(error).partition(";")[0]  # Python goes on about its own settings
         raise DataError(f"{path}: not a JSON file ({reason})") from error
     if not isinstance(content, dict):
@@ -83,8 +142,8 @@ def _records(
         found = "missing" if records is None else f"a {type(records).__name__}, not a list"
         raise DataError(f"{path}: not a COCO annotation file: '{section}' is {found}")
     named = []
-    for number, record in enumerate(records):
-        where = f"{path}: {section}[{number}]"
+    for position, record in enumerate(records):
+        where = f"{path}: {section}[{position}]"
         if not isinstance(record, dict):
             raise DataError(f"{where} is not an object")
         for key in required:
@@ -94,16 +153,29 @@ def _records(
     return named
 
 
-def _read_categories(path: Path, content: dict[str, Any]) -> Categories:
+def _read_categories(
+    path: Path, content: dict[str, Any], repairs: Counter[str]
+) -> tuple[Categories, tuple[int, str] | None]:
+    """The categories, and id and name of the unused root that was left out, if there is one."""
+    records = _records(path, content, "categories", ("id", "name"))
+    root = _unused_root([record for _, record in records], content.get("annotations"))
     names: dict[int, str] = {}
     used: set[str] = set()
-    for where, record in _records(path, content, "categories", ("id", "name")):
-        category_id = integer(where, record, "id")
-        if category_id in names:
+    left_out = None
+    for where, record in records:
+        category_id = integer(where, record, "id", repairs)
+        if category_id in names or (left_out is not None and category_id == left_out[0]):
             raise DataError(f"{where}: category id {category_id} occurs twice")
         name = record["name"]
+        if type(name) is int:
+            repairs["category names written as numbers"] += 1
+            name = str(name)
         if not is_text(name):
             raise DataError(f"{where}: name must be a word, got {short(name)}")
+        if record is root:
+            repairs[f"root category {name!r} left out because no annotation has it"] += 1
+            left_out = (category_id, name)
+            continue
         if name in used:
             raise DataError(f"{where}: category name {name!r} occurs twice")
         used.add(name)
@@ -111,4 +183,25 @@ def _read_categories(path: Path, content: dict[str, Any]) -> Categories:
     if not names:
         raise DataError(f"{path}: no categories")
     ids = tuple(sorted(names))
-    return Categories(ids, tuple(names[category_id] for category_id in ids))
+    return Categories(ids, tuple(names[category_id] for category_id in ids)), left_out
+
+
+def _unused_root(records: list[dict[str, Any]], annotations: object) -> dict[str, Any] | None:
+    """The category that Roboflow adds: named after the project, above all others, never used.
+
+    A class that merely has no annotation is never one: a root says ``none`` of what is above it,
+    and all others name it, or its id, as what is above them.
+    """
+    roots = [one for one in records if _lower(one.get("supercategory")) == "none"]
+    if len(roots) != 1 or len(records) == 1 or not isinstance(annotations, list):
+        return None
+    root = roots[0]
+    known_as = {str(root["name"]), str(root["id"])}
+    if any(str(one.get("supercategory")) not in known_as for one in records if one is not root):
+        return None
+    used = {whole(one.get("category_id")) for one in annotations if isinstance(one, dict)}
+    return None if whole(root["id"]) in used else root
+
+
+def _lower(value: object) -> str | None:
+    return value.strip().lower() if isinstance(value, str) else None
