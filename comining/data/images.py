@@ -6,10 +6,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
@@ -26,15 +27,21 @@ EXIF_ORIENTATION, TILE_WIDTH, TILE_LENGTH = 0x0112, 0x0142, 0x0143
 LARGEST_TILE = 2**20
 
 
-def load_image(file: Path, size: tuple[int, int] | None = None) -> Tensor:
+def load_image(
+    file: Path,
+    size: tuple[int, int] | None = None,
+    *,
+    exif: Literal["ignore", "apply"] = "ignore",
+) -> Tensor:
     """Decode an image file to RGB [3, H, W] uint8.
 
     Grey, palette and CMYK images are converted, alpha is left out, of 16 bits the upper 8 are
-    kept. An EXIF orientation is not applied, since COCO's boxes refer to the pixels as they are
-    stored.
+    kept.
 
     Args:
         size: (height, width) that the image must have; compared before anything is decoded.
+        exif: "apply" turns the pixels as the EXIF orientation says, and as a viewer shows them.
+            COCO's boxes usually refer to the pixels as they are stored.
 
     Raises:
         DataError: naming the file.
@@ -42,6 +49,8 @@ def load_image(file: Path, size: tuple[int, int] | None = None) -> Tensor:
     with open_image(file, str(file)) as image:
         if size is not None:
             check_size(image, size, str(file))
+        if exif == "apply":
+            ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I"):  # 16 bits, which Pillow would cut at 255: a white image
             grey = (np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)
             array = np.repeat(grey[:, :, None], 3, axis=2)

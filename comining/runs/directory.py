@@ -259,10 +259,10 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def until_end(self) -> Iterator[Self]:
-        """Release the directory at the end, or abandon it where bad input ended it at once."""
+        """Release the directory at the end, or abandon it where nothing was begun."""
         try:
             yield self
-        except UserError:
+        except (UserError, SystemExit):  # SystemExit: told to stop before there was anything
             if not self.begun:
                 self.abandon()
             raise

@@ -61,7 +61,7 @@ def panel(image: Tensor, layers: Sequence[Layer], scale: float = 1.0) -> Image.I
         scale: enlargement.
     """
     picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
-    size = (round(picture.width * scale), round(picture.height * scale))
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     picture = picture.resize(size, Image.Resampling.NEAREST if scale > 1 else None)
     pen = ImageDraw.Draw(picture)
     font = ImageFont.load_default(12)
