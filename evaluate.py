@@ -60,6 +60,8 @@ def predict(
     description: Any,
 ) -> None:
     """Show what is detected in a picture, or in those of a folder."""
+    if not cfg.images:
+        raise ConfigError("images= is empty; name a folder or a picture")
     if not trainer.is_global_zero:
         return
     try:

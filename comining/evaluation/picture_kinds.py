@@ -72,7 +72,9 @@ def foreign_kind(head: bytes, suffix: str) -> str | None:
             return kind
     if head[4:8] == b"ftyp":
         brands = [head[8:12], *(head[at : at + 4] for at in range(16, min(_size(head), HEAD), 4))]
-        return next((_BRANDS[brand] for brand in brands if brand in _BRANDS), None)
+        kinds = [_BRANDS[brand] for brand in brands if brand in _BRANDS]
+        # HEIF is only the container of HEIC and AVIF.
+        return next((kind for kind in kinds if kind != "HEIF"), next(iter(kinds), None))
     if head.lstrip().startswith((b"<svg", b"<?xml", b"<!--")) and b"<svg" in head:
         return "SVG"
     named = _BY_SUFFIX.get(suffix)
