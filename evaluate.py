@@ -74,6 +74,8 @@ def predict(
             )  # fmt: skip
             write_predictions(predictions, files, directory, cfg.trainer.enable_progress_bar)
     except Interrupted as stop:
+        if not directory.begun:
+            directory.abandon()
         sys.exit(stop.exit_code)
 
 

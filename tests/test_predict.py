@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -252,18 +253,17 @@ def test_folders_behind_links_are_looked_at_once(tmp_path: Path) -> None:
     assert any(note.startswith("4 folders seen under another name") for note in found.notes())
 
 
-def test_a_very_deep_folder_is_walked(tmp_path: Path) -> None:
-    folder, deep = tmp_path / "in", "d/" * 1100  # Python's own limit is 1,000 calls
-    folder.mkdir()
-    here = os.open(folder, os.O_RDONLY)
-    for _ in range(1100):
-        os.mkdir("d", dir_fd=here)
-        below = os.open("d", os.O_RDONLY, dir_fd=here)
-        os.close(here)
-        here = below
-    os.close(here)
-    save(folder, f"{deep}a.png")
-    assert find_pictures(folder, OWNER).pictures == [PurePath(deep) / "a.png"]
+def test_folders_may_be_deeper_than_calls(tmp_path: Path) -> None:
+    """Python stops at 1,000 calls within each other, Linux at 2,000 folders."""
+    deep = "d/" * 400
+    save(tmp_path, f"{deep}a.png")
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(300)
+    try:
+        found = find_pictures(tmp_path, OWNER)
+    finally:
+        sys.setrecursionlimit(limit)
+    assert found.pictures == [PurePath(deep) / "a.png"]
 
 
 def test_pipes_and_sockets_are_not_opened(tmp_path: Path) -> None:
@@ -682,6 +682,43 @@ def test_progress_is_a_line_every_tenth(tmp_path: Path, capsys: pytest.CaptureFi
     assert lines == [f"picture={number}/40" for number in range(4, 41, 4)]
 
 
+def test_a_terminal_has_a_bar_and_whole_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.TextIOWrapper):
+        def isatty(self) -> bool:
+            return True
+
+    folder = save(tmp_path / "in", "a.png", "c.png", "\udcffz.png")
+    (folder / "b\udcff.png").write_bytes(b"")
+    terminal = Terminal(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    handler = logging.StreamHandler(terminal)
+    logging.getLogger().addHandler(handler)
+    try:
+        predict(folder, tmp_path / "run")
+    finally:
+        logging.getLogger().removeHandler(handler)
+    terminal.flush()
+    out = terminal.buffer.getvalue().decode()  # type: ignore[attr-defined]
+    assert "4/4" in out
+    assert "picture=" not in out
+    assert any(line.startswith("skipped: b\\xff.png: ") for line in re.split("[\r\n]", out))
+
+
+def test_several_frames_are_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = save(tmp_path / "in", "a.png")
+    for name in ("m.gif", "n.tif"):
+        frames = [Image.new("RGB", (60, 64), (80 * n, 0, 0)) for n in range(3)]
+        frames[0].save(folder / name, save_all=True, append_images=frames[1:])
+    predict(folder, tmp_path / "run")
+    out = capsys.readouterr().out
+    line = "several pages or frames: 2, of which the first is taken: m.gif is the first of 3"
+    assert out.splitlines().count(line) == 1
+    records = read(tmp_path / "run" / "pictures.json")
+    assert [record["width"] for record in records][1:] == [60, 60]
+
+
 # -- being told to stop ------------------------------------------------------------------
 
 
@@ -745,3 +782,20 @@ def test_a_signal_leaves_what_is_done(
     assert named(rows) == [f"{number:04d}.png" for number in range(len(records))]
     assert len(os.listdir(pictures)) == len(records)
     assert not list((tmp_path / "run").glob(".*.json*"))
+
+
+def test_a_signal_before_the_first_picture_leaves_nothing(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save(tmp_path / "in", "a.png")
+    monkeypatch.syspath_prepend(str(ROOT))
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    monkeypatch.setattr(importlib.import_module("evaluate"), "find_pictures", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        evaluate(checkpoint, folder, tmp_path / "run")
+    assert stop.value.code == 143
+    assert not (tmp_path / "run").exists()

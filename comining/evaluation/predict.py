@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from comining.data.images import load_image
+from comining.data.images import load_image, open_image
 from comining.detectors.detector import Detector
 from comining.errors import DataError
 from comining.evaluation.picture_files import PictureFiles
@@ -35,6 +35,7 @@ class PicturePrediction:
     image_id: int  # counts the pictures from 1
     name: PurePath  # relative to the folder
     size: tuple[int, int] = (0, 0)  # (height, width) as a viewer shows it, px
+    pages: int = 1  # or frames, of which the first is taken
     rows: list[dict[str, Any]] | None = None  # COCO's results, with file_name
     drawing: Image.Image | None = None  # with the detections that exceed the threshold
     problem: str | None = None  # why something is missing, on one line
@@ -62,6 +63,7 @@ def predict_pictures(
         # about the next one. What is there when it fails is kept.
         try:
             image = load_image(files.folder / name, exif="apply")
+            prediction.pages = _pages(files.folder / name)
             prediction.size = (int(image.shape[-2]), int(image.shape[-1]))
             detections = detector.detect([image.to(detector.device)]).to("cpu")
             prediction.rows = _rows(prediction, detections, category_ids)
@@ -83,6 +85,16 @@ def reason(error: Exception, file: Path) -> str:
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     text = printable(" ".join(text.replace(f"{file}: ", "").split()))
     return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}..."
+
+
+def _pages(file: Path) -> int:
+    """How many pages or frames a file has; damage behind the first ends them."""
+    try:
+        with open_image(file, str(file)) as image:
+            # In an MPO file a phone stores a preview or a depth map behind the picture.
+            return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+    except DataError:
+        return 1
 
 
 def _rows(

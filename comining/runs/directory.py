@@ -259,10 +259,10 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def until_end(self) -> Iterator[Self]:
-        """Release the directory at the end, or abandon it where nothing was begun."""
+        """Release the directory at the end, or abandon it where bad input ended it at once."""
         try:
             yield self
-        except (UserError, SystemExit):  # SystemExit: told to stop before there was anything
+        except UserError:
             if not self.begun:
                 self.abandon()
             raise

@@ -50,6 +50,8 @@ class PredictionFiles:
         self.detections = 0
         self.skipped: list[PurePath] = []
         self.not_drawn: list[PurePath] = []
+        self.paged = 0  # pictures with several pages or frames
+        self._first_paged = ""  # in words
         self._reasons: list[dict[str, Any]] = []
         self._open_files: tuple[RowFile, RowFile] | None = None
         self._names = DrawingNames(self._drawings)
@@ -92,6 +94,12 @@ class PredictionFiles:
                     }
                 ]
             )
+            if prediction.pages > 1:
+                name = printable(str(prediction.name))
+                self._first_paged = (
+                    self._first_paged or f"{name} is the first of {prediction.pages}"
+                )
+                self.paged += 1
             self.images += 1
             self.detections += len(prediction.rows)
         self.looked_at += 1
@@ -174,6 +182,11 @@ class PredictionFiles:
         lines.append(f"skipped: {len(self.skipped)} {_first(self.skipped)}".rstrip())
         if self.not_drawn:
             lines.append(f"not drawn: {len(self.not_drawn)} {_first(self.not_drawn)}")
+        if self.paged:
+            lines.append(
+                f"several pages or frames: {self.paged}, of which the first is taken: "
+                f"{self._first_paged}"
+            )
         if self.images:
             lines.append(
                 "boxes are in pixels of the pictures as viewers show them (EXIF orientation "
