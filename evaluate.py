@@ -1,8 +1,10 @@
 """Evaluate a checkpoint: ``python evaluate.py checkpoint=PATH [data=coco data.root=...]``.
 
-Or show what it detects in pictures of your own: ``python evaluate.py checkpoint=PATH images=DIR``.
+Or show what it detects in pictures of your own: ``python evaluate.py checkpoint=PATH images=DIR``
+(or ``images=FILE``).
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,17 @@ from comining.detectors.detector import Detector
 from comining.errors import ConfigError, one_line_errors
 from comining.evaluation.coco_evaluator import metrics_table
 from comining.evaluation.evaluation_module import EvaluationModule
-from comining.evaluation.predict import find_pictures, predict_pictures
+from comining.evaluation.picture_files import find_pictures
+from comining.evaluation.predict import predict_pictures
 from comining.program_options import check_evaluation
 from comining.runs.checkpoint import load_detector
 from comining.runs.claiming import claim_evaluation
-from comining.runs.directory import RunDirectory
+from comining.runs.directory import OWNER, RunDirectory
 from comining.runs.environment import versions
 from comining.runs.files import write_json
 from comining.runs.outcome import quiet_lightning
 from comining.runs.predictions import write_predictions
+from comining.runs.signals import SIGNALS, Interrupted
 
 
 @hydra.main(config_path="conf", config_name="evaluate", version_base="1.3")
@@ -56,19 +60,24 @@ def predict(
     detector: Detector,
     description: Any,
 ) -> None:
-    """Show what is detected in a folder of pictures."""
-    run = directory.path
-    folder = Path(to_absolute_path(cfg.images))
-    files = find_pictures(folder)
-    predictions = predict_pictures(
-        detector.to(trainer.strategy.root_device).eval(), files, folder,
-        category_ids=description["category_ids"], category_names=description["category_names"],
-        score_threshold=cfg.score_threshold,
-    )  # fmt: skip
-    counts = write_predictions(predictions, len(files), run)
-    print(f"{counts.images} images, {counts.detections} detections")
-    print(f"skipped: {len(counts.skipped)} {', '.join(counts.skipped)}".rstrip())
-    print(f"written: {run / 'coco_results.json'} and {run / 'pictures'}")
+    """Show what is detected in a picture, or in those of a folder."""
+    if not cfg.images:
+        raise ConfigError("images= is empty; name a folder or a picture")
+    if not trainer.is_global_zero:
+        return
+    try:
+        with SIGNALS:
+            files = find_pictures(Path(to_absolute_path(cfg.images)), run_marker=OWNER)
+            predictions = predict_pictures(
+                detector.to(trainer.strategy.root_device).eval(), files,
+                category_ids=description["category_ids"],
+                category_names=description["category_names"], score_threshold=cfg.score_threshold,
+            )  # fmt: skip
+            write_predictions(predictions, files, directory, cfg.trainer.enable_progress_bar)
+    except Interrupted as stop:
+        if not directory.begun:
+            directory.abandon()
+        sys.exit(stop.exit_code)
 
 
 def evaluate(

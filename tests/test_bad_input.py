@@ -1416,6 +1416,60 @@ def _checkpoints() -> list[Row]:
 CHECKPOINTS = _checkpoints()
 
 
+# -- pictures for prediction -------------------------------------------------------------
+
+
+def pictures(folder: str, make_folder: Callable[[Path], Any] = lambda _: None) -> Make:
+    """``images=DIR/FOLDER``, after ``make_folder(DIR/FOLDER)``."""
+
+    def make(root: Path) -> Options:
+        torch.save(checkpoint(root), root / "x.ckpt")
+        make_folder(root / folder)
+        return [f"checkpoint={root}/x.ckpt", f"images={root}/{folder}"]
+
+    return make
+
+
+def not_named(root: Path) -> Options:
+    return [*pictures("unused")(root)[:1], "images="]
+
+
+def nothing_to_decode(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "notes.txt").write_text("x")
+    (folder / "IMG_1.jpg").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 100)
+
+
+def damaged(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(b"")
+    (folder / "b.png").write_text("<html>404</html>")
+
+
+NO_PICTURES = "images=DIR/mine: no pictures: "
+PREDICTION = [
+    Row(kind, how, says, make, "network", "evaluate")
+    for kind, how, says, make in (
+        ("no pictures named", "`images=`", "images= is empty; name a folder or a picture",
+         not_named),
+        ("pictures absent", "", "images=DIR/mine: no such file or folder", pictures("mine")),
+        ("neither a file nor a folder", "a pipe", "images=DIR/mine: neither a file nor a folder",
+         pictures("mine", os.mkfifo)),
+        ("a name that is too long", "300 letters", f"images=DIR/{'x' * 300}: cannot be read (...)",
+         pictures("x" * 300)),
+        ("an empty folder", "", NO_PICTURES + "the folder is empty", pictures("mine", Path.mkdir)),
+        ("nothing that can be decoded", "a text, and a phone's HEIC that is called .jpg",
+         NO_PICTURES + "1 file is no picture: 1 .txt; 1 HEIC picture cannot be decoded, convert "
+         "to JPEG or PNG: IMG_1.jpg", pictures("mine", nothing_to_decode)),
+        ("a single file that is no picture", "a text", "images=DIR/notes.md: no pictures: 1 file "
+         "is no picture: 1 .md", pictures("notes.md", lambda file: file.write_text("x"))),
+        ("no picture that can be read", "0 bytes, and a web page",
+         "images=DIR/mine: none of 2 pictures could be read; a.jpg: skipped: not a readable image "
+         "(...)", pictures("mine", damaged)),
+    )
+]  # fmt: skip
+
+
 # -- what is no mistake ------------------------------------------------------------------
 
 
@@ -1781,6 +1835,7 @@ SECTIONS = {
     "Images": IMAGES,
     "Options": OPTIONS,
     "Checkpoints": CHECKPOINTS,
+    "Pictures for prediction": PREDICTION,
 }
 ROWS = [row for rows in SECTIONS.values() for row in rows]
 

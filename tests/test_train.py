@@ -376,6 +376,8 @@ def test_a_folder_of_pictures_is_detected_in(finished: Path, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     assert "2 images" in done.stdout
     assert "skipped: 2 broken.jpg, page.png" in done.stdout
+    assert "skipped: page.png: not a readable image" in done.stdout
+    assert "1 file is no picture: 1 .txt" in done.stdout
     drawn = tmp_path / "ev" / "pictures"
     assert {str(file.relative_to(drawn)) for file in drawn.rglob("*.png")} == {
         "a.jpg.png", "deeper/a.jpg.png",

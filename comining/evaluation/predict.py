@@ -3,95 +3,125 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePath
 from typing import Any
 
+import torch
 from PIL import Image
+from torch import Tensor
 
-from comining.data.images import load_image
+from comining.data.images import load_image, open_image
 from comining.detectors.detector import Detector
 from comining.errors import DataError
+from comining.evaluation.picture_files import PictureFiles
+from comining.evaluation.picture_names import json_name, printable
+from comining.structures import Boxes
 from comining.tracking.drawing import DETECTED, Layer, panel
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
-LONGEST = 1600  # px: larger pictures are drawn reduced
+# px: pictures whose longest side is larger are drawn reduced, but no side below the second number:
+# of a strip nothing would be seen.
+LONGEST, SHORTEST = 1600, 200
+LONGEST_REASON = 300  # characters
 
 
 @dataclass
 class PicturePrediction:
-    """What was detected in one file, or why it was skipped."""
+    """What was detected in one picture.
 
-    name: Path  # relative to the folder
-    rows: list[dict[str, Any]] = field(default_factory=list)  # COCO's results, with file_name
-    drawing: Image.Image | None = None  # with the detections that exceed the threshold
-    problem: str | None = None  # why the file was skipped
-
-
-def find_pictures(folder: Path) -> list[Path]:
-    """The image files below a folder, sorted by path.
-
-    Raises:
-        DataError: the folder does not exist, or holds no image file.
+    Without ``rows`` the picture was skipped; without a ``drawing`` only that is missing.
     """
-    if not folder.is_dir():
-        raise DataError(f"images={folder}: no such folder")
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
-    if not files:
-        raise DataError(f"images={folder}: no image files ({', '.join(sorted(SUFFIXES))})")
-    return files
+
+    image_id: int  # counts the pictures from 1
+    name: PurePath  # relative to the folder
+    size: tuple[int, int] = (0, 0)  # (height, width) as a viewer shows it, px
+    pages: int = 1  # or frames, of which the first is taken
+    rows: list[dict[str, Any]] | None = None  # COCO's results, with file_name
+    drawing: Image.Image | None = None  # with the detections that exceed the threshold
+    problem: str | None = None  # why something is missing, on one line
 
 
 def predict_pictures(
     detector: Detector,
-    files: list[Path],
-    folder: Path,
+    files: PictureFiles,
     *,
     category_ids: list[int],
     category_names: list[str],
     score_threshold: float,
 ) -> Iterator[PicturePrediction]:
-    """Detect in image files, one after the other; a file that cannot be read is skipped.
+    """Detect in pictures, one after the other; none of them ends the others.
 
-    The caller writes what comes out. In the rows, ``image_id`` counts the files from 1.
+    A picture is turned as its EXIF orientation says: boxes are in pixels of what a viewer shows.
+    The caller writes what comes out.
 
     Args:
-        folder: names are relative to it.
         score_threshold: detections that do not exceed it are not drawn.
-
-    Raises:
-        DataError: after the last file, if none could be read.
     """
-    readable = False
-    for image_id, file in enumerate(files, start=1):
-        name = file.relative_to(folder)
+    for image_id, name in enumerate(files.pictures, start=1):
+        prediction = PicturePrediction(image_id, name)
+        # Whatever a picture leads to (a broken file, too little memory for its size) says nothing
+        # about the next one. What is there when it fails is kept.
         try:
-            image = load_image(file)
-        except DataError as error:
-            yield PicturePrediction(name, problem=str(error))
-            continue
-        readable = True
-        detections = detector.detect([image.to(detector.device)]).to("cpu")
-        xywh = detections.boxes.double()
-        xywh[:, 2:] -= xywh[:, :2]
-        scores = detections.known_scores
-        columns = zip(detections.labels.tolist(), xywh.tolist(), scores.double().tolist())
-        rows = [
-            {
-                "image_id": image_id,
-                "file_name": name.as_posix(),
-                "category_id": category_ids[label],
-                "bbox": bbox,
-                "score": score,
-            }
-            for label, bbox, score in columns
-        ]
-        drawn = detections[scores > score_threshold]
-        labelled = zip(drawn.labels.tolist(), drawn.known_scores.tolist(), strict=True)
-        captions = [f"{category_names[label]} {score:.2f}" for label, score in labelled]
-        scale = min(1.0, LONGEST / max(image.shape[-2:]))
-        yield PicturePrediction(
-            name, rows, panel(image, [Layer(DETECTED, drawn.boxes, captions)], scale)
-        )
-    if not readable:
-        raise DataError(f"images={folder}: none of {len(files)} files could be read")
+            image = load_image(files.folder / name, exif="apply")
+            prediction.pages = _pages(files.folder / name)
+            prediction.size = (int(image.shape[-2]), int(image.shape[-1]))
+            detections = detector.detect([image.to(detector.device)]).to("cpu")
+            prediction.rows = _rows(prediction, detections, category_ids)
+            drawn = detections[detections.known_scores > score_threshold]
+            prediction.drawing = _drawing(image, drawn, category_names)
+        except Exception as error:
+            prediction.problem = reason(error, files.folder / name)
+        yield prediction
+
+
+def reason(error: Exception, file: Path) -> str:
+    """Why something failed, on one line that does not name the file again."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return "out of memory"
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+    elif not isinstance(error, DataError):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    text = printable(" ".join(text.replace(f"{file}: ", "").split()))
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}..."
+
+
+def _pages(file: Path) -> int:
+    """How many pages or frames a file has; damage behind the first ends them."""
+    try:
+        with open_image(file, str(file)) as image:
+            # In an MPO file a phone stores a preview or a depth map behind the picture.
+            return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+    except DataError:
+        return 1
+
+
+def _rows(
+    prediction: PicturePrediction, detections: Boxes, category_ids: list[int]
+) -> list[dict[str, Any]]:
+    xywh = detections.boxes.double()
+    xywh[:, 2:] -= xywh[:, :2]
+    scores = detections.known_scores.double()
+    if not (xywh.isfinite().all() and scores.isfinite().all()):
+        raise DataError("the detector's numbers are not finite")
+    columns = zip(detections.labels.tolist(), xywh.tolist(), scores.tolist(), strict=True)
+    file_name = json_name(prediction.name)
+    return [
+        {
+            "image_id": prediction.image_id,
+            "file_name": file_name,
+            "category_id": category_ids[label],
+            "bbox": bbox,
+            "score": score,
+        }
+        for label, bbox, score in columns
+    ]
+
+
+def _drawing(image: Tensor, drawn: Boxes, category_names: list[str]) -> Image.Image:
+    labelled = zip(drawn.labels.tolist(), drawn.known_scores.tolist(), strict=True)
+    captions = [f"{category_names[label]} {score:.2f}" for label, score in labelled]
+    sides = image.shape[-2:]
+    scale = min(1.0, max(LONGEST / max(sides), SHORTEST / min(sides)))
+    return panel(image, [Layer(DETECTED, drawn.boxes, captions)], scale)

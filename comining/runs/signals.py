@@ -40,10 +40,14 @@ class Signals:
 
     In training (:attr:`deferred`) a signal is noted, and training stops after its step, when a
     checkpoint can be written; a second one, or one at any other time, raises :class:`Interrupted`
-    at once.
+    at once. Prediction does the same, picture by picture.
+
+    Attributes:
+        unit: what is finished before a deferred signal is heeded, for the message.
     """
 
     def __init__(self) -> None:
+        self.unit = "step"
         self.deferred = False
         self.received = 0  # the first signal that came in training
         self._before: dict[int, object] = {}
@@ -71,7 +75,7 @@ class Signals:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)  # type: ignore[arg-type]  # what signal() returned
         self._before = {}
-        self.deferred, self.received = False, 0
+        self.deferred, self.received, self.unit = False, 0, "step"
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
@@ -81,7 +85,7 @@ class Signals:
             return
         if self.deferred and not self.received:
             self.received = signum
-            print(f"{signal.Signals(signum).name}: stopping after this step", flush=True)
+            print(f"{signal.Signals(signum).name}: stopping after this {self.unit}", flush=True)
             return
         raise Interrupted(signum)
 
