@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint: ``python evaluate.py checkpoint=PATH [data=coco data.root=...]``.
+"""Evaluate a checkpoint: ``python evaluate.py checkpoint=PATH [data=coco] [data.root=...]``.
 
 Or show what it detects in pictures of your own: ``python evaluate.py checkpoint=PATH images=DIR``.
 """
@@ -20,6 +20,7 @@ from comining.evaluation.predict import find_pictures, predict_pictures
 from comining.program_options import check_evaluation
 from comining.runs.checkpoint import load_detector
 from comining.runs.claiming import claim_evaluation
+from comining.runs.command_line import command_line
 from comining.runs.directory import RunDirectory
 from comining.runs.environment import versions
 from comining.runs.files import write_json
@@ -27,6 +28,7 @@ from comining.runs.outcome import quiet_lightning
 from comining.runs.predictions import write_predictions
 
 
+@command_line(data_of_checkpoint=True)
 @hydra.main(config_path="conf", config_name="evaluate", version_base="1.3")
 @one_line_errors
 def main(cfg: DictConfig) -> None:
@@ -78,8 +80,9 @@ def evaluate(
     description: Any,
 ) -> None:
     """Evaluate on a split of annotated data."""
-    options = cfg.data
-    if "data" not in cfg:  # as in training; options that did not exist then have today's default
+    if "data" in cfg:
+        options = cfg.data
+    else:  # as in training; options that did not exist then have today's default
         today = OmegaConf.load(CONFIG_FOLDER / "data" / "base.yaml")
         options = OmegaConf.merge(today, description["config"]["data"])
     with open_dict(options):

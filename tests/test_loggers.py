@@ -148,6 +148,14 @@ def test_tensorboard_hides_what_a_resumed_run_repeats(tmp_path: Path) -> None:
 # -- Weights & Biases --------------------------------------------------------------------
 
 
+def wandb_run_in(folder: Path, **options: Any) -> WandbRun:
+    defaults: dict[str, Any] = {
+        "mode": "offline", "project": "p", "entity": None, "group": None, "name": None,
+        "directory": str(folder), "tags": [],
+    }  # fmt: skip
+    return WandbRun(folder, **{**defaults, **options})
+
+
 def records(run: Path) -> list[Any]:
     """The records of an offline run that was never stopped."""
     (file,) = run.glob("wandb/offline-run-*/*.wandb")
@@ -283,7 +291,7 @@ def test_going_online_needs_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     with pytest.raises(ConfigError, match="WANDB_API_KEY"):
-        WandbRun(tmp_path, mode="online", project="p", entity=None, tags=[])
+        wandb_run_in(tmp_path, mode="online", entity=None)
     assert not (tmp_path / "wandb").exists()
 
 
@@ -328,7 +336,7 @@ def test_what_wandb_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
 
     composed(run=tmp_path)
     monkeypatch.setattr(wandb, "init", refuse)
-    tracker = WandbRun(tmp_path, mode="offline", project="p", entity="nobody", tags=[])
+    tracker = wandb_run_in(tmp_path, mode="offline", entity="nobody")
     with pytest.raises(ConfigError, match=r"^logger=wandb: no such entity$"):
         tracker.start({}, step=0, rows=0)
 
@@ -360,7 +368,7 @@ def test_a_constructor_leaves_no_trace(tmp_path: Path) -> None:
     """A configuration may come out of somebody else's checkpoint, and name any folder."""
     MetricsFile(tmp_path)
     TensorBoardEvents(tmp_path)
-    WandbRun(tmp_path, mode="offline", project="p", entity=None, tags=[])
+    wandb_run_in(tmp_path, mode="offline", entity=None)
     NoTracker()
     assert not list(tmp_path.iterdir())
 

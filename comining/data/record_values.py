@@ -71,6 +71,11 @@ def bbox(where: str, record: dict[str, Any]) -> tuple[float, float, float, float
         DataError: naming the record.
     """
     bbox = record["bbox"]
+    if isinstance(bbox, list) and len(bbox) == 5 and all(map(is_number, bbox)):
+        raise DataError(
+            f"{where}: bbox {short(bbox)} is a turned box (centre, width, height, angle), which "
+            "cannot be trained on: give [x, y, width, height] of the upright box around it"
+        )
     wrong = not isinstance(bbox, list) or len(bbox) != 4
     if wrong or any(isinstance(s, bool) or not isinstance(s, int | float) for s in bbox):
         raise DataError(
@@ -81,3 +86,15 @@ def bbox(where: str, record: dict[str, Any]) -> tuple[float, float, float, float
     except OverflowError:
         raise DataError(f"{where}: bbox {short(bbox)} is too large") from None
     return x, y, width, height
+
+
+def is_turned(record: dict[str, Any]) -> bool:
+    """Whether a record turns its box by an angle, in degrees, beside ``bbox``.
+
+    CVAT exports ``bbox`` of the box before it is turned, and ``attributes.rotation``.
+    """
+    attributes = record.get("attributes")
+    angles = [record.get("rotation")]
+    if isinstance(attributes, dict):
+        angles.append(attributes.get("rotation"))
+    return any(is_number(angle) and angle % 180 != 0 for angle in angles if angle is not None)

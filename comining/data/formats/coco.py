@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from comining.data.annotations import AnnotationBuilder, AnnotationSet, Categories, OnInvalidBox
-from comining.data.record_values import bbox, file_name, integer, is_number, is_text, short
+from comining.data.record_values import (
+    bbox,
+    file_name,
+    integer,
+    is_number,
+    is_text,
+    is_turned,
+    short,
+)
 from comining.errors import DataError
 
 
@@ -51,6 +59,8 @@ def read_coco(path: str | Path, on_invalid_box: OnInvalidBox = "error") -> Annot
             builder.repairs["areas computed from the box because the file has none"] += 1
         elif not is_number(area) or area < 0:
             raise DataError(f"{where}: area must be a number, got {short(area)}")
+        if is_turned(record):
+            builder.repairs["turned boxes read without their angle: they do not fit objects"] += 1
         builder.add_annotation(
             where, annotation_id, image_id, label_of[category_id], bbox(where, record),
             area=area, crowd=bool(crowd),
