@@ -80,10 +80,11 @@ def _is_word(part: Any) -> bool:
 def _shortened(items: Sequence[_Item]) -> str:
     """All values, and of the options as much as there is room for."""
     last = [f"{item.key.rpartition('.')[2]}-{item.value}" for item in items]
-    if len("_".join(last)) > LONGEST:
-        room = max(1, LONGEST // len(last) - 1)
-        last = [item[-room:] for item in last]
-    return "_".join(last)[:LONGEST]
+    for room in range(LONGEST, 0, -1):  # the longest are cut first
+        name = "_".join(item[-room:] for item in last)
+        if len(name) <= LONGEST:
+            return name
+    return name[:LONGEST]
 
 
 OmegaConf.register_new_resolver("cell_name", cell_name, replace=True)
