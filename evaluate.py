@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint: ``python evaluate.py checkpoint=PATH [data=coco data.root=...]``.
+"""Evaluate a checkpoint: ``python evaluate.py checkpoint=PATH [data=coco] [data.root=...]``.
 
 Or show what it detects in pictures of your own: ``python evaluate.py checkpoint=PATH images=DIR``
 (or ``images=FILE``).
@@ -24,6 +24,7 @@ from comining.evaluation.predict import predict_pictures
 from comining.program_options import check_evaluation
 from comining.runs.checkpoint import load_detector
 from comining.runs.claiming import claim_evaluation
+from comining.runs.command_line import command_line
 from comining.runs.directory import OWNER, RunDirectory
 from comining.runs.environment import versions
 from comining.runs.files import write_json
@@ -32,6 +33,7 @@ from comining.runs.predictions import write_predictions
 from comining.runs.signals import SIGNALS, Interrupted
 
 
+@command_line(data_of_checkpoint=True)
 @hydra.main(config_path="conf", config_name="evaluate", version_base="1.3")
 @one_line_errors
 def main(cfg: DictConfig) -> None:

@@ -1,5 +1,6 @@
 """Train a detector: ``python train.py [group=choice ...] [option=value ...]``."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from omegaconf import DictConfig
 from comining.config import instantiate
 from comining.data.sampler import check_batch_size
 from comining.runs.checkpoint import build_detector, describe
+from comining.runs.command_line import command_line
 from comining.runs.environment import hardware
 from comining.runs.outcome import Run, print_outcome, print_start, recorded
 from comining.runs.ranks import refuse_several_processes
@@ -22,9 +24,13 @@ from comining.training.callbacks.divergence import DivergenceGuard
 from comining.training.callbacks.figures import TrainingFigures
 from comining.training.callbacks.progress import Progress
 from comining.training.callbacks.saving import WholeCheckpoints
+from comining.training.pointless import ZeroLossWarning, pointless
 from comining.training.training_module import DetectionModule
 
+log = logging.getLogger(__name__)
 
+
+@command_line
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")
 @recorded
 def main(cfg: DictConfig, config: dict[str, Any], run: Run) -> Mapping[str, Any]:
@@ -53,7 +59,7 @@ def main(cfg: DictConfig, config: dict[str, Any], run: Run) -> Mapping[str, Any]
     trainer = instantiate(
         cfg.trainer, "trainer", logger=False, default_root_dir=str(run.path),
         plugins=[WholeCheckpoints()], enable_progress_bar=False,
-        callbacks=[guard, figures, pictures, progress, checkpoint],
+        callbacks=[guard, figures, pictures, progress, checkpoint, ZeroLossWarning(after=50)],
         use_distributed_sampler=False, num_sanity_val_steps=0, enable_model_summary=False,
         # Lightning counts batches here, and steps everywhere else.
         val_check_interval=None if interval is None else interval * batches,
@@ -70,6 +76,9 @@ def main(cfg: DictConfig, config: dict[str, Any], run: Run) -> Mapping[str, Any]
         print_start(run.path, data.summary(), device)
     run.begin(config, data=data.summary(), hardware=hardware(device, trainer.world_size))
     detector = build_detector(config, len(data.categories), pretrained=resumed is None)
+    if trainer.is_global_zero:
+        for warning in pointless(data, detector):
+            log.warning(warning)
     module = DetectionModule(
         detector, method, view, optimizer, parameter_groups, schedule, data.evaluated, run.path,
         cfg.seed, describe(config, data.categories),

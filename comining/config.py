@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
-import re
+import os
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,20 +18,26 @@ from comining.errors import ConfigError, UserError
 from comining.option_types import Nested, misfit, shown
 
 
-def slug(text: str) -> str:
-    """A folder name out of any text; a hash keeps apart what the shortening makes alike."""
-    name = re.sub(r"[^\w=.,+-]", "_", text)
-    if name == text and len(name) <= 200:
-        return name or "default"
-    return f"{name[:180]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
 def run_dir(resume: str | None, new: str) -> str:
     """Where a run writes to: into the run that it resumes, or a new directory."""
     return new if resume in (None, "auto") else str(resume)
 
 
-OmegaConf.register_new_resolver("slug", slug, replace=True)
+def environment(name: str, default: Any) -> Any:
+    """An environment variable, or what holds where it is not set, or empty."""
+    return os.environ.get(name) or default
+
+
+def wandb_mode() -> str:
+    """What W&B's own environment variables say of ``logger.mode``; offline if they say nothing."""
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "t", "yes", "y", "on"):
+        return "disabled"
+    mode: str = environment("WANDB_MODE", "offline")
+    return {"dryrun": "offline", "run": "online"}.get(mode, mode)
+
+
+OmegaConf.register_new_resolver("environment", environment, replace=True)
+OmegaConf.register_new_resolver("wandb_mode", wandb_mode, replace=True)
 OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "conf"

@@ -26,6 +26,10 @@ class CheckpointError(UserError):
     """A file is no checkpoint of ours, or does not fit."""
 
 
+class OutputError(UserError):
+    """A file cannot be written."""
+
+
 class DivergedError(FloatingPointError):
     """Training produced numbers that are not finite.
 

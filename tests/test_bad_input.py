@@ -385,6 +385,13 @@ ANNOTATION_FILES = [
         annotation(bbox=None, segmentation={"size": [48, 64], "counts": [0, 3071]}),
     ),
     Row(
+        "turned box",
+        "`[x, y, width, height, angle]`",
+        BOX + "[1, 2, 3, 4, 30] is a turned box (centre, width, height, angle), which cannot be "
+        "trained on: give [x, y, width, height] of the upright box around it",
+        annotation(bbox=[1, 2, 3, 4, 30]),
+    ),
+    Row(
         "inverted box",
         "a negative side",
         BOX + "(30.0, 30.0, -10.0, 5.0) in image 1 of 64x48 px has a negative side " + DROP,
@@ -858,11 +865,58 @@ OPTIONS = [
     ),
     Row(
         "broken command line",
-        "`data.root=[`",
-        "no viable alternative at input '['",
-        given("data.root=["),
+        "`tau=[`",
+        "tau=[: cannot be read (no viable alternative at input '['); a text stands in quotes: "
+        "python train.py 'tau=\"[\"'",
+        given("tau=["),
         "options",
-        code=1,
+    ),
+    Row(
+        "a text that Hydra's grammar refuses",
+        "`data.hint=a=b`",
+        "data.hint=a=b: cannot be read (mismatched input '=' expecting <EOF>); a text stands in "
+        "quotes: python train.py 'data.hint=\"a=b\"'",
+        given("data.hint=a=b"),
+        "options",
+    ),
+    Row(
+        "a value that the shell has cut",
+        "`data.root=/my set` without quotes",
+        "set: cannot be read (missing EQUAL at '<EOF>'); a value with spaces stands in quotes: "
+        "python train.py 'data.root=/my set'",
+        given("data.root=/my", "set"),
+        "options",
+    ),
+    Row(
+        "several values in a single run",
+        "`seed=0,1` without `-m`",
+        "seed=0,1: several values are for a sweep: python train.py -m seed=0,1; one text stands in "
+        "quotes: python train.py 'seed=\"0,1\"'",
+        given("seed=0,1"),
+        "options",
+    ),
+    Row(
+        "path with an open reference",
+        "`data.root=/sets/${x`",
+        "data.root=/sets/${x: a path with ${ cannot be given, because ${...} is a reference to "
+        "another option; rename it, or give a link to it",
+        given("data.root=/sets/${x"),
+        "options",
+    ),
+    Row(
+        "run directory in the place of a file",
+        "`hydra.run.dir=DIR/train.json`",
+        "DIR/train.json: cannot be a run directory, File exists",
+        lambda root: [f"hydra.run.dir={root}/train.json"],
+        "options",
+    ),
+    Row(
+        "unknown mode of W&B",
+        "`logger=wandb logger.mode=live`",
+        "logger.mode='live' must be one of offline, online, disabled (where it is not given, "
+        "WANDB_MODE is)",
+        given("logger=wandb", "logger.mode=live"),
+        "options",
     ),
     Row(
         "mandatory option not set",
@@ -1627,6 +1681,12 @@ def turned_upright(root: Path) -> None:
     assert found[0, :, :28].max() < 15
 
 
+def turned(root: Path) -> None:
+    edited(lambda c: c["annotations"][1].update(attributes={"rotation": 30.0}))(root)
+    found = read_coco(root / "train.json")
+    assert [found.repairs[what] for what in found.repairs if "turned" in what] == [1]
+
+
 def decoded(
     save: Callable[[Image.Image, Path], None], expected: Any, **options: Any
 ) -> Callable[[Path], None]:
@@ -1790,6 +1850,12 @@ ACCEPTED = [
         "`C:\\data\\002.png`",
         "relative to the folder that they share; counted",
         of_another_machine,
+    ),
+    Accepted(
+        "box that an angle turns",
+        "`attributes.rotation` of CVAT, or `rotation`",
+        "the box before it is turned, counted in one warning",
+        turned,
     ),
     Accepted("grey picture", "mode L", "three equal channels", decoded(save_grey, [76.0] * 3)),
     Accepted("palette picture", "mode P", "its colours", decoded(save_palette, RED)),

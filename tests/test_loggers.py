@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from comining.config import CONFIG_FOLDER, instantiate, locate
+from comining.config import CONFIG_FOLDER, instantiate, locate, resolve
 from comining.errors import ConfigError
 from comining.tracking.metrics_csv import MetricsFile
 from comining.tracking.tensorboard_events import TensorBoardEvents
@@ -146,6 +146,14 @@ def test_tensorboard_hides_what_a_resumed_run_repeats(tmp_path: Path) -> None:
 
 
 # -- Weights & Biases --------------------------------------------------------------------
+
+
+def wandb_run_in(folder: Path, **options: Any) -> WandbRun:
+    defaults: dict[str, Any] = {
+        "mode": "offline", "project": "p", "entity": None, "group": None, "name": None,
+        "directory": str(folder), "tags": [],
+    }  # fmt: skip
+    return WandbRun(folder, **{**defaults, **options})
 
 
 def records(run: Path) -> list[Any]:
@@ -284,8 +292,102 @@ def test_going_online_needs_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     with pytest.raises(ConfigError, match="WANDB_API_KEY"):
-        WandbRun(tmp_path, mode="online", project="p", entity=None, tags=[])
+        wandb_run_in(tmp_path, mode="online", entity=None)
     assert not (tmp_path / "wandb").exists()
+
+
+# What the environment says, what the command line says, and what holds then.
+VARIABLES = [
+    ({}, (), {"mode": "offline", "project": "comining", "entity": None, "group": None}),
+    ({"WANDB_MODE": "disabled"}, (), {"mode": "disabled"}),
+    ({"WANDB_MODE": "dryrun"}, (), {"mode": "offline"}),
+    ({"WANDB_MODE": "run"}, (), {"mode": "online"}),
+    ({"WANDB_MODE": ""}, (), {"mode": "offline"}),
+    ({"WANDB_DISABLED": "true", "WANDB_MODE": "online"}, (), {"mode": "disabled"}),
+    ({"WANDB_DISABLED": "false"}, (), {"mode": "offline"}),
+    ({"WANDB_DISABLED": "true"}, ("mode=offline",), {"mode": "offline"}),
+    ({"WANDB_MODE": "online"}, ("mode=disabled",), {"mode": "disabled"}),
+    ({"WANDB_PROJECT": "2024", "WANDB_ENTITY": "us"}, (), {"project": "2024", "entity": "us"}),
+    ({"WANDB_PROJECT": "theirs"}, ("project=ours",), {"project": "ours"}),
+    ({"WANDB_RUN_GROUP": "g", "WANDB_NAME": "n"}, (), {"group": "g", "name": "n"}),
+    ({"WANDB_RUN_GROUP": "g"}, ("group=null",), {"group": None}),
+    ({"WANDB_DIR": "/a b"}, (), {"directory": "/a b"}),
+]
+
+
+@pytest.fixture
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.usefixtures("no_variables")
+@pytest.mark.parametrize(("variables", "given", "expected"), VARIABLES)
+def test_variables_of_wandb_hold_unless_an_option_is_given(
+    variables: dict[str, str],
+    given: tuple[str, ...],
+    expected: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    cfg = composed("logger=wandb", *(f"logger.{one}" for one in given), run=Path("/runs/x"))
+    options = resolve(cfg.logger)
+    assert {name: options[name] for name in expected} == expected
+    if "WANDB_DIR" not in variables:
+        assert options["directory"] == "/runs/x"
+
+
+@pytest.mark.usefixtures("no_variables")
+def test_a_variable_that_cannot_be_honoured_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "live")
+    with pytest.raises(ConfigError, match=r"^logger.mode='live' must be one of .*WANDB_MODE"):
+        instantiate(composed("logger=wandb").logger, "logger")
+    for name in ("WANDB_RUN_ID", "WANDB_RESUME"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "x")
+            with pytest.raises(ConfigError, match=f"^{name}='x' cannot be used: .* unset {name}$"):
+                wandb_run_in(tmp_path)
+            wandb_run_in(tmp_path, mode="disabled")
+
+
+@pytest.mark.usefixtures("no_variables")
+def test_what_wandb_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    told: list[dict[str, Any]] = []
+
+    def refuse(**options: Any) -> None:
+        told.append(options)
+        raise wandb.errors.CommError("enough")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    composed(run=tmp_path)
+    elsewhere = tmp_path / "made" / "here"
+    for options in ({}, {"group": "g", "name": "n", "directory": str(elsewhere)}):
+        with pytest.raises(ConfigError, match="enough"):
+            wandb_run_in(tmp_path, **options).start({}, step=0, rows=0)
+    names = ("dir", "group", "name", "project", "mode")
+    assert [told[0][name] for name in names] == [str(tmp_path), None, tmp_path.name, "p", "offline"]
+    assert [told[1][name] for name in names[:3]] == [str(elsewhere), "g", "n"]
+    assert elsewhere.is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"^logger=wandb: .*file"):
+        wandb_run_in(tmp_path, directory=str(tmp_path / "file")).start({}, step=0, rows=0)
+
+
+@pytest.mark.usefixtures("no_variables")
+def test_a_disabled_run_writes_nothing(tmp_path: Path) -> None:
+    composed(run=tmp_path)
+    tracker = wandb_run_in(tmp_path, mode="disabled")
+    tracker.start({"a": 1}, step=0, rows=0)
+    tracker.figures({"train/loss": 1.0}, step=1)
+    tracker.boxes("pictures/x", [LabelledImage(torch.zeros(3, 4, 4).byte(), [], [])], 1, ["a"])
+    tracker.summary({"final/AP": 1.0})
+    tracker.close(failed=False)
+    assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == ["wandb_id"]
 
 
 @pytest.mark.parametrize("option", ["mode=live", "mode=null", "project=null", "tags=5", "entity=5"])
@@ -329,7 +431,7 @@ def test_what_wandb_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
 
     composed(run=tmp_path)
     monkeypatch.setattr(wandb, "init", refuse)
-    tracker = WandbRun(tmp_path, mode="offline", project="p", entity="nobody", tags=[])
+    tracker = wandb_run_in(tmp_path, mode="offline", entity="nobody")
     with pytest.raises(ConfigError, match=r"^logger=wandb: no such entity$"):
         tracker.start({}, step=0, rows=0)
 
@@ -361,7 +463,7 @@ def test_a_constructor_leaves_no_trace(tmp_path: Path) -> None:
     """A configuration may come out of somebody else's checkpoint, and name any folder."""
     MetricsFile(tmp_path)
     TensorBoardEvents(tmp_path)
-    WandbRun(tmp_path, mode="offline", project="p", entity=None, tags=[])
+    wandb_run_in(tmp_path, mode="offline", entity=None)
     NoTracker()
     assert not list(tmp_path.iterdir())
 

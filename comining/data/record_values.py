@@ -176,6 +176,11 @@ def bbox(
     """
     bbox = record["bbox"]
     numbers: list[float | None] = []
+    if isinstance(bbox, list) and len(bbox) == 5 and all(map(is_number, bbox)):
+        raise DataError(
+            f"{where}: bbox {short(bbox)} is a turned box (centre, width, height, angle), which "
+            "cannot be trained on: give [x, y, width, height] of the upright box around it"
+        )
     if isinstance(bbox, list) and len(bbox) == 4:
         try:
             numbers = [number(side, repairs) for side in bbox]
@@ -187,3 +192,15 @@ def bbox(
             f"{where}: bbox must be four numbers [x, y, width, height], got {short(bbox)}"
         )
     return sides[0], sides[1], sides[2], sides[3]
+
+
+def is_turned(record: dict[str, Any]) -> bool:
+    """Whether a record turns its box by an angle, in degrees, beside ``bbox``.
+
+    CVAT exports ``bbox`` of the box before it is turned, and ``attributes.rotation``.
+    """
+    attributes = record.get("attributes")
+    angles = [record.get("rotation")]
+    if isinstance(attributes, dict):
+        angles.append(attributes.get("rotation"))
+    return any(isinstance(a, int | float) and is_number(a) and a % 180 != 0 for a in angles)

@@ -73,6 +73,11 @@ class DenseDetector(Detector):
         self.register_buffer("pixel_mean", mean * 255, persistent=False)
         self.register_buffer("pixel_std", std * 255, persistent=False)
 
+    @property
+    def smallest_region(self) -> float:
+        # Of a square anchor, or the stride of a point.
+        return float(min(side for level in self.net.anchor_generator.sizes for side in level))
+
     # -- the network ---------------------------------------------------------------------
 
     def predict(self, images: Sequence[Tensor]) -> DensePredictions:

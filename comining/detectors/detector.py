@@ -76,6 +76,11 @@ class Detector(nn.Module, ABC):
 
     net: Any  # torchvision ships no types
 
+    @property
+    def smallest_region(self) -> float:
+        """Side of the smallest region, px; 0 where regions have no sizes of their own."""
+        return 0.0
+
     @abstractmethod
     def predict(self, images: Sequence[Tensor]) -> Predictions:
         """One forward for all images (of all views), in training or evaluation mode.

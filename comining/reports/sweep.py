@@ -23,7 +23,7 @@ class SweepReport(Callback):
         folder = Path(config.hydra.sweep.dir)
         try:
             statuses = write_report([folder], output=folder)["status"]
-        except UserError as error:
+        except (UserError, OSError) as error:  # bad records, or the report cannot be written
             print(f"error: {one_line(error)}", file=sys.stderr)
             sys.exit(2)
         except Exception:  # Hydra would turn it into a warning, and exit with 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +16,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from comining.errors import ConfigError, UserError
+from comining.runs import cell_names  # noqa: F401  # registers the resolver that names a run of a sweep
+from comining.runs.command_line import quoted
 from comining.runs.directory import DirectoryTakenError, RunDirectory
 from comining.runs.neighbours import find_settled, is_unfinished
 from comining.runs.ranks import Decision, meeting, started_by_rank_zero
@@ -39,21 +43,38 @@ class OutputDirectory(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         HydraConfig.instance().set_config(config)
         name = OmegaConf.to_container(config.hydra.sweep)["dir"]  # type: ignore[call-overload, index]
-        if CLOCK not in str(name):
-            return
         wanted = Path(config.hydra.sweep.dir)
-        for number in itertools.count(1):
-            folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}_{number}")
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                folder.mkdir()
-            except FileExistsError:
-                continue
-            break
-        _set(config.hydra.sweep, dir=str(folder))
-        # The runs compose the configuration again.
-        with read_write(config.hydra.overrides):
-            config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{folder}'")
+        try:
+            folder = _make_sweep(wanted, numbered=CLOCK in str(name))
+        except OSError as error:  # Hydra would turn an exception into a warning
+            reason = error.strerror or error
+            print(f"error: {wanted}: cannot be the directory of a sweep, {reason}", file=sys.stderr)
+            sys.exit(2)
+        if CLOCK in str(name):
+            _set(config.hydra.sweep, dir=str(folder))
+            # The runs compose the configuration again.
+            with read_write(config.hydra.overrides):
+                config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(folder))}")
+
+
+def _make_sweep(wanted: Path, numbered: bool) -> Path:
+    """Make the directory of a sweep, or use one that can be written.
+
+    Args:
+        numbered: take ``NAME_2``, ``NAME_3``, ... where it exists.
+    """
+    for number in itertools.count(1):
+        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}_{number}")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(exist_ok=not numbered)
+        except FileExistsError:
+            if not numbered:  # it is a file
+                raise
+            continue
+        break
+    with tempfile.TemporaryFile(dir=folder):
+        return folder
 
 
 def wanted_directory() -> Path:
@@ -138,7 +159,11 @@ def _claim(cfg: DictConfig, wanted: Path) -> RunDirectory:
         advice=_advice(wanted, alone, trains),
     )
     if trains:
-        run.create_wandb_id()
+        try:
+            run.create_wandb_id()
+        except OSError as error:
+            run.abandon()
+            raise ConfigError(f"{run.path}: cannot be a run directory, {error.strerror}") from error
     return run
 
 

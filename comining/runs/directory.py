@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import logging
@@ -15,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from comining.errors import ConfigError, UserError
+from comining.errors import ConfigError, OutputError, UserError
 from comining.runs.files import replace_file
 from comining.runs.lock import try_lock
 from comining.runs.result import REPLACED, RunResult
@@ -34,6 +35,8 @@ RUN_FILES = (
     "evaluation.json",
     "coco_results.json",
 )
+# Of a disk that takes no more, whatever the file.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 WAIT_FOR_OWNER = 60.0  # seconds, until another node sees what rank 0 has written
 
 # Directories that this process owns; the lock of a file does not keep a process out of its own.
@@ -222,9 +225,19 @@ class RunDirectory:
         """Write what is logged in this process to ``train.log``, too."""
         if self.owned:
             root = logging.getLogger()
-            self._log = logging.FileHandler(self.path / LOG, delay=True, encoding="utf-8")
+            self._log = _LogFile(self.path / LOG, delay=True, encoding="utf-8")
             self._log.setFormatter(root.handlers[0].formatter if root.handlers else None)
             root.addHandler(self._log)
+
+    def explained(self, error: Exception) -> Exception:
+        """An error as one line about a file, if that could not be written; else as it is."""
+        if not isinstance(error, OSError):
+            return error
+        file = Path(os.fsdecode(error.filename or self.path))
+        within = error.filename is not None and file.is_relative_to(self.path)
+        if not within and error.errno not in DISK_ERRORS:
+            return error
+        return OutputError(f"{file}: cannot be written, {error.strerror}")
 
     # -- and leaving it ----------------------------------------------------------------------
 
@@ -262,12 +275,19 @@ class RunDirectory:
         """Release the directory at the end, or abandon it where bad input ended it at once."""
         try:
             yield self
-        except UserError:
+        except (UserError, OSError) as error:
             if not self.begun:
                 self.abandon()
-            raise
+            raise self.explained(error) from error.__cause__
         finally:
             self.release()
+
+
+class _LogFile(logging.FileHandler):
+    """A log file; what it cannot take is on standard output, and ends no run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # of logging
+        pass
 
 
 def _make(path: Path) -> list[Path]:

@@ -31,7 +31,7 @@ from comining.runs.files import replace_file
 from comining.runs.gpu import claim_gpu
 from comining.runs.options import options_hash
 from comining.runs.result import RunResult, Status
-from comining.runs.resume import requeue, with_options_of, write_overrides
+from comining.runs.resume import requeue, where_started, with_options_of, write_overrides
 from comining.runs.signals import SIGNALS, Interrupted
 
 log = logging.getLogger(__name__)
@@ -141,8 +141,13 @@ class _Attempt:
 
     def _train(self) -> Mapping[str, Any] | None:
         """The facts of the finished run; None if there is a result already."""
-        if self.cfg.resume is not None and (self.wanted / "overrides.yaml").exists():
+        if self.cfg.resume is None or not (self.wanted / "overrides.yaml").exists():
+            return self._train_here()
+        with where_started(self.wanted):
             self.cfg = with_options_of(self.wanted)
+            return self._train_here()
+
+    def _train_here(self) -> Mapping[str, Any] | None:
         self.config = resolve(self.cfg)
         check_training(self.config)
         run = self._claim()
@@ -169,6 +174,8 @@ class _Attempt:
         return self.run
 
     def _fail(self, error: Exception) -> int:
+        if self.run is not None:
+            error = self.run.directory.explained(error)
         expected = isinstance(error, UserError)
         if self.alone and expected:
             print(f"error: {one_line(error)}", file=sys.stderr)
@@ -176,9 +183,14 @@ class _Attempt:
                 self.run.directory.abandon()
                 return EXIT_USER_ERROR
         if not self.alone:
-            log.error("this run failed; the sweep goes on", exc_info=error)
-            if self.run is None:  # its options cannot even be resolved
-                self._claim()
+            told = f": {one_line(error)}" if expected else ""
+            log.error(f"this run failed{told}; the sweep goes on", exc_info=not expected and error)
+            try:
+                if self.run is None:  # its options cannot even be resolved
+                    self._claim()
+            except UserError as refused:  # no other run of the sweep would get a directory either
+                print(f"error: {refused}", file=sys.stderr)
+                return EXIT_USER_ERROR
         trace = "".join(traceback.format_exception(error))
         self._record("failed", error=f"{type(error).__name__}: {one_line(error)}", trace=trace)
         if self.alone and not expected:

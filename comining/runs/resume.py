@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from omegaconf import DictConfig, open_dict
 from comining.config import resolve
 from comining.errors import ConfigError
 from comining.runs.checkpoint import read_checkpoint
+from comining.runs.command_line import absolute, quoted, text_of
 from comining.runs.files import replace_file
 from comining.runs.options import relevant
 
 # What belongs to this start of a run and not to the run.
 OF_THIS_START = ("resume", "ckpt", "allow_changes", "overwrite")
+# Among the recorded options: the directory that relative paths of the run are relative to.
+STARTED_IN = "hydra.runtime.cwd"
 
 
 def checkpoint_to_resume(cfg: DictConfig, run: Path) -> Path | None:
@@ -44,13 +48,31 @@ def checkpoint_to_resume(cfg: DictConfig, run: Path) -> Path | None:
     return chosen
 
 
+@contextlib.contextmanager
+def where_started(run: Path) -> Iterator[None]:
+    """Work in the directory where the run in ``run`` was started, if that is still there.
+
+    What was given as a relative path then means the same as before.
+    """
+    options = {_key(override): override for override in _recorded(run)}
+    folder = text_of(options[STARTED_IN]) if STARTED_IN in options else None
+    if folder is None or not os.path.isdir(folder):
+        yield
+        return
+    with contextlib.chdir(folder):
+        yield
+
+
 def with_options_of(run: Path) -> DictConfig:
     """The configuration of the run in ``run``, changed by the options of this command line.
 
     The options that the run was started with, and then those of this start, are composed again.
     """
-    before = yaml.safe_load((run / "overrides.yaml").read_text(encoding="utf-8"))
+    before = [one for one in _recorded(run) if _key(one) != STARTED_IN]
     now = list(HydraConfig.get().overrides.task)
+    here = Path(HydraConfig.get().runtime.cwd)
+    if not os.path.samefile(here, os.curdir):  # see where_started
+        now = [absolute(one, here) for one in now]
     given = {_key(override) for override in now}
     overrides = [override for override in before if _key(override) not in given] + now
     hydra: Any = HydraConfig.get()
@@ -71,6 +93,12 @@ def with_options_of(run: Path) -> DictConfig:
     return composed
 
 
+def _recorded(run: Path) -> list[str]:
+    """What :func:`write_overrides` left."""
+    recorded: list[str] = yaml.safe_load((run / "overrides.yaml").read_text(encoding="utf-8"))
+    return recorded
+
+
 def _key(override: str) -> str:
     return override.lstrip("+~").split("=", 1)[0].split("@")[0]
 
@@ -78,7 +106,7 @@ def _key(override: str) -> str:
 def write_overrides(run: Path) -> None:
     """Leave the command line's options for :func:`with_options_of`."""
     overrides = [one for one in HydraConfig.get().overrides.task if _key(one) not in OF_THIS_START]
-    text = yaml.safe_dump(overrides)
+    text = yaml.safe_dump([*overrides, f"{STARTED_IN}={quoted(os.getcwd())}"])
     replace_file(run / "overrides.yaml", lambda file: file.write(text.encode()))
 
 

@@ -20,12 +20,14 @@ class Interrupted(BaseException):
     """The run was told to stop. No error, and not to be taken for one on its way up.
 
     Args:
-        signum: by which signal.
+        signum: by which signal; SIGPIPE stands for standard output that nobody reads any more.
         step: after which optimizer step, whose checkpoint is written; None outside of training.
     """
 
     def __init__(self, signum: int, step: int | None = None):
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        name = signal.Signals(signum).name
+        closed = ": nobody reads the output any more" if name == "SIGPIPE" else ""
+        super().__init__(f"stopped by {name}{closed}")
         self.signum = signum
         self.step = step
 
@@ -83,10 +85,22 @@ class Signals:
             if signum == signal.SIGTERM:
                 os._exit(128 + signum)
             return
+        self.stop(signum)
+
+    def stop(self, signum: int) -> None:
+        """End the run as a signal does, without the signal.
+
+        Raises:
+            Interrupted: unless training stops after its step.
+        """
+        if os.getpid() != self._process:
+            return  # a loader's worker; the main process meets the same
         if self.deferred and not self.received:
             self.received = signum
             print(f"{signal.Signals(signum).name}: stopping after this {self.unit}", flush=True)
             return
+        if self.deferred and signum == signal.SIGPIPE:
+            return  # it stops already
         raise Interrupted(signum)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -20,45 +21,72 @@ if TYPE_CHECKING:
 
 # The name that Lightning gives it, so that charts of earlier runs fit.
 STEP = "trainer/global_step"
+MODES = ("offline", "online", "disabled")
+# W&B's variables that would take a run away from its directory.
+REFUSED = ("WANDB_RUN_ID", "WANDB_RESUME")
 
 
 class WandbRun(Tracker):
-    """Logs to a W&B run, whose files are in ``folder/wandb``.
+    """Logs to a W&B run, whose files are in ``directory/wandb``.
 
     The runs of a sweep are one group, named after the sweep's directory. A run that is resumed in
     its directory continues the same W&B run, whose id is in ``folder/wandb_id``.
 
     Args:
         folder: the run directory.
-        mode: ``online`` uploads while training; after ``offline`` runs ``wandb sync`` does.
+        mode: ``online`` uploads while training; after ``offline`` runs ``wandb sync`` does;
+            ``disabled`` logs nothing.
         project, entity, tags: as in :func:`wandb.init`.
+        group: None for the name of the sweep's directory, where there is a sweep.
+        name: None for that of the run directory.
+        directory: made where it is missing.
 
     Raises:
-        ConfigError: online without an API key, which W&B would ask for in the terminal.
+        ConfigError: an unknown mode, a variable of W&B that contradicts the run directory, or
+            online without an API key, which W&B would ask for in the terminal.
     """
 
     def __init__(
         self,
         folder: str | Path,
         *,
-        mode: Literal["offline", "online"],
+        mode: str,
         project: str,
         entity: str | None,
+        group: str | None,
+        name: str | None,
+        directory: str,
         tags: Sequence[str],
     ):
         self.folder = Path(folder)
         self.mode = mode
         self.project = project
         self.entity = entity
+        self.group = group
+        self.name = name
+        self.directory = Path(directory)
         self.tags = tags
         self._run: wandb.Run  # from start on
+        if mode not in MODES:
+            raise ConfigError(
+                f"logger.mode={mode!r} must be one of {', '.join(MODES)} (where it is not given, "
+                "WANDB_MODE is)"
+            )
+        contradicting = [variable for variable in REFUSED if os.environ.get(variable)]
+        if contradicting and mode != "disabled":
+            raise ConfigError(
+                f"{contradicting[0]}={os.environ[contradicting[0]]!r} cannot be used: the id of a "
+                f"W&B run is in its run directory, so that resume=DIR goes on with it; unset "
+                f"{contradicting[0]}"
+            )
         if mode == "online":
             import wandb
 
             if not wandb.api.api_key:
                 raise ConfigError(
                     "logger.mode=online needs an account: run `wandb login` or set WANDB_API_KEY; "
-                    "logger.mode=offline needs none, and `wandb sync` uploads later"
+                    "logger.mode=offline (or WANDB_MODE=offline) needs none, and `wandb sync` "
+                    "uploads later"
                 )
 
     def start(self, config: Mapping[str, Any], step: int, rows: int) -> None:
@@ -70,17 +98,19 @@ class WandbRun(Tracker):
         import wandb
 
         hydra = HydraConfig.get()
-        group = Path(hydra.sweep.dir).name if hydra.mode is RunMode.MULTIRUN else None
+        sweep = Path(hydra.sweep.dir).name if hydra.mode is RunMode.MULTIRUN else None
         try:
+            self.directory.mkdir(parents=True, exist_ok=True)  # W&B would write to another one
             # reinit: a run that another one of a sweep in this process left open is not reused.
             self._run = wandb.init(
-                dir=str(self.folder), project=self.project, entity=self.entity, group=group,
-                name=self.folder.name, id=run_id(self.folder), tags=list(self.tags) or None,
-                mode=self.mode, resume="allow", reinit=True,
+                dir=str(self.directory), project=self.project, entity=self.entity,
+                group=self.group or sweep, name=self.name or self.folder.name,
+                id=run_id(self.folder), tags=list(self.tags) or None,
+                mode=self.mode, resume="allow", reinit=True,  # type: ignore[arg-type]  # in MODES
                 config=dict(config), allow_val_change=True,
                 settings=wandb.Settings(console="off", silent=True),
             )  # fmt: skip
-        except wandb.Error as error:
+        except (wandb.Error, OSError) as error:
             raise ConfigError(f"logger=wandb: {' '.join(str(error).split())}") from error
         self._run.define_metric(STEP)
         self._run.define_metric("*", step_metric=STEP, step_sync=True)

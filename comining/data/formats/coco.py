@@ -23,6 +23,7 @@ from comining.data.record_values import (
     integer,
     is_lfs_pointer,
     is_text,
+    is_turned,
     number,
     short,
     whole,
@@ -79,6 +80,8 @@ def read_coco(
         category_id = integer(where, record, "category_id", repairs)
         if category_id not in label_of:
             raise DataError(f"{where}: category_id {category_id} is not among the categories")
+        if is_turned(record):
+            repairs["turned boxes read without their angle: they do not fit objects"] += 1
         builder.add_annotation(
             where, annotation_id, image_id, label_of[category_id],
             _read_box(where, record, sizes.get(image_id), repairs),

@@ -1,0 +1,265 @@
+"""The command line: paths as the shell hands them over, and one line for what Hydra cannot read.
+
+Hydra reads ``NAME=VALUE`` by a grammar of its own, in which spaces, brackets, commas, ``=``, ``#``
+and letters beyond ASCII mean something or are refused. Options that are paths are therefore
+rewritten, before Hydra sees them, by these rules:
+
+1. A value that names a file or folder that exists is that path.
+2. Else what Hydra reads as one text, or as null, is left alone: quotes, escapes and ``${...}`` mean
+   what they always do.
+3. In a sweep (``-m``), commas separate values, each of which is read by these rules.
+4. Anything else is a path, character by character. A leading ``~`` is expanded.
+
+Nothing else is rewritten, but for ``data.NAME=VALUE`` of a program that takes its data options from
+a checkpoint.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString, Sweep
+from hydra.errors import HydraException
+
+from comining.errors import ConfigError
+from comining.runs.pipes import stop_on_closed_pipes
+from comining.runs.ranks import started_by_rank_zero
+
+# Relative to the current directory.
+PATHS = frozenset(
+    {
+        "data.root",
+        "sparsity.path",
+        "method.teacher",
+        "resume",
+        "ckpt",
+        "checkpoint",
+        "images",
+        "checkpoint.folder",
+        "pictures.folder",
+        "logger.folder",
+        "logger.directory",
+        "hydra.run.dir",
+        "hydra.sweep.dir",
+    }
+)
+# Relative to data.root.
+BELOW_ROOT = frozenset(
+    f"data.{split}_{part}"
+    for split in ("train", "val", "test")
+    for part in ("annotations", "images")
+)
+# Where evaluate.py keeps what replaces the data options of a checkpoint.
+STORED = "data_override"
+
+OPTION = re.compile(r"(?P<key>\+{0,2}(?P<name>[^=+~]*))=(?P<text>.*)", re.DOTALL)
+# The values of a list: quoted as Hydra quotes, or whatever stands between two commas.
+VALUES = re.compile(r"""\s*(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*(?=,|$)|[^,]*""", re.DOTALL)
+
+_parser = OverridesParser.create()
+
+
+def command_line(
+    main: Callable[..., Any] | None = None, *, data_of_checkpoint: bool = False
+) -> Callable[..., Any]:
+    """Give a program of Hydra its command line in words that Hydra can read.
+
+    What cannot be read ends in one line and exit code 2. Standard output that nobody reads any more
+    ends the program, see :func:`stop_on_closed_pipes`.
+
+    Args:
+        main: decorated by ``hydra.main``.
+        data_of_checkpoint: ``data.NAME=VALUE`` without a choice ``data=...`` replaces an option of
+            the checkpoint.
+    """
+    if main is None:
+        return functools.partial(command_line, data_of_checkpoint=data_of_checkpoint)
+    program: Callable[..., Any] = main
+
+    @functools.wraps(program)
+    def run(*composed: Any) -> Any:
+        if composed:  # with a configuration in place of a command line
+            return program(*composed)
+        try:
+            sys.argv[1:] = readable(sys.argv[1:], data_of_checkpoint)
+        except ConfigError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        with stop_on_closed_pipes():
+            return program()
+
+    return run
+
+
+def readable(arguments: Sequence[str], data_of_checkpoint: bool = False) -> list[str]:
+    """Arguments of a program as Hydra can read them.
+
+    Raises:
+        ConfigError: an argument cannot be read; names it, and how it could be.
+    """
+    given = get_args_parser().parse_args(list(arguments))
+    if given.shell_completion:
+        return list(arguments)
+    sweep = bool(given.multirun) or any(
+        one.replace("'", "").upper() == "HYDRA.MODE=MULTIRUN" for one in given.overrides
+    )
+    rewritten = {}
+    roots = [Path(), *_roots(given.overrides)]
+    before = ""
+    for one in given.overrides:
+        rewritten[one] = _readable(one, before, sweep, roots)
+        before = one
+    if data_of_checkpoint and not any(re.match(r"\+{0,2}data[=@]", o) for o in given.overrides):
+        rewritten = {
+            one: re.sub(rf"^\+{{0,2}}(data|{STORED})\.", f"++{STORED}.", new)
+            for one, new in rewritten.items()
+        }
+    return [rewritten.get(one, one) for one in arguments]
+
+
+def quoted(text: str, quote: Quote = Quote.single) -> str:
+    """A text as Hydra's grammar quotes it. (``${...}`` in it stays a reference.)"""
+    return QuotedString(text, quote).with_quotes()
+
+
+def absolute(override: str, folder: Path) -> str:
+    """An override that Hydra can read, with a relative path taken as one below ``folder``."""
+    option = OPTION.fullmatch(override)
+    if option is None or option["name"] not in PATHS:
+        return override
+    path = text_of(override)
+    if not path or path == "auto":  # of resume: no path
+        return override
+    return f"{option['key']}={quoted(os.path.join(folder, path))}"
+
+
+def text_of(override: str) -> str | None:
+    """The value of an override, if it is a text."""
+    value = _parser.parse_override(override).value()
+    return value if isinstance(value, str) else None
+
+
+# -- one argument ------------------------------------------------------------------------
+
+
+def _roots(overrides: Collection[str]) -> list[Path]:
+    """What is given as ``data.root``, as the base of other paths."""
+    options = filter(None, map(OPTION.fullmatch, overrides))
+    return [
+        Path(option["text"].strip("'\"")).expanduser()
+        for option in options
+        if _name(option) == "data.root"
+    ]
+
+
+def _name(option: re.Match[str]) -> str:
+    """The name of an option; those that replace options of a checkpoint are called alike."""
+    return re.sub(rf"^{STORED}\.", "data.", option["name"])
+
+
+def _readable(override: str, before: str, sweep: bool, roots: Sequence[Path]) -> str:
+    option = OPTION.fullmatch(override)
+    if option is None or _name(option) not in PATHS | BELOW_ROOT:
+        _check(override, before, sweep)
+        return override
+    bases = roots if _name(option) in BELOW_ROOT else roots[:1]
+    # Where files go to is the same for all runs of a sweep.
+    listed = sweep and not option["name"].startswith("hydra.")
+    try:
+        text = _path(option["text"], bases, listed)
+    except ConfigError as error:
+        raise ConfigError(f"{override}: {error}") from None
+    new = f"{option['key']}={text}"
+    _check(new, before, sweep)
+    return new
+
+
+def _path(text: str, bases: Sequence[Path], listed: bool) -> str:
+    """The value of a path option in Hydra's words."""
+    reading = _reading(text)
+    if reading in ("", None):
+        return text
+    if reading != text and any(_exists(base, text) for base in bases):
+        return _literal(text, exists=True)
+    if isinstance(reading, str):
+        if "${" in text and any(_exists(base, text) for base in bases):
+            return _literal(text, exists=True)
+        return text
+    if listed and isinstance(reading, Sweep) and not getattr(reading, "simple_form", False):
+        return text  # choice(a,b)
+    if listed and "," in text:
+        values = [value for value in VALUES.findall(text) if value]
+        if len(values) > 1:
+            return ",".join(_path(value, bases, listed=False) for value in values)
+    if started_by_rank_zero() and re.fullmatch('".*"', text, re.DOTALL):
+        text = text[1:-1]  # by Lightning, which escapes nothing inside
+    return _literal(text, exists=False)
+
+
+def _literal(text: str, exists: bool) -> str:
+    if "${" in text and (exists or "}" not in text):
+        raise ConfigError(
+            "a path with ${ cannot be given, because ${...} is a reference to another option; "
+            "rename it, or give a link to it"
+        )
+    return quoted(os.path.expanduser(text))
+
+
+def _reading(text: str) -> Any:
+    """What Hydra makes of a value; :class:`HydraException` if it refuses it."""
+    try:
+        return _parser.parse_override(f"x={text}").value()
+    except HydraException:
+        return HydraException
+
+
+def _exists(base: Path, text: str) -> bool:
+    try:
+        return os.path.lexists(base / os.path.expanduser(text))
+    except ValueError:  # a null character
+        return False
+
+
+def _check(override: str, before: str, sweep: bool) -> None:
+    """Refuse what Hydra would refuse with several lines, or a traceback.
+
+    Raises:
+        ConfigError: with the argument that would work.
+    """
+    program = f"python {Path(sys.argv[0]).name}"
+    name, equals, text = override.partition("=")
+    as_text = shlex.quote(f"{name}={quoted(text, Quote.double)}")
+    try:
+        parsed = _parser.parse_override(override)
+    except HydraException as error:
+        reason = str(error).splitlines()[0]
+        if equals and re.fullmatch(r"\+{0,2}[\w./@-]+", name):
+            how = f"a text stands in quotes: {program} {as_text}"
+        elif not equals and "=" in before:
+            how = f"a value with spaces stands in quotes: {program} {_joined(before, override)}"
+        else:
+            how = f"options are NAME=VALUE: {program} seed=0"
+        raise ConfigError(f"{override}: cannot be read ({reason}); {how}") from None
+    if parsed.is_sweep_override() and not sweep:
+        raise ConfigError(
+            f"{override}: several values are for a sweep: {program} -m {shlex.quote(override)}; "
+            f"one text stands in quotes: {program} {as_text}"
+        )
+
+
+def _joined(before: str, override: str) -> str:
+    """Two arguments that the shell has cut at a space, as one."""
+    name, _, text = before.partition("=")
+    whole = f"{text} {override}"
+    if isinstance(_reading(whole), str) or name.lstrip("+") in PATHS | BELOW_ROOT:
+        return shlex.quote(f"{name}={whole}")
+    return shlex.quote(f"{name}={quoted(whole, Quote.double)}")

@@ -1,0 +1,141 @@
+"""What makes training or its evaluation pointless, and can be seen before the first step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from comining.data.annotations import AnnotationSet
+from comining.data.datamodule import DetectionData
+from comining.data.dataset import TrainingSet
+from comining.detectors.detector import Detector
+from comining.ops import resized_shape
+from comining.training.training_module import DetectionModule
+
+log = logging.getLogger(__name__)
+
+# A box whose longer side is below this share of the smallest anchor overlaps none by more than a
+# quarter, and lies between the points of a detector that has points.
+SMALL = 0.5
+# From this share of small boxes on it is said.
+MOST = 0.9
+NAMED = 5  # classes
+# The losses of a view that place boxes, of all detectors.
+PLACING = ("box", "centerness")
+
+
+def pointless(data: DetectionData, detector: Detector) -> Iterator[str]:
+    """What a user should know before training begins, a sentence each; names file and option.
+
+    Args:
+        data: after ``setup("fit")``.
+    """
+    train = data.train_set
+    if train is None or data.erased is None:
+        raise RuntimeError("setup() has not been called")
+    if len(train) < data.batch_size:
+        yield (
+            f"{train.annotations.path}: images to train on: {len(train)}, fewer than "
+            f"data.batch_size={data.batch_size}: each batch repeats images"
+        )
+    kept = ~data.erased & ~train.annotations.crowd
+    yield from _missing_classes(train.annotations, kept, "to train on", "are never learned")
+    yield from _too_small(train, kept, detector.smallest_region)
+    for split, evaluated in data.evaluated.items():
+        judged = ~evaluated.crowd
+        if not judged.any():
+            yield f"{evaluated.path}: no annotation for {split}: its AP will be null"
+        elif evaluated.path != train.annotations.path:  # else it has been said
+            yield from _missing_classes(evaluated, judged, f"for {split}", "have no AP there")
+
+
+def _missing_classes(
+    annotations: AnnotationSet, chosen: NDArray[np.bool_], purpose: str, outcome: str
+) -> Iterator[str]:
+    counts = np.bincount(annotations.labels[chosen], minlength=len(annotations.categories))
+    before = np.bincount(annotations.labels, minlength=len(annotations.categories))
+    missing = [
+        repr(name) + (f" ({total} erased or crowds)" if total else "")
+        for name, count, total in zip(annotations.categories.names, counts, before.tolist())
+        if not count
+    ]
+    if missing:
+        more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+        yield (
+            f"{annotations.path}: classes without a box {purpose}: {', '.join(missing[:NAMED])}"
+            f"{more}; they {outcome}"
+        )
+
+
+def _too_small(train: TrainingSet, kept: NDArray[np.bool_], smallest: float) -> Iterator[str]:
+    """Boxes that no anchor fits, after resizing."""
+    annotations = train.annotations
+    scales = np.array(
+        [
+            [resized_shape(h, w, train.min_size, train.max_size)[side] / (h, w)[side]
+             for side in (1, 0)]
+            for h, w in annotations.sizes.tolist()
+        ]
+    )  # fmt: skip
+    boxes = annotations.boxes[kept]
+    sides = (boxes[:, 2:] - boxes[:, :2]) * scales[annotations.image[kept]]
+    small = int((sides.max(axis=1) < SMALL * smallest).sum())
+    if small and small >= MOST * len(boxes):
+        yield (
+            f"{annotations.path}: {small} of {len(boxes)} boxes are below {SMALL * smallest:g} px "
+            f"once resized by data.min_size={train.min_size}, data.max_size={train.max_size}, and "
+            f"the smallest anchor has {smallest:g}: hardly any can be learned; raise data.min_size"
+        )
+
+
+class ZeroLossWarning(L.Callback):
+    """Warns once where the losses that place boxes have been exactly 0 since training began.
+
+    No region has had a target then: boxes are too small for all of them.
+
+    Args:
+        after: batches until it is said.
+    """
+
+    def __init__(self, after: int):
+        self.after = after
+        self.batches = 0
+        self._largest = torch.zeros(())
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+    ) -> None:
+        if not isinstance(pl_module, DetectionModule) or pl_module.result is None:
+            raise TypeError("no step of a detector has been taken")
+        placing = [
+            loss.detach().abs()
+            for name, loss in pl_module.result.losses.items()
+            if name.rpartition("/")[2] in PLACING
+        ]
+        if self.batches >= self.after or not placing:
+            return
+        self._largest = torch.stack([self._largest.to(placing[0]), *placing]).amax()
+        self.batches += 1
+        last = batch_idx + 1 == trainer.max_steps * trainer.accumulate_grad_batches
+        if (self.batches == self.after or last) and not self._largest.any():
+            self._warn(trainer)
+
+    def _warn(self, trainer: L.Trainer) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]  # set by a connector
+        if trainer.is_global_zero:
+            log.warning(
+                "%s: the losses that place boxes were 0 in all of the first %d batches: no box has "
+                "an anchor that is trained to it; all may be too small once they are resized "
+                "(data.min_size=%d, data.max_size=%d)",
+                data.train_set.annotations.path, self.batches, data.min_size, data.max_size,
+            )  # fmt: skip
