@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
 
 from comining.data.annotations import AnnotationBuilder, AnnotationSet, Categories, OnInvalidBox
+from comining.data.formats.annotation_format import ReadOptions, Split
 from comining.data.record_values import bbox, file_name, integer, is_number, is_text, short
 from comining.errors import DataError
 
@@ -56,6 +58,17 @@ def read_coco(path: str | Path, on_invalid_box: OnInvalidBox = "error") -> Annot
             area=area, crowd=bool(crowd),
         )  # fmt: skip
     return builder.build()
+
+
+def coco_split(file: Path, folder: Path) -> Split:
+    """A COCO file with its image folder as a split."""
+    return Split(file, (file, folder), functools.partial(_read_split, file, folder))
+
+
+def _read_split(file: Path, folder: Path, options: ReadOptions) -> tuple[AnnotationSet, Path]:
+    if options.names is not None:
+        raise DataError(f"{file}: names its classes itself; data.names is for other formats")
+    return read_coco(file, options.on_invalid_box), folder
 
 
 def _read_json(path: Path) -> dict[str, Any]:
