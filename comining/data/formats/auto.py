@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from pathlib import Path
 from typing import ClassVar
 
@@ -33,7 +34,9 @@ class Auto(AnnotationFormat):
         name, shown = recognise(root)
         found = known_formats()[name]
         splits = found.find_splits(root)
-        where = ", ".join(f"{split} {one.path}" for split, one in splits.items())
+        where = ", ".join(
+            f"{split} in {os.path.relpath(one.path, root)}" for split, one in splits.items()
+        )
         log.info(
             "data=auto takes %s for %s (data=%s), by %s: %s", root, found.title, name, shown, where
         )

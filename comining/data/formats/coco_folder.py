@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from comining.data.annotations import AnnotationSet
 from comining.data.formats.annotation_format import (
+    SPLIT_NAMES,
     AnnotationFormat,
     ReadOptions,
     Split,
@@ -66,7 +67,8 @@ class CocoFolder(AnnotationFormat):
             )
         return {
             split: Split(file, (file,), functools.partial(_read_split, root, file, split))
-            for split, file in found.items()
+            for split in dict.fromkeys(SPLIT_NAMES.values())
+            if (file := found.get(split)) is not None
         }
 
 

@@ -140,7 +140,7 @@ def _yaml_files(root: Path) -> list[Path]:
 def _read_yaml(file: Path) -> Mapping[str, Any]:
     try:
         # BaseLoader leaves all scalars texts: a class may be named `no`, `1` or `null`.
-        content = yaml.load(file.read_text(encoding="utf-8-sig"), Loader=yaml.BaseLoader)
+        content = yaml.BaseLoader(file.read_text(encoding="utf-8-sig")).get_single_data()
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
