@@ -101,12 +101,12 @@ class YoloExport(SetExport):
     title = "YOLO"
 
     def export(self, sets: Sets) -> Export:
-        categories = _common_categories(sets)
+        losses: Counter[str] = Counter()
+        categories = _common_categories(sets, losses)
         names = dict(enumerate(categories.names))
         description = {**{split: f"images/{split}" for split in sets}, "names": names}
         text = yaml.safe_dump(description, sort_keys=False, allow_unicode=True, width=10**6)
         text_files, pictures = {"data.yaml": text}, {}
-        losses: Counter[str] = Counter()
         for split, (one, folder) in sets.items():
             _count_losses(one, losses)
             for image, (name, rows) in enumerate(_by_image(one)):
@@ -144,8 +144,8 @@ class VocExport(SetExport):
     title = "Pascal VOC"
 
     def export(self, sets: Sets) -> Export:
-        categories = _common_categories(sets)
         losses: Counter[str] = Counter()
+        categories = _common_categories(sets, losses)
         text_files, pictures = {}, {}
         names = [
             PurePosixPath(_plain(name))
@@ -156,7 +156,7 @@ class VocExport(SetExport):
         # All splits share the folders. The reader takes such a folder off again.
         apart = len(set(stems)) < len(stems) or any(name.parts[0] in sets for name in names)
         if apart:
-            losses["splits in a folder each, because images of several have the same name"] += 1
+            losses["one folder for all splits, whose images share names: each gets its own"] += 1
         for split, (one, folder) in sets.items():
             _count_losses(one, losses)
             listed = []
@@ -208,12 +208,15 @@ def _voc_text(annotations: AnnotationSet, image: int, place: PurePosixPath, rows
 # -- what YOLO and VOC have in common -----------------------------------------------------
 
 
-def _common_categories(sets: Sets) -> Categories:
-    """Those of all splits, which have one list of names here."""
+def _common_categories(sets: Sets, losses: Counter[str]) -> Categories:
+    """Those of all splits, which have one list of names here, and no ids."""
     (first, _), *others = sets.values()
     for other, _ in others:
         if other.categories.names != first.categories.names:
             raise DataError(f"the categories of {other.path} and {first.path} differ")
+    differ = sum(a != b for a, b in enumerate(first.categories.ids, start=1))
+    if differ:
+        losses["category ids"] += differ
     return first.categories
 
 
@@ -234,12 +237,10 @@ def _count_losses(annotations: AnnotationSet, losses: Counter[str]) -> None:
     of_masks = ~np.isclose(annotations.areas, sides[:, 0] * sides[:, 1], rtol=1e-6, atol=1e-2)
     order = np.argsort(np.array(annotations.file_names), kind="stable")
     image_ids = annotations.image_ids[order]
-    categories = annotations.categories
     counts = {
         "crowds, left out": crowds,
         "areas of masks, which become those of the boxes": int((of_masks & objects).sum()),
         "image ids": int((image_ids != np.arange(1, len(image_ids) + 1)).sum()),
-        "category ids": sum(a != b for a, b in enumerate(categories.ids, start=1)),
     }
     # Equal to the positions when images and their annotations are in the order of the rule.
     position = np.empty_like(order)

@@ -66,9 +66,13 @@ class CocoFolder(AnnotationFormat):
                 f"{root}: it is not clear which splits {_names(unclear, root)} hold; {CHOOSE}"
             )
         return {
-            split: Split(file, (file,), functools.partial(_read_split, root, file, split))
+            split: Split(
+                found[split],
+                (found[split],),
+                functools.partial(_read_split, root, found[split], split),
+            )
             for split in dict.fromkeys(SPLIT_NAMES.values())
-            if (file := found.get(split)) is not None
+            if split in found
         }
 
 

@@ -45,7 +45,7 @@ class Voc(AnnotationFormat):
 
     def recognise(self, root: Path) -> str | None:
         for home in _homes(root):
-            if any((home / "Annotations").glob("*.xml")):
+            if any((home / "Annotations").rglob("*.xml")):
                 return f"{(home / 'Annotations').relative_to(root)}/*.xml"
         for folder in (root, *split_folders(root).values()):
             first = next(iter(sorted(folder.glob("*.xml"))), None)
