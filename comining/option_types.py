@@ -25,6 +25,8 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 # Probabilities, IoUs, shares and factors.
 Fraction = Annotated[float, Field(ge=0, le=1)]
+# Shares that leave something on both sides.
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 SEQUENCES = (Sequence, list, Iterable, Collection)
 MAPPINGS = (Mapping, dict)

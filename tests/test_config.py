@@ -47,6 +47,10 @@ NEEDED = {
     "coco": ["data.root=/nowhere"],
     "bccd": ["data.root=/nowhere"],
     "file": ["sparsity.path=/nowhere.json"],
+    **{
+        name: ["data.root=/nowhere"]
+        for name in ("auto", "coco_folder", "cvat", "labelme", "voc", "yolo")
+    },
     "custom": [f"data.{s}_{k}=x" for s in ("train", "val") for k in ("annotations", "images")],
 }
 

@@ -2,12 +2,16 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from comining.config import CONFIG_FOLDER
+from comining.config import CONFIG_FOLDER, instantiate
+from comining.data.convert import main as convert
+from tests.annotated_folders import WRITERS
+from tests.helpers import composed
 
 ROOT = CONFIG_FOLDER.parent
 README = (ROOT / "README.md").read_text()
@@ -44,6 +48,35 @@ def test_the_example_of_a_method_trains(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["method"] == "light_background"
+
+
+def test_commands_for_your_own_data(tmp_path: Path) -> None:
+    """Every one reads a set of its format; the last of them converts it."""
+    section = README.split("## Your own data")[1].split("\n## ")[0]
+    commands = [shlex.split(one) for one in re.findall(r"\| `(python [^`]+)` \|", section)]
+    read = set()
+    for number, (_, *words) in enumerate(commands):
+        root = tmp_path / f"set {number}, [x]=é"
+        options = [word.replace("DIR", str(root)) for word in words]
+        chosen = next((word[5:] for word in words if word.startswith("data=")), "yolo")
+        writer = {"auto": "voc", "custom": "coco_folder"}.get(chosen, chosen)
+        WRITERS[writer](root)
+        if chosen == "custom":
+            (root / "annotations/train.json").rename(root / "train.json")
+        if words[0] == "-m":
+            assert words[1] == "comining.data.convert"
+            convert([*options[2:3], str(tmp_path / "out"), *options[4:]])
+            assert (tmp_path / "out" / "data.yaml").exists()
+            continue
+        assert words[0] == "train.py"
+        cfg = composed(*(word for word in words[1:] if not word.startswith("data.root=")))
+        cfg.data.root = str(root)
+        sparsity = instantiate(cfg.sparsity, "sparsity")
+        data = instantiate(cfg.data, "data", sparsity=sparsity, seed=0)
+        data.setup("fit")
+        assert len(data.train_set) + len(data.val_set) <= 3
+        read.add(chosen)
+    assert read == {"auto", "yolo", "voc", "cvat", "labelme", "coco_folder", "custom"}
 
 
 def test_every_choice_is_in_the_readme() -> None:

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -102,6 +102,31 @@ class AnnotationSet:
         for column in (self.ids, image_ids, self.labels, self.bboxes, self.areas, self.crowd):
             digest.update(np.ascontiguousarray(column[order]).tobytes())
         return digest.hexdigest()[:16]
+
+    def of_images(self, chosen: NDArray[np.bool_]) -> AnnotationSet:
+        """The set with some of its images, which keep their ids.
+
+        Args:
+            chosen: [N] which.
+        """
+        rows = chosen[self.image]
+        position = np.cumsum(chosen) - 1
+        return replace(
+            self,
+            image_ids=self.image_ids[chosen],
+            file_names=[self.file_names[image] for image in np.flatnonzero(chosen)],
+            found_as={
+                int(position[image]): name for image, name in self.found_as.items() if chosen[image]
+            },
+            sizes=self.sizes[chosen],
+            ids=self.ids[rows],
+            image=position[self.image[rows]],
+            labels=self.labels[rows],
+            bboxes=self.bboxes[rows],
+            boxes=self.boxes[rows],
+            areas=self.areas[rows],
+            crowd=self.crowd[rows],
+        )
 
 
 class AnnotationBuilder:
@@ -209,12 +234,12 @@ class AnnotationBuilder:
         image = self._position[image_id]
         height, width = self._sizes[image]
         if bbox is None:
-            self._refuse_box(f"{where}: bbox is empty, and so is the segmentation")
+            self.drop_annotation(where, "bbox is empty, and so is the segmentation")
             return
         problem, box = fit_box(bbox, width, height)
         if problem:
-            what = f"{where}: bbox {bbox} in image {image_id} of {width}x{height} px"
-            self._refuse_box(f"{what} {problem}")
+            size = f"{width}x{height} px"
+            self.drop_annotation(where, f"bbox {bbox} in image {image_id} of {size} {problem}")
             return
         overhang = max(-bbox[0], -bbox[1], bbox[0] + bbox[2] - width, bbox[1] + bbox[3] - height)
         if overhang > 1e-3:  # less is rounding of decimal coordinates
@@ -233,9 +258,18 @@ class AnnotationBuilder:
         self._bboxes.append(bbox)
         self._boxes.append(box)
 
-    def _refuse_box(self, message: str) -> None:
+    def drop_annotation(self, where: str, problem: str) -> None:
+        """Leave out and count an annotation whose box is invalid, if that is allowed.
+
+        Args:
+            where: the words that name the record in an error.
+            problem: what is wrong with it.
+
+        Raises:
+            DataError: ``on_invalid_box`` is ``error``.
+        """
         if self.on_invalid_box == "error":
-            raise DataError(f"{message} (on_invalid_box=drop leaves such annotations out)")
+            raise DataError(f"{where}: {problem} (on_invalid_box=drop leaves such annotations out)")
         self.repairs["annotations dropped because their box is invalid"] += 1
 
     def build(self) -> AnnotationSet:

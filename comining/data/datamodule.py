@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -10,15 +11,10 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Subset
 
-from comining.data.annotations import (
-    AnnotationSet,
-    Categories,
-    Crowd,
-    OnInvalidBox,
-)
-from comining.data.category_matching import match_categories
+from comining.data.annotations import AnnotationSet, Categories, Crowd, OnInvalidBox
 from comining.data.dataset import (
     EvaluationSet,
     LoadImage,
@@ -26,29 +22,39 @@ from comining.data.dataset import (
     collate,
     collate_evaluation,
 )
-from comining.data.formats.coco import read_coco
-from comining.data.image_files import PictureFacts, check_images, warn_of_pictures
+from comining.data.formats.annotation_format import (
+    AnnotationFormat,
+    MissingLabels,
+    ReadOptions,
+)
+from comining.data.image_files import warn_of_pictures
 from comining.data.images import BitDepth, Exif, load_image
 from comining.data.sampler import StreamSampler
 from comining.data.set_writer import SetWriter
 from comining.data.sparsity import Sparsity
+from comining.data.split_reader import SplitReader
 from comining.errors import DataError
-from comining.option_types import Fraction, NonNegativeInt, PositiveInt
+from comining.option_types import Fraction, NonNegativeInt, PositiveInt, Share
 from comining.structures import Batch, EvaluationBatch
 
 log = logging.getLogger(__name__)
 
 
 class DetectionData(L.LightningDataModule):
-    """Any COCO annotation file with its image folder.
+    """Annotations of any format with their images: COCO files by name, or what a format finds.
 
     Args:
         sparsity: erases annotations of the training file, once.
         seed: of the order of images and of flips.
-        root: paths that follow are relative to it.
-        train_annotations, train_images, val_annotations, val_images: COCO files, image folders.
+        root: paths that follow are relative to it; the folder of the set for a ``format``.
+        format: finds the splits below ``root``; None takes the files that are named here.
+        train_annotations, train_images, val_annotations, val_images: COCO files, image folders;
+            None for a ``format``. Without those of the validation, ``val_fraction`` applies.
         test_annotations, test_images: of a third split, which is evaluated once, when training has
             ended, so that nothing is chosen by it; None where there is none.
+        missing_labels, names: see :class:`comining.data.formats.annotation_format.ReadOptions`.
+        val_fraction: share of the training images that is kept for validation, and not trained on,
+            where there is no validation split; None makes that an error.
         missing_val: where the validation file and folder are both absent, ``error``, or evaluate
             on the ``train`` images (fully annotated) and say so.
         hint: what to tell a user whose files are missing.
@@ -74,12 +80,16 @@ class DetectionData(L.LightningDataModule):
         seed: int,
         *,
         root: str,
-        train_annotations: str,
-        train_images: str,
-        val_annotations: str,
-        val_images: str,
+        format: AnnotationFormat | None,
+        train_annotations: str | None,
+        train_images: str | None,
+        val_annotations: str | None,
+        val_images: str | None,
         test_annotations: str | None,
         test_images: str | None,
+        missing_labels: MissingLabels | None,
+        names: Sequence[str] | None,
+        val_fraction: Share | None,
         missing_val: Literal["error", "train"],
         hint: str,
         prepare: SetWriter | None,
@@ -101,22 +111,25 @@ class DetectionData(L.LightningDataModule):
         self.sparsity = sparsity
         self.seed = seed
         self.root = Path(root).expanduser()
-        self.paths = {
-            "train": (self.root / train_annotations, self.root / train_images),
-            "val": (self.root / val_annotations, self.root / val_images),
-        }
-        if (test_annotations is None) != (test_images is None):
-            raise ValueError("data.test_annotations and data.test_images go together")
-        if test_annotations is not None and test_images is not None:
-            self.paths["test"] = (self.root / test_annotations, self.root / test_images)
-        self.missing_val = missing_val
-        self.hint = hint
+        self.splits = SplitReader(
+            self.root,
+            format,
+            {
+                "train": (train_annotations, train_images),
+                "val": (val_annotations, val_images),
+                "test": (test_annotations, test_images),
+            },
+            ReadOptions(on_invalid_box, crowd, missing_labels, names),
+            val_fraction=val_fraction,
+            missing_val=missing_val,
+            hint=hint,
+            sizes=check == "size",
+            exif=exif,
+        )
+        self.format = format
         self.prepare = prepare
-        self.on_invalid_box: OnInvalidBox = on_invalid_box
-        self.crowd: Crowd = crowd
         self.exif: Exif = exif
         self.bit_depth: BitDepth = bit_depth
-        self.check = check
         self.batch_size = batch_size
         self.val_batch_size = val_batch_size
         self.num_workers = num_workers
@@ -125,10 +138,7 @@ class DetectionData(L.LightningDataModule):
         self.train_set: TrainingSet | None = None
         self.val_set: EvaluationSet | None = None
         self.test_set: EvaluationSet | None = None
-        self.picture_facts: dict[str, PictureFacts] = {}  # of every split that has been read
-        self._categories: Categories | None = None  # by which all splits are labelled
-        self._categories_of: str | Path = ""
-        self.erased: np.ndarray[Any, np.dtype[np.bool_]] | None = None
+        self.erased: NDArray[np.bool_] | None = None
 
     # -- reading -------------------------------------------------------------------------
 
@@ -142,34 +152,22 @@ class DetectionData(L.LightningDataModule):
         Raises:
             DataError: something is missing or wrong.
         """
-        if not self.picture_facts and self.prepare is not None:
+        if not self.splits.were_read and self.prepare is not None:
             self.prepare(str(self.root))
-        if (
-            self.val_set is None
-            and stage != "test"
-            and self.missing_val == "train"
-            and not any(path.exists() for path in self.paths["val"])
-            and all(path.exists() for path in self.paths["train"])
-        ):
-            log.warning(
-                "%s is absent: evaluating on the TRAINING images of %s, fully annotated",
-                self.paths["val"][0],
-                self.paths["train"][0],
-            )
-            self.paths["val"] = self.paths["train"]
         unread = self._unread(stage)
-        for split in unread:
-            self._check_there(split)
+        self.splits.check_there(unread)
         load = partial(load_image, exif=self.exif, bit_depth=self.bit_depth)
         # First, because the labels of all are those of the training split.
         if "train" in unread:
             self._set_up_training(load)
         if "val" in unread:
-            self.val_set = EvaluationSet(self._read("val"), self.paths["val"][1], load)
+            self.val_set = EvaluationSet(*self.splits.read("val"), load)
         if "test" in unread:
-            self.test_set = EvaluationSet(self._read("test"), self.paths["test"][1], load)
-        facts_of = {self.paths[split]: self.picture_facts[split] for split in unread}
-        warn_of_pictures(list(facts_of.values()), self.exif, self.bit_depth)
+            self.test_set = EvaluationSet(*self.splits.read("test"), load)
+        facts = {id(of_split): of_split for of_split in map(self.splits.facts_of, unread)}
+        warn_of_pictures(list(facts.values()), self.exif, self.bit_depth)
+        if "train" in unread:
+            self._warn_of_shared_pictures()
 
     def _unread(self, stage: str | None) -> list[str]:
         """The splits that a stage needs and that have not been read."""
@@ -178,17 +176,22 @@ class DetectionData(L.LightningDataModule):
             unread.append("train")
         if self.val_set is None and stage != "test":
             unread.append("val")
-        if self.test_set is None and "test" in self.paths and stage != "validate":
+        if self.test_set is None and self.splits.has_test and stage != "validate":
             unread.append("test")
         return unread
 
     def _set_up_training(self, load: LoadImage) -> None:
-        annotations = self._read("train")
-        self.erased = self.sparsity.erase(annotations)
+        annotations, folder, chosen = self.splits.read_train()
+        # Of the whole file, which is what a ready-made sparse one was made from.
+        erased = self.sparsity.erase(annotations)
+        if not chosen.all():
+            erased = erased[chosen[annotations.image]]
+            annotations = annotations.of_images(chosen)
+        self.erased = erased
         self.train_set = TrainingSet(
             annotations,
             self.erased,
-            self.paths["train"][1],
+            folder,
             min_size=self.min_size,
             max_size=self.max_size,
             flip=self.flip,
@@ -205,22 +208,21 @@ class DetectionData(L.LightningDataModule):
             )
             raise DataError(f"{annotations.path}: no image has an annotation to train on{crowds}")
 
-    def _check_there(self, split: str) -> None:
-        missing = [str(path) for path in self.paths[split] if not path.exists()]
-        if missing:
-            raise DataError(f"missing for {split}: {' and '.join(missing)}\n{self.hint}".rstrip())
-
-    def _read(self, split: str) -> AnnotationSet:
-        file, folder = self.paths[split]
-        annotations = read_coco(file, self.on_invalid_box, self.crowd)
-        if self._categories is None:
-            self.use_categories(annotations.categories, file)
-        else:
-            annotations = match_categories(annotations, self._categories, self._categories_of)
-        annotations, self.picture_facts[split] = check_images(
-            annotations, folder, sizes=self.check == "size", exif=self.exif
+    def _warn_of_shared_pictures(self) -> None:
+        """Say it where a format has the same pictures to train on and to validate."""
+        if self.format is None or self.train_set is None or self.val_set is None:
+            return
+        train, val = (
+            {images.folder / name for name in images.annotations.file_names}
+            for images in (self.train_set, self.val_set)
         )
-        return annotations
+        if train & val:
+            log.warning(
+                "%d of the %d validation images of %s are TRAINING images, too",
+                len(train & val),
+                len(val),
+                self.val_set.annotations.path,
+            )
 
     def use_categories(self, categories: Categories, source: str | Path) -> None:
         """Label all splits as another set does, whose classes are recognised by their names.
@@ -230,14 +232,12 @@ class DetectionData(L.LightningDataModule):
         Args:
             source: where the categories are from, for messages.
         """
-        self._categories, self._categories_of = categories, source
+        self.splits.use_categories(categories, source)
 
     @property
     def categories(self) -> Categories:
         """The classes of the data, after :meth:`setup`."""
-        if self._categories is None:
-            raise RuntimeError("setup() has not been called")
-        return self._categories
+        return self.splits.categories
 
     @property
     def evaluated(self) -> dict[str, AnnotationSet]:
@@ -260,7 +260,7 @@ class DetectionData(L.LightningDataModule):
                 "crowds": int(annotations.crowd.sum()),
                 "classes": len(annotations.categories),
                 "repairs": annotations.repairs,
-                "pictures": self.picture_facts["train"].counts(),
+                "pictures": self.splits.facts_of("train").counts(),
             }
         if self.val_set is not None:
             annotations = self.val_set.annotations
@@ -268,9 +268,11 @@ class DetectionData(L.LightningDataModule):
                 "annotations": str(annotations.path),
                 "fingerprint": annotations.fingerprint(),
                 "images": len(annotations.image_ids),
-                "is_training_set": self.paths["val"] == self.paths["train"],
+                "is_training_set": self.splits.val_is_train,
                 **self._evaluation_facts("val", annotations),
             }
+            if self.splits.shares_train:
+                facts["val"]["share_of_train"] = self.splits.val_fraction
         if self.test_set is not None:
             annotations = self.test_set.annotations
             facts["test"] = {
@@ -286,7 +288,7 @@ class DetectionData(L.LightningDataModule):
             "annotated": len(annotations.ids),
             "crowds": int(annotations.crowd.sum()),
             "repairs": annotations.repairs,
-            "pictures": self.picture_facts[split].counts(),
+            "pictures": self.splits.facts_of(split).counts(),
         }
 
     # -- loading -------------------------------------------------------------------------

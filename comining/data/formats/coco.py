@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections import Counter
@@ -15,6 +16,7 @@ from comining.data.annotations import (
     Crowd,
     OnInvalidBox,
 )
+from comining.data.formats.annotation_format import ReadOptions, Split
 from comining.data.formats.segmentation import segmentation_box
 from comining.data.record_values import (
     bbox,
@@ -116,6 +118,17 @@ def _read_area(where: str, record: dict[str, Any], repairs: Counter[str]) -> flo
     if area is None or not 0 <= area < math.inf:
         raise DataError(f"{where}: area must be a number, got {short(value)}")
     return area
+
+
+def coco_split(file: Path, folder: Path) -> Split:
+    """A COCO file with its image folder as a split."""
+    return Split(file, (file, folder), functools.partial(_read_split, file, folder))
+
+
+def _read_split(file: Path, folder: Path, options: ReadOptions) -> tuple[AnnotationSet, Path]:
+    if options.names is not None:
+        raise DataError(f"{file}: names its classes itself; data.names is for other formats")
+    return read_coco(file, options.on_invalid_box, options.crowd), folder
 
 
 def _read_json(path: Path) -> dict[str, Any]:

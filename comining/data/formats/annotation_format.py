@@ -1,0 +1,184 @@
+"""Base class of annotation formats: which splits a folder holds, and how one is read.
+
+Ids that a format does not have are numbered by one rule: images 1 ... N in the order of their file
+names, annotations 1 ... M in the order of the images and inside of an image as its file lists them,
+categories 1 ... K. So a set that is converted to COCO and read again is the same set.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from comining.data.annotations import (
+    AnnotationBuilder,
+    AnnotationSet,
+    Categories,
+    Crowd,
+    OnInvalidBox,
+)
+from comining.data.record_values import is_text, short
+from comining.errors import DataError
+
+MissingLabels = Literal["empty", "skip", "error"]
+
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What a user may say about the reading of any format.
+
+    Args:
+        on_invalid_box: see :class:`comining.data.annotations.AnnotationBuilder`.
+        crowd: annotations that are marked as crowds are set aside (``ignore``) or taken as objects
+            (``object``).
+        missing_labels: what a picture without a label file is: an ``empty`` one, which shows
+            nothing of interest; one that nobody has looked at, to ``skip``; or an ``error``. None
+            takes what is usual for the format.
+        names: class names in the order of their labels, for formats that have no such list, or one
+            that shall not count. None takes the format's own.
+    """
+
+    on_invalid_box: OnInvalidBox = "error"
+    crowd: Crowd = "ignore"
+    missing_labels: MissingLabels | None = None
+    names: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a set, not yet read.
+
+    Args:
+        path: of the file or folder that holds its annotations, for messages.
+        required: files and folders that must be there.
+        read: gives the annotations, and the folder that their file names are relative to.
+    """
+
+    path: Path
+    required: tuple[Path, ...]
+    read: Callable[[ReadOptions], tuple[AnnotationSet, Path]]
+
+
+class AnnotationFormat(ABC):
+    """A format of annotations in a folder.
+
+    A further format is one file in this folder with a subclass, and one yaml in ``conf/data`` that
+    names it in ``format``; ``data=auto`` and ``comining.data.convert`` find it by that yaml.
+    """
+
+    title: ClassVar[str]  # for messages
+
+    @abstractmethod
+    def recognise(self, root: Path) -> str | None:
+        """What in ``root`` shows that it is of this format; None where nothing does.
+
+        Looks at names and at the beginning of a few files; does not validate.
+        """
+
+    @abstractmethod
+    def find_splits(self, root: Path) -> dict[str, Split]:
+        """The splits of ``root`` by name: ``train``, ``val`` and ``test``, those that it has.
+
+        Raises:
+            DataError: ``root`` is not of this format, or it is not clear what its splits are.
+        """
+
+
+def keeps_unlabelled(
+    builder: AnnotationBuilder,
+    rule: MissingLabels,
+    label_file: Path,
+    picture: Path,
+) -> bool:
+    """Whether a picture without a label file is an image of the set; counts it.
+
+    Args:
+        label_file: that would belong to the picture.
+
+    Raises:
+        DataError: ``rule`` is ``error``.
+    """
+    if rule == "error":
+        raise DataError(
+            f"{label_file}: no such label file, of the picture {picture}; data.missing_labels says "
+            "what that means: empty (nothing to be seen), skip (nobody has looked)"
+        )
+    done = {"empty": "read as empty", "skip": "left out"}[rule]
+    builder.repairs[f"pictures without a label file, {done} (data.missing_labels)"] += 1
+    return rule == "empty"
+
+
+def split_of(name: str) -> str | None:
+    """The split that a folder or file is named after (``valid``, ``Test``, ``train2017``)."""
+    return SPLIT_NAMES.get(re.sub(r"[\d_-]+$", "", name.lower()))
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """The folders directly below ``root`` that are named after a split.
+
+    Raises:
+        DataError: two folders are named after the same one.
+    """
+    found: dict[str, Path] = {}
+    for folder in sorted(root.iterdir()):
+        split = split_of(folder.name) if folder.is_dir() else None
+        if split in found:
+            raise DataError(
+                f"{root}: {found[split].name} and {folder.name} are both named after the split "
+                f"{split}; leave one of them, or name files by data=custom"
+            )
+        if split is not None:
+            found[split] = folder
+    return found
+
+
+def numbered_categories(names: Iterable[str], where: str) -> Categories:
+    """Categories with the ids 1 ... K.
+
+    Args:
+        where: the words that name the list in an error.
+
+    Raises:
+        DataError: a name is no text or occurs twice, or there is none.
+    """
+    names = tuple(names)
+    for position, name in enumerate(names):
+        if not is_text(name):
+            raise DataError(f"{where}: class {position} must be a word, got {short(name)}")
+        if name in names[:position]:
+            raise DataError(f"{where}: class {name!r} occurs twice")
+    if not names:
+        raise DataError(f"{where}: no classes")
+    return Categories(tuple(range(1, len(names) + 1)), names)
+
+
+def px(value: float) -> float:
+    """A coordinate or side as decimals, px.
+
+    Files have corners where we want sides, and 523.1 - 385.07 is 138.03000000000003. Six decimals
+    give back what was written, and are finer than any annotation.
+    """
+    return round(value, 6) + 0.0  # and -0.0 becomes 0.0
+
+
+def enclosing(points: Sequence[tuple[float, float]]) -> tuple[float, float, float, float]:
+    """The box xywh, px, around points of (x, y); NaN where one of them is not finite."""
+    if not all(math.isfinite(value) for point in points for value in point):
+        return math.nan, math.nan, math.nan, math.nan
+    xs, ys = zip(*points, strict=True)
+    return px(min(xs)), px(min(ys)), px(max(xs) - min(xs)), px(max(ys) - min(ys))

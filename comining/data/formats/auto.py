@@ -1,0 +1,86 @@
+"""``data=auto``: recognises the format of a folder."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from pathlib import Path
+from typing import ClassVar
+
+import yaml
+
+from comining.config import CONFIG_FOLDER, locate
+from comining.data.formats.annotation_format import AnnotationFormat, Split
+from comining.errors import DataError
+
+log = logging.getLogger(__name__)
+
+
+class Auto(AnnotationFormat):
+    """Whichever format a folder is of; what it was taken for is logged in one line.
+
+    Raises:
+        DataError: the folder looks like none, or like several; the message says what was seen, and
+            how to choose.
+    """
+
+    title: ClassVar[str] = "auto"
+
+    def recognise(self, root: Path) -> str | None:
+        return None  # nothing is of this format itself
+
+    def find_splits(self, root: Path) -> dict[str, Split]:
+        name, shown = recognise(root)
+        found = known_formats()[name]
+        splits = found.find_splits(root)
+        where = ", ".join(
+            f"{split} in {os.path.relpath(one.path, root)}" for split, one in splits.items()
+        )
+        log.info(
+            "data=auto takes %s for %s (data=%s), by %s: %s", root, found.title, name, shown, where
+        )
+        return splits
+
+
+def recognise(root: Path) -> tuple[str, str]:
+    """The name of a folder's format, as in ``data=NAME``, and what in it shows that.
+
+    Raises:
+        DataError: none, or several.
+    """
+    if not root.exists():
+        raise DataError(f"{root}: no such folder")
+    shows = {name: one.recognise(root) for name, one in known_formats().items()}
+    found = {name: shown for name, shown in shows.items() if shown is not None}
+    if len(found) == 1:
+        return next(iter(found.items()))
+    choices = ", ".join(f"data={name}" for name in found or shows)
+    if found:
+        seen = " and ".join(
+            f"{known_formats()[name].title} ({shown})" for name, shown in found.items()
+        )
+        raise DataError(f"{root}: looks like {seen}; choose one of {choices}")
+    entries = (
+        sorted(one.name + "/" * one.is_dir() for one in root.iterdir()) if root.is_dir() else []
+    )
+    more = f" and {len(entries) - 8} more" if len(entries) > 8 else ""
+    seen = ", ".join(entries[:8]) + more if entries else "nothing"
+    raise DataError(
+        f"{root}: no format is recognised; it holds {seen}; choose one of {choices}, or name COCO "
+        "files by data=custom"
+    )
+
+
+@functools.cache
+def known_formats() -> dict[str, AnnotationFormat]:
+    """The formats that files of ``conf/data`` name, by the name of the file."""
+    found: dict[str, AnnotationFormat] = {}
+    for file in sorted((CONFIG_FOLDER / "data").glob("*.yaml")):
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        described = content.get("format")
+        if described:
+            one = locate(described["_target_"], f"{file}: format")()
+            if not isinstance(one, Auto):
+                found[file.stem] = one
+    return found

@@ -1,0 +1,238 @@
+"""Which splits a data set has, and their annotations, read and compared with each other."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from comining.data.annotations import AnnotationSet, Categories
+from comining.data.category_matching import match_categories
+from comining.data.formats.annotation_format import AnnotationFormat, ReadOptions, Split
+from comining.data.formats.coco import coco_split
+from comining.data.image_files import PictureFacts, check_images
+from comining.data.images import Exif
+from comining.data.validation_share import validation_share
+from comining.errors import DataError
+
+log = logging.getLogger(__name__)
+
+NamedFiles = Mapping[str, tuple[str | None, str | None]]
+
+
+class SplitReader:
+    """Reads splits: those that a format finds, or COCO files by name.
+
+    Args:
+        root: folder of the set.
+        format: finds the splits; None takes ``named``.
+        named: for every split its COCO file and image folder, relative to ``root``; None for none.
+        options: how annotations are read.
+        val_fraction: share of the training images for validation, where there is no such split.
+        missing_val: ``train`` validates on the training images where the files are absent.
+        hint: what to tell a user whose files are missing.
+        sizes: whether the sizes of images are compared with their files.
+        exif: whether the sizes are those of pictures that are turned.
+
+    Raises:
+        ValueError: the options contradict each other.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        format: AnnotationFormat | None,
+        named: NamedFiles,
+        options: ReadOptions,
+        *,
+        val_fraction: float | None,
+        missing_val: str,
+        hint: str,
+        sizes: bool,
+        exif: Exif,
+    ):
+        self.root = root
+        self.format = format
+        self.options = options
+        self.val_fraction = val_fraction
+        self.missing_val = missing_val
+        self.hint = hint
+        self.sizes = sizes
+        self.exif: Exif = exif
+        self.picture_facts: dict[Path, PictureFacts] = {}  # of every split's path that was read
+        self._named = self._splits_by_name(named)
+        self._splits: dict[str, Split] | None = None
+        self._train: tuple[AnnotationSet, Path] | None = None
+        self._share: NDArray[np.bool_] | None = None  # [N] of train, which are for validation
+        self._categories: Categories | None = None  # by which all splits are labelled
+        self._categories_of: str | Path = ""
+
+    def _splits_by_name(self, named: NamedFiles) -> dict[str, Split]:
+        splits = {}
+        for split, (file, folder) in named.items():
+            if (file is None) != (folder is None):
+                raise ValueError(f"data.{split}_annotations and data.{split}_images go together")
+            if file is None or folder is None:
+                continue
+            if self.format is not None:
+                raise ValueError(
+                    f"data.{split}_annotations={file} is for data=custom; the files of data.format "
+                    "are found below data.root"
+                )
+            splits[split] = coco_split(self.root / file, self.root / folder)
+        if not splits and self.format is None:
+            raise ValueError("option data.train_annotations is missing")
+        return splits
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The splits by name.
+
+        Raises:
+            DataError: the format does not find any.
+        """
+        if self._splits is None:
+            self._splits = self._named
+            if self.format is not None:
+                if not self.root.exists():
+                    raise DataError(f"data.root={self.root}: no such folder")
+                self._splits = self.format.find_splits(self.root)
+        return self._splits
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a split that is evaluated when training has ended."""
+        return "test" in self.splits
+
+    @property
+    def were_read(self) -> bool:
+        """Whether a split has been read."""
+        return bool(self.picture_facts)
+
+    @property
+    def categories(self) -> Categories:
+        """The classes of the splits, after the first was read."""
+        if self._categories is None:
+            raise RuntimeError("setup() has not been called")
+        return self._categories
+
+    def use_categories(self, categories: Categories, source: str | Path) -> None:
+        """Label all splits as another set does, whose classes are recognised by their names.
+
+        Otherwise the labels are those of the split that is read first.
+
+        Args:
+            source: where the categories are from, for messages.
+        """
+        self._categories, self._categories_of = categories, source
+
+    def facts_of(self, split: str) -> PictureFacts:
+        """What is known about the pictures of a split that has been read."""
+        shared = split == "val" and self.shares_train
+        return self.picture_facts[self.splits["train" if shared else split].path]
+
+    def check_there(self, splits: Sequence[str]) -> None:
+        """Refuse splits of which a file or folder is missing, before any of them is read.
+
+        Raises:
+            DataError: naming what is missing.
+        """
+        if "val" in splits and not self.shares_train:
+            self._replace_absent_val()
+        for split in splits:
+            if not (split == "val" and self.shares_train):
+                self._source(split)
+
+    @property
+    def shares_train(self) -> bool:
+        """Whether images of the training split are kept for validation."""
+        return "val" not in self.splits
+
+    @property
+    def val_is_train(self) -> bool:
+        """Whether training images are validated on."""
+        return not self.shares_train and self.splits["val"] == self.splits.get("train")
+
+    def read(self, split: str) -> tuple[AnnotationSet, Path]:
+        """Annotations of ``val`` or ``test``, and the folder of their images.
+
+        Raises:
+            DataError: something is missing or wrong.
+        """
+        if split == "val" and self.shares_train:
+            annotations, folder, trained_on = self.read_train()
+            return annotations.of_images(~trained_on), folder
+        return self._read(split)
+
+    def read_train(self) -> tuple[AnnotationSet, Path, NDArray[np.bool_]]:
+        """Annotations of the training split, their image folder, and [N] what is trained on.
+
+        Raises:
+            DataError: something is missing or wrong.
+        """
+        if self._train is None:
+            self._train = self._read("train")
+        annotations, folder = self._train
+        if not self.shares_train:
+            return annotations, folder, np.ones(len(annotations.image_ids), dtype=np.bool_)
+        if self._share is None:
+            self._share = self._validation_share(annotations)
+        return annotations, folder, ~self._share
+
+    def _validation_share(self, annotations: AnnotationSet) -> NDArray[np.bool_]:
+        if self.val_fraction is None:
+            raise DataError(
+                f"{annotations.path}: there is no validation split; data.val_fraction=0.2 keeps a "
+                "share of the images for it"
+            )
+        share = validation_share(annotations, self.val_fraction)
+        log.info(
+            "no validation split: %d of the %d images of %s are kept for it and not trained on "
+            "(data.val_fraction=%s, by a hash of the file name)",
+            share.sum(),
+            len(share),
+            annotations.path,
+            self.val_fraction,
+        )
+        return share
+
+    def _replace_absent_val(self) -> None:
+        """Take the training split for the validation split, if ``missing_val`` says so."""
+        val, train = self.splits["val"], self.splits.get("train")
+        if (
+            self.missing_val == "train"
+            and train is not None
+            and not any(path.exists() for path in val.required)
+            and all(path.exists() for path in train.required)
+        ):
+            log.warning(
+                "%s is absent: evaluating on the TRAINING images of %s, fully annotated",
+                val.path,
+                train.path,
+            )
+            self.splits["val"] = train
+
+    def _source(self, split: str) -> Split:
+        if split not in self.splits:
+            found = ", ".join(self.splits) or "none"
+            raise DataError(f"missing for {split}: {self.root} has no such split; found: {found}")
+        source = self.splits[split]
+        missing = [str(path) for path in source.required if not path.exists()]
+        if missing:
+            raise DataError(f"missing for {split}: {' and '.join(missing)}\n{self.hint}".rstrip())
+        return source
+
+    def _read(self, split: str) -> tuple[AnnotationSet, Path]:
+        source = self._source(split)
+        annotations, folder = source.read(self.options)
+        if self._categories is None:
+            self.use_categories(annotations.categories, source.path)
+        else:
+            annotations = match_categories(annotations, self._categories, self._categories_of)
+        annotations, self.picture_facts[source.path] = check_images(
+            annotations, folder, sizes=self.sizes, exif=self.exif
+        )
+        return annotations, folder

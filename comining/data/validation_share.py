@@ -1,0 +1,43 @@
+"""A validation split out of the training images, where a set has none."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+
+import numpy as np
+from numpy.typing import NDArray
+
+from comining.data.annotations import AnnotationSet
+from comining.errors import DataError
+
+
+def validation_share(annotations: AnnotationSet, fraction: float) -> NDArray[np.bool_]:
+    """[N] which images are for validation.
+
+    Each file name decides for itself, so that an image stays on its side when others are added or
+    removed; the share is therefore met on average only. At least one image is on either side.
+
+    Args:
+        fraction: wanted, between 0 and 1.
+
+    Raises:
+        DataError: there is one image only.
+    """
+    chance = np.array([_chance(name) for name in annotations.file_names])
+    if len(chance) < 2:
+        raise DataError(
+            f"{annotations.path}: one image cannot be shared by training and validation"
+        )
+    chosen = chance < fraction
+    # In a set of a few images all may be on one side.
+    chosen[chance.argmin()] = True
+    chosen[chance.argmax()] = False
+    return np.asarray(chosen)
+
+
+def _chance(name: str) -> float:
+    """A number from 0 to 1 for a file name, the same on every file system."""
+    text = unicodedata.normalize("NFC", name.replace("\\", "/"))
+    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
