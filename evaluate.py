@@ -78,8 +78,9 @@ def evaluate(
     description: Any,
 ) -> None:
     """Evaluate on a split of annotated data."""
-    options = cfg.data
-    if "data" not in cfg:  # as in training; options that did not exist then have today's default
+    if "data" in cfg:
+        options = cfg.data
+    else:  # as in training; options that did not exist then have today's default
         today = OmegaConf.load(CONFIG_FOLDER / "data" / "base.yaml")
         options = OmegaConf.merge(today, description["config"]["data"])
     with open_dict(options):
