@@ -22,7 +22,7 @@ from comining.data.validation_share import validation_share
 from comining.errors import ConfigError, DataError
 from tests.annotated_folders import RECORDS, WRITERS, coco, picture, text, voc_text, yolo
 from tests.helpers import composed, real_data, write_coco
-from tests.test_train import SMALL, train
+from tests.test_train import SMALL, evaluate, train
 
 
 def data(name: str, root: Path, **options: Any) -> DetectionData:
@@ -390,5 +390,10 @@ def test_equal_sets_have_equal_losses(tmp_path: Path) -> None:
         train(run, "data=auto", f"data.root={folder}", *options, "trainer.max_steps=2")
         rows = list(csv.DictReader((run / "metrics.csv").open()))
         losses.append([row["train/loss"] for row in rows if row["train/loss"]])
+    # What the checkpoint remembers of its data leads to the same share of the images.
+    record = json.loads((run / "result.json").read_text())
+    found = evaluate(tmp_path / "evaluated", f"checkpoint={run}/checkpoints/last.ckpt")
+    assert found["data"]["val"] == record["data"]["val"]
+    assert found["metrics"] == record["metrics"]
     assert len(losses[0]) == 2
     assert losses[0] == losses[1]

@@ -105,6 +105,18 @@ def test_data_yaml_as_tools_write_it(
     assert read(root, "yolo")[0].fingerprint() == expected.fingerprint()
 
 
+def test_one_of_several_descriptions_is_chosen(tmp_path: Path) -> None:
+    root = yolo(tmp_path)
+    for name in ("one.yaml", "two.yml"):
+        text(root / name, f"train: images/train\nnames: [{name[:3]}, dog]")
+    text(root / "other.yaml", "x: [")
+    assert read(root, "yolo")[0].categories.names == ("cat", "dog")  # data.yaml
+    (root / "data.yaml").unlink()
+    with pytest.raises(DataError, match=r"\(one\.yaml, two\.yml\); choose one by data\.root=.*one"):
+        read(root, "yolo")
+    assert read(root / "two.yml", "yolo")[0].categories.names == ("two", "dog")
+
+
 def test_yolo_names_stay_texts(tmp_path: Path) -> None:
     """Yaml reads these as a truth value, a number and nothing."""
     root = yolo(tmp_path)
