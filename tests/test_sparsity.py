@@ -166,6 +166,51 @@ def test_the_written_split_is_the_one_that_training_uses(
     assert np.array_equal(from_file.erase(annotations), erased)
 
 
+def test_a_split_of_text_ids_is_written_whole(file: Path, tmp_path: Path) -> None:
+    plain, spelt = tmp_path / "plain.json", tmp_path / "spelt.json"
+    main([str(file), str(plain), "--protocol", "hard"])
+
+    def as_text(content: dict[str, Any]) -> None:
+        for record in content["annotations"]:
+            record["id"] = f"{record['id']}.0"
+
+    main([str(edit_json(file, as_text)), str(spelt), "--protocol", "hard"])
+    ids = [str(record["id"]) + ".0" for record in json.loads(plain.read_text())["annotations"]]
+    assert [record["id"] for record in json.loads(spelt.read_text())["annotations"]] == ids
+    assert len(ids) > 10
+
+
+def test_crowds_may_be_erased_as_objects(file: Path, tmp_path: Path) -> None:
+    edit_json(file, lambda c: [record.update(iscrowd=1) for record in c["annotations"]])
+    sparse = tmp_path / "sparse.json"
+    main([str(file), str(sparse), "--protocol", "hard", "--crowd", "object"])
+    annotations = read_coco(file, crowd="object")
+    erased = protocol("hard").erase(annotations)
+    assert 0 < erased.sum() < len(erased)
+    from_file = protocol("file", path=str(sparse)).erase(annotations)
+    assert np.array_equal(from_file, erased)
+    assert not protocol("hard").erase(read_coco(file)).any()
+
+
+def test_a_ready_made_file_may_number_classes_differently(file: Path, tmp_path: Path) -> None:
+    sparse = tmp_path / "sparse.json"
+    main([str(file), str(sparse), "--protocol", "hard"])
+    annotations = read_coco(file)
+    expected = protocol("file", path=str(sparse)).erase(annotations)
+
+    def renumber(content: dict[str, Any]) -> None:
+        for record in content["categories"]:
+            record["id"] = 9 - record["id"]
+        for record in content["annotations"]:
+            record["category_id"] = 9 - record["category_id"]
+
+    edit_json(sparse, renumber)
+    assert np.array_equal(protocol("file", path=str(sparse)).erase(annotations), expected)
+    edit_json(sparse, lambda c: c["categories"][0].update(name="cat"))
+    with pytest.raises(DataError, match=r"differ: 'class 1' .*'cat' "):
+        protocol("file", path=str(sparse)).erase(annotations)
+
+
 def test_a_ready_made_file_may_be_renumbered(file: Path, tmp_path: Path) -> None:
     sparse = tmp_path / "sparse.json"
     main([str(file), str(sparse), "--protocol", "extreme"])
