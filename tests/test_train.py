@@ -287,7 +287,10 @@ def test_evaluating_on_another_set_needs_its_classes(
     with pytest.raises(SystemExit) as stop:
         evaluate(tmp_path, f"checkpoint={checkpoint}", "data=coco", f"data.root={root}")
     assert stop.value.code == 2
-    assert re.search(r"detects .*circle.* but the data have .*person", capsys.readouterr().err)
+    assert re.search(
+        r"categories .* differ: 'circle' .* is in .*last.ckpt only, 'person' .* is in .* only",
+        capsys.readouterr().err,
+    )
 
 
 def test_a_missing_coco_root_says_what_belongs_there(
@@ -297,7 +300,7 @@ def test_a_missing_coco_root_says_what_belongs_there(
         train(tmp_path, "data=coco", f"data.root={tmp_path / 'none'}", *SMALL)
     assert stop.value.code == 2
     message = capsys.readouterr().err
-    assert str(tmp_path / "none" / "annotations" / "instances_val2017.json") in message
+    assert str(tmp_path / "none" / "annotations" / "instances_train2017.json") in message
     assert "train2017/" in message
     assert "cocodataset.org" in message
 
@@ -344,7 +347,7 @@ def test_the_commands_work_from_any_folder(tmp_path: Path, shapes: list[str]) ->
         (["seed=abc"], "error: seed='abc' must be a whole number"),
         (["trainer.log_every_n_steps=0"], "error: trainer.log_every_n_steps=0 must be a whole"),
         (["data=coco"], "error: option data.root is missing"),
-        (["data=coco", "data.root=nowhere"], "error: missing for val: nowhere/annotations"),
+        (["data=coco", "data.root=nowhere"], "error: missing for train: nowhere/annotations"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
