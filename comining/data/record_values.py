@@ -73,6 +73,8 @@ def number(value: object, repairs: Counter[str] | None = None) -> float | None:
     Raises:
         OverflowError: a whole number that no float can hold.
     """
+    if type(value) is float:  # nearly always, and there are millions
+        return value
     if isinstance(value, str) and _DECIMAL.fullmatch(value.strip()):
         if repairs is not None:
             repairs[TEXTS] += 1
@@ -107,6 +109,8 @@ def integer(
         DataError: naming the record and the key.
     """
     value = record[key]
+    if type(value) is int and abs(value) < 2**63:  # nearly always, and there are millions
+        return value
     found = whole(value)
     if found is None or abs(found) >= 2**63:
         reason = ""
@@ -130,6 +134,8 @@ def flag(where: str, record: dict[str, Any], key: str, repairs: Counter[str] | N
         DataError: naming the record and the key.
     """
     value = record.get(key, 0)
+    if type(value) is int and (value == 0 or value == 1):  # nearly always
+        return value == 1
     repair = ""
     if value is None:
         found, repair = False, NULLS
@@ -183,6 +189,9 @@ def bbox(
         )
     if isinstance(bbox, list) and len(bbox) == 4:
         try:
+            if all(type(side) is float or type(side) is int for side in bbox):
+                x, y, width, height = map(float, bbox)  # nearly always
+                return x, y, width, height
             numbers = [number(side, repairs) for side in bbox]
         except OverflowError:
             raise DataError(f"{where}: bbox {short(bbox)} is too large") from None

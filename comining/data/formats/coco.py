@@ -33,6 +33,7 @@ from comining.data.record_values import (
 from comining.errors import DataError
 
 Box = tuple[float, float, float, float]
+NO_SIDES = [None] * 4
 
 
 def read_coco(
@@ -97,7 +98,8 @@ def _read_box(
     where: str, record: dict[str, Any], size: tuple[int, int] | None, repairs: Counter[str]
 ) -> Box | None:
     """The box xywh of a record, or the one around its segmentation; None where it has neither."""
-    if record.get("bbox") not in (None, [], [None] * 4):
+    written = record.get("bbox")
+    if not (written is None or written == [] or written == NO_SIDES):
         return bbox(where, record, repairs)
     box = segmentation_box(where, record.get("segmentation"), size, repairs)
     if box is not None:
