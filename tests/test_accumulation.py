@@ -46,6 +46,7 @@ def test_steps_are_counted_not_batches(folder: Path) -> None:
     assert {int(s["step"]) for s in state["optimizer_states"][0]["state"].values()} == {6}
 
 
+@pytest.mark.slow
 def test_a_step_is_the_mean_of_its_batches(folder: Path) -> None:
     """With a learning rate of zero the weights stay, so that steps of one batch compare."""
     still = ("method=original", "optimizer=sgd", "optimizer.lr=0", "data.batch_size=2",
@@ -93,6 +94,7 @@ def test_the_gradient_is_the_mean_of_those_of_its_batches(folder: Path) -> None:
     torch.testing.assert_close(moves["pair"], expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_schedule_goes_by_steps(folder: Path) -> None:
     done = train(
         folder, "hydra.run.dir=plain", "tau=0.008", "data.batch_size=2",

@@ -340,6 +340,7 @@ def test_odd_folders_from_training_to_evaluation(tmp_path: Path) -> None:
     assert facts["metrics"] == before.metrics
 
 
+@pytest.mark.slow
 def test_folders_of_a_sweep_are_found_and_go_back_in(tmp_path: Path) -> None:
     """Also under the names that sweeps gave them earlier."""
     sweep = ("-m", "method=original,joint", "hydra.sweep.dir=s 1", "trainer.max_steps=1")
@@ -360,6 +361,7 @@ def test_folders_of_a_sweep_are_found_and_go_back_in(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_stops_the_run(tmp_path: Path) -> None:
     """As ``| head -1`` does: one line, a checkpoint, and the exit code of SIGPIPE."""
     options = [

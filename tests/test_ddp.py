@@ -93,6 +93,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(folder: Path) -> None:
     assert not (folder / "uneven").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_over_several_processes_is_refused(folder: Path) -> None:
     done = train(folder, "-m", "seed=0,1", "hydra.sweep.dir=sweep", *TWO)
     assert done.returncode != 0
@@ -101,6 +102,7 @@ def test_a_sweep_over_several_processes_is_refused(folder: Path) -> None:
     assert not list((folder / "sweep").glob("*/checkpoints"))
 
 
+@pytest.mark.slow
 def test_all_processes_stop_when_one_diverges(folder: Path) -> None:
     options = ("optimizer=sgd", "optimizer.lr=1e12", "checkpoint.every_n_steps=1")
     done = train(folder, "hydra.run.dir=diverged", *options, *TWO)

@@ -192,6 +192,7 @@ def call(project: Path, program: str, *options: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_method_with_state_and_a_detector_of_another_kind(project: Path) -> None:
     data = f"data.root={project / 'shapes'}"
     options = [*TINY, data, "method=shy", "detector=grid", "checkpoint.every_n_steps=1"]

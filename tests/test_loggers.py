@@ -188,6 +188,7 @@ def values(items: Any) -> dict[str, Any]:
     return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
 
 
+@pytest.mark.slow
 def test_an_offline_sweep_is_read_back(tmp_path: Path) -> None:
     done = train(
         tmp_path, "-m", "method=comining,original", "logger=wandb", "hydra.sweep.dir=sweeps/mine",
@@ -278,6 +279,7 @@ def test_a_resumed_run_goes_on_under_its_id(tmp_path: Path) -> None:
     assert max(steps[1]) == 9
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_finished_as_failed(tmp_path: Path) -> None:
     done = train(
         tmp_path, "logger=wandb", "optimizer=sgd", "optimizer.lr=1e12", "hydra.run.dir=out",
@@ -439,6 +441,7 @@ def test_what_wandb_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
 # -- all of them -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_only_what_is_asked_for_is_imported(tmp_path: Path) -> None:
     """A whole run with ``logger=csv`` imports neither W&B nor TensorBoard."""
     (tmp_path / "watched.py").write_text(
@@ -652,6 +655,7 @@ def recorded(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_tracker_of_ones_own_receives_everything_in_order(project: Path) -> None:
     done = train(project, "logger=recorder", "seed=7", "hydra.run.dir=out", root=project)
     assert done.returncode == 0, done.stderr

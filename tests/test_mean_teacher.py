@@ -120,6 +120,7 @@ def test_the_checkpoint_means_the_teacher(folder: Path) -> None:
     assert result["mining"]["pseudo_labels_per_image"] > 0
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(folder: Path) -> None:
     done = train(folder, "hydra.run.dir=two", *OPTIONS, *TWO)
     assert done.returncode == 0, done.stderr

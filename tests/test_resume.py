@@ -123,6 +123,7 @@ def stop(
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+@pytest.mark.slow
 def test_a_signal_saves_and_exits_with_its_code(
     folder: Path, tmp_path: Path, name: str, code: int
 ) -> None:
@@ -251,6 +252,7 @@ def test_other_options_are_refused_by_name_unless_allowed(folder: Path) -> None:
     assert steps[-1] == 8
 
 
+@pytest.mark.slow
 def test_what_changes_no_result_may_change(folder: Path) -> None:
     run = resumed(folder, "quiet", from_step=4)
     done = call(folder, "resume=quiet", "data.num_workers=1", "checkpoint.every_n_steps=0")
@@ -274,6 +276,7 @@ def test_ckpt_begins_a_new_directory_from_a_checkpoint(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["no run", "no checkpoint", "damaged"])
+@pytest.mark.slow
 def test_what_cannot_be_resumed_is_named(folder: Path, kind: str) -> None:
     name = kind.replace(" ", "_")
     if kind != "no run":

@@ -175,6 +175,7 @@ def test_a_directory_that_holds_a_run_is_refused(whole: Path, folder: Path) -> N
     assert contents(whole) == before
 
 
+@pytest.mark.slow
 def test_overwrite_moves_the_old_content_aside(whole: Path, folder: Path) -> None:
     before = contents(whole)
     done = train(folder, "trainer.max_steps=1", "overwrite=true", f"hydra.run.dir={whole}")
@@ -192,6 +193,7 @@ def test_overwrite_moves_the_old_content_aside(whole: Path, folder: Path) -> Non
     assert find_files(whole.parent, "result.json") == [whole / "result.json"]
 
 
+@pytest.mark.slow
 def test_bad_input_moves_nothing(whole: Path, folder: Path) -> None:
     before = contents(whole)
     done = train(folder, "optimizer.lr=x", "overwrite=true", f"hydra.run.dir={whole}")
@@ -203,6 +205,7 @@ def test_bad_input_moves_nothing(whole: Path, folder: Path) -> None:
     assert contents(whole) == before
 
 
+@pytest.mark.slow
 def test_a_run_that_is_alive_is_left_alone(whole: Path, folder: Path) -> None:
     owner = RunDirectory.claim(whole, held="resume")
     before = contents(whole)
@@ -292,6 +295,7 @@ def test_what_no_record_can_hold_is_none(tmp_path: Path) -> None:
     assert result.table == "5"
 
 
+@pytest.mark.slow
 def test_a_cell_whose_options_make_no_sense_is_recorded(tmp_path: Path, folder: Path) -> None:
     data = f"data.root={folder / 'shapes'}"
     options = ("seed=abc,0", "tau=${nowhere}", "hydra.sweep.dir=sweep")
@@ -405,6 +409,7 @@ def test_processes_of_a_slurm_job_share_a_directory(folder: Path, tmp_path: Path
 # -- systems without file locks ------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_without_file_locks_new_directories_are_exclusive_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

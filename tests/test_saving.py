@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.ddp import train
@@ -39,6 +40,7 @@ def test_an_error_in_validation_loses_no_training(tmp_path: Path) -> None:
     assert best[0] == best[1]
 
 
+@pytest.mark.slow
 def test_a_run_killed_after_its_last_step_validates_and_keeps_the_best(tmp_path: Path) -> None:
     done = train(tmp_path, "hydra.run.dir=whole", "tau=0.008", "checkpoint.every_n_steps=0")
     assert done.returncode == 0, done.stderr

@@ -116,6 +116,7 @@ LABELS = ("method=pseudo_label", "tau=0.008", "method.teacher=teacher/checkpoint
           "data.val_batch_size=1")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_labelling_and_train_as_one(folder: Path) -> None:
     done = train(folder, "hydra.run.dir=two", *LABELS, *TWO)
     assert done.returncode == 0, done.stderr
@@ -134,6 +135,7 @@ def test_two_processes_share_the_labelling_and_train_as_one(folder: Path) -> Non
     )
 
 
+@pytest.mark.slow
 def test_labelling_that_fails_on_one_process_ends_both(folder: Path, tmp_path: Path) -> None:
     """The pixels of one image are broken behind a whole header, which is found at decoding."""
     shutil.copytree(folder / "shapes", tmp_path / "shapes")
