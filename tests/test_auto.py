@@ -97,7 +97,10 @@ def test_all_splits_of_roboflow(tmp_path: Path) -> None:
 def test_captions_beside_the_boxes_are_passed_over(tmp_path: Path) -> None:
     coco(tmp_path, "train2017", "annotations/instances_train2017.json")
     text(tmp_path / "annotations/captions_train2017.json", '{"images": []}')
-    data("auto", tmp_path).setup("fit")
+    read = data("auto", tmp_path)
+    read.setup("fit")
+    assert read.train_set is not None
+    assert read.train_set.annotations.path.name == "instances_train2017.json"
 
 
 def two_formats(root: Path) -> None:

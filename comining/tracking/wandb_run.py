@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -165,11 +166,9 @@ def run_id(folder: Path) -> str:
         ConfigError: ``wandb_id`` holds something else.
     """
     file = folder / "wandb_id"
-    try:
-        with file.open("x", encoding="utf-8") as created:
-            created.write(secrets.token_hex(4))
-    except FileExistsError:
-        pass
+    # It may have been made when the directory was claimed, or by an earlier start.
+    with contextlib.suppress(FileExistsError), file.open("x", encoding="utf-8") as created:
+        created.write(secrets.token_hex(4))
     for _ in range(20):
         content = file.read_text(encoding="utf-8", errors="replace")
         if re.fullmatch("[0-9a-f]{8}", content):
