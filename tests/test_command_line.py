@@ -390,6 +390,7 @@ def test_a_reader_that_goes_away_stops_the_run(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "checkpoints" / "last.ckpt").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for place in ("file", "file/below", "/proc/below"):

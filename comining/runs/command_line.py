@@ -186,7 +186,8 @@ def _readable(override: str, before: str, sweep: bool, roots: Sequence[Path]) ->
 def _path(text: str, bases: Sequence[Path], listed: bool) -> str:
     """The value of a path option in Hydra's words."""
     reading = _reading(text)
-    if reading in ("", None):
+    blank = text.isspace() and any(_exists(base, text) for base in bases)
+    if reading in ("", None) and not blank:  # a folder may be called " ", which Hydra strips
         return text
     if reading != text and any(_exists(base, text) for base in bases):
         return _literal(text, exists=True)
