@@ -121,8 +121,8 @@ def _build(value: Any, name: str, given: Mapping[str, Any]) -> Any:
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         if foreign:  # their messages do not name the option
-            told = ", ".join(f"{key}={option!r}" for key, option in options.items())
-            reason = f"{name} ({told}): {reason}"
+            options_given = ", ".join(f"{key}={option!r}" for key, option in options.items())
+            reason = f"{name} ({options_given}): {reason}"
         raise ConfigError(reason) from error
 
 
@@ -221,8 +221,8 @@ def _check_signature(
             raise ConfigError(problem)
         _check_nested(value, f"{name}.{key}")
     if options.get("_partial_", False) is not partial:
-        told = shown(options.get("_partial_"))
-        raise ConfigError(f"{name}._partial_={told} must be {shown(partial)}")
+        given_value = shown(options.get("_partial_"))
+        raise ConfigError(f"{name}._partial_={given_value} must be {shown(partial)}")
     for key, parameter in signature.parameters.items():
         required = parameter.default is parameter.empty and parameter.kind in (
             parameter.POSITIONAL_OR_KEYWORD,

@@ -1,4 +1,4 @@
-"""Types of options: what an annotation allows, checked by pydantic and told in plain English.
+"""Types of options: what an annotation allows, checked by pydantic and described in plain English.
 
 The signature of a constructor is the schema of its group of options; the names below are its
 vocabulary beside ``int``, ``float``, ``bool``, ``str``, ``Literal``, sequences and mappings.
@@ -57,7 +57,7 @@ def misfit(value: Any, hint: Any, name: str) -> str | None:
 
     Args:
         value: plain containers and scalars, with :class:`Nested` for groups that build something.
-        name: of the option; places inside of it are told as ``name.key`` and ``name[0]``.
+        name: of the option; places inside of it are named ``name.key`` and ``name[0]``.
     """
     if suits(value, hint):
         return None

@@ -1,7 +1,7 @@
 """Options of train.py and evaluate.py that no constructor checks: top-level ones, the trainer's.
 
 :data:`TRAINING` and :data:`EVALUATION` are the top-level options of the two programs,
-:data:`TRAINER` what Lightning's trainer may be told. Some of the trainer's options contradict what
+:data:`TRAINER` what Lightning's trainer accepts. Some of the trainer's options contradict what
 the programs do; :data:`REASONS` says why, for the message.
 """
 

@@ -179,7 +179,7 @@ def _mode(file: Path) -> int | None:
     """What lies behind a path, as in :func:`os.stat`; None if nothing does.
 
     Raises:
-        OSError: it cannot be told.
+        OSError: the file cannot be read.
     """
     try:
         return file.stat().st_mode

@@ -10,7 +10,7 @@ from comining.data.images import open_image
 from comining.errors import DataError
 
 # Endings of what `comining.data.images.FORMATS` are stored as. Label files lie beside pictures in
-# some layouts, so that these cannot be told apart by looking into each.
+# some layouts, so that these cannot be distinguished by looking into each.
 PICTURE_SUFFIXES = (
     *(".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm"),
     *(".ppm", ".tif", ".tiff", ".webp"),
