@@ -111,10 +111,12 @@ def evaluate(
         return
     directory.begin()
     run = directory.path
-    facts = {"checkpoint": str(cfg.checkpoint), "split": cfg.split}
-    facts |= {"metrics": module.metrics[cfg.split], "class_ap": module.class_ap[cfg.split]}
+    facts: dict[str, Any] = {"checkpoint": str(cfg.checkpoint), "split": cfg.split}
+    lower_bound = module.is_lower_bound(cfg.split)
+    facts |= {"metrics": module.metrics[cfg.split], "ap_is_lower_bound": lower_bound}
+    facts |= {"class_ap": module.class_ap[cfg.split]}
     write_json(run / "evaluation.json", {**facts, "data": data.summary(), "versions": versions()})
-    print(metrics_table(module.metrics[cfg.split]))
+    print(metrics_table(module.metrics[cfg.split], lower_bound=lower_bound))
     print(f"written: {run / 'evaluation.json'}")
     if cfg.coco_results:
         write_json(run / "coco_results.json", module.evaluators[cfg.split].results())

@@ -77,7 +77,7 @@ def main(cfg: DictConfig, config: dict[str, Any], run: Run) -> Mapping[str, Any]
     run.begin(config, data=data.summary(), hardware=hardware(device, trainer.world_size))
     detector = build_detector(config, len(data.categories), pretrained=resumed is None)
     if trainer.is_global_zero:
-        for warning in pointless(data, detector):
+        for warning in pointless(data, detector, mines=method.score_threshold is not None):
             log.warning(warning)
     module = DetectionModule(
         detector, method, view, optimizer, parameter_groups, schedule, data.evaluated, run.path,
@@ -91,7 +91,8 @@ def main(cfg: DictConfig, config: dict[str, Any], run: Run) -> Mapping[str, Any]
             trainer.test(module, datamodule=data, verbose=False)
         tracker.summary(figures.summary(module))
     if trainer.is_global_zero:
-        print_outcome(run.path, module.metrics, figures.mining)
+        lower_bounds = [split for split in module.metrics if module.is_lower_bound(split)]
+        print_outcome(run.path, module.metrics, lower_bounds, figures.mining)
     return figures.facts(module)
 
 

@@ -32,6 +32,7 @@ from comining.config import CONFIG_FOLDER, instantiate_file
 from comining.data.dataset import TrainingSet, collate
 from comining.data.formats.coco import read_coco
 from comining.data.sampler import StreamSampler
+from comining.data.sparsity import Erasure
 from comining.data.views import SecondView
 
 WIDTH, HEIGHT = 640, 480
@@ -141,7 +142,7 @@ def main(given: list[str] | None = None) -> None:
         files = [folder / "images" / file for file in annotations.file_names]
         data = TrainingSet(
             annotations,
-            np.zeros(len(annotations.ids), dtype=np.bool_),
+            Erasure.only(annotations, np.zeros(len(annotations.ids), dtype=np.bool_)),
             folder / "images",
             min_size=chosen.min_size,
             max_size=chosen.max_size,

@@ -19,7 +19,7 @@ from comining.data.views import SecondView
 from comining.detectors.dense import DenseDetector
 from comining.methods.method import Method
 from comining.runs.checkpoint import build_detector
-from comining.structures import Batch, Boxes, Images
+from comining.structures import Batch, Boxes, Images, Knowledge
 
 Stock = dict[str, Tensor]  # torchvision's form of targets and of detections
 
@@ -67,8 +67,8 @@ class Setting:
             images=Images.of(images[:count]),
             annotated=truth,
             erased=Boxes.empty(count, self.device),
-            ignored=Boxes.empty(count, self.device),
-            rate=torch.full((count, self.classes), torch.nan, device=self.device),
+            knowledge=Knowledge.nothing(count, self.classes, self.device),
+            judged=torch.ones(count, self.classes, dtype=torch.bool, device=self.device),
             pseudo_labels=Boxes.empty(count, self.device, scores=True),
             image_ids=self.positions,
             positions=self.positions,

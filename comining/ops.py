@@ -104,6 +104,15 @@ def iou_in_image(boxes: Boxes, others: Boxes) -> tuple[Tensor, Tensor]:
     return torch.where((other_labels >= 0) & (intersection > 0), iou, 0), other_labels
 
 
+def share_inside(anchors: Tensor, boxes: Tensor) -> Tensor:
+    """Which share of each anchor [A, 4] lies in each box [G, 4]: [G, A]; 0 for empty anchors."""
+    corner = torch.maximum(boxes[:, None, :2], anchors[:, :2])
+    end = torch.minimum(boxes[:, None, 2:], anchors[:, 2:])
+    shared = (end - corner).clamp(min=0).prod(dim=-1)
+    area = (anchors[:, 2:] - anchors[:, :2]).prod(dim=-1)
+    return shared / area.clamp(min=torch.finfo(area.dtype).tiny)
+
+
 def paired_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
     """IoU of boxes [..., G, 4] with anchors [A, 4]: [..., G, A]; 0 for empty boxes.
 

@@ -236,22 +236,65 @@ class Images(Sequence[Tensor]):
 
 
 @dataclass
+class Knowledge:
+    """What is known about B images beyond their annotations.
+
+    It is applied by the detector and by :meth:`Method.forward`, so that no method can forget it:
+    a class nobody looked for has no background in the image, a region that is ignored has no loss,
+    and nothing is mined where all objects are annotated.
+    """
+
+    # [B, K] float32, the annotation rate: 1 all objects of the class are annotated, 0 nobody looked
+    # for it, nan some may be missing
+    rate: Tensor
+    ignored: Boxes  # regions without any loss; label -1: for every class
+    # A region of the detector lies in an ignored one if more than this share of its area does.
+    overlap: float
+    # Whether a rate is 0, and whether one is 1; known on the host, to wait for no device.
+    some_unlooked: bool
+    some_complete: bool
+
+    @classmethod
+    def of(cls, rate: Tensor, ignored: Boxes, overlap: float) -> Self:
+        """Put together on the CPU."""
+        return cls(rate, ignored, overlap, bool((rate == 0).any()), bool((rate == 1).any()))
+
+    @classmethod
+    def nothing(cls, num_images: int, num_classes: int, device: torch.device | str = "cpu") -> Self:
+        """Objects of every class may be missing in every image."""
+        rate = torch.full((num_images, num_classes), torch.nan, device=device)
+        return cls(rate, Boxes.empty(num_images, device), 0.5, False, False)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """On another device."""
+        return replace(
+            self,
+            rate=self.rate.to(device, non_blocking=non_blocking),
+            ignored=self.ignored.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> Self:
+        """In page-locked memory."""
+        return replace(self, rate=self.rate.pin_memory(), ignored=self.ignored.pin_memory())
+
+
+@dataclass
 class Batch:
     """What the data module hands to the training step: B images of any size."""
 
     images: Images  # resized and flipped
     annotated: Boxes  # the annotations that were kept: the targets
     erased: Boxes  # those that sparsity erased, for judging pseudo-labels; empty on a user's data
-    ignored: Boxes  # regions without any loss; label -1: for every class
-    # [B, K] float32, what is known: 1 all objects of the class are annotated, 0 nobody looked for
-    # it, nan some may be missing
-    rate: Tensor
+    knowledge: Knowledge
+    # [B, K] bool: `annotated` and `erased` are all objects of the class, so that a pseudo-label can
+    # be judged
+    judged: Tensor
     pseudo_labels: Boxes  # with scores: what a method attached before training; often empty
     image_ids: list[int]  # B ids of the annotation file
     positions: list[int]  # B global positions in the training stream; they seed the second view
 
-    def _boxes_and_images(self) -> dict[str, Boxes | Images | Tensor]:
-        names = ("images", "annotated", "erased", "ignored", "rate", "pseudo_labels")
+    def _boxes_and_images(self) -> dict[str, Boxes | Images | Knowledge | Tensor]:
+        names = ("images", "annotated", "erased", "knowledge", "judged", "pseudo_labels")
         return {name: getattr(self, name) for name in names}
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
@@ -382,7 +425,7 @@ class StepResult:
     # view -> the pseudo-labels that were found in this view (they may supervise another one)
     pseudo_labels: Mapping[str, Boxes] = field(default_factory=dict)
     # view -> [B, 5] int64: class scores, and how many remain after Step 1, Step 2, the image
-    # border and Step 3; for methods that go these steps
+    # border and Step 3 (and what is known); for methods that go these steps
     remaining_counts: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property

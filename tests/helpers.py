@@ -21,7 +21,7 @@ from comining.config import CONFIG_FOLDER, instantiate
 from comining.detectors.dense import DenseDetector
 from comining.methods.method import Method
 from comining.runs.checkpoint import build_detector
-from comining.structures import Batch, Boxes, DensePredictions, Images
+from comining.structures import Batch, Boxes, DensePredictions, Images, Knowledge
 
 DATA = Path(
     os.environ.get("COMINING_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")
@@ -102,8 +102,8 @@ def batch_of(
         images=Images.of([torch.zeros(3, 1, 1, dtype=torch.uint8)] * count),
         annotated=annotated,
         erased=Boxes.empty(count) if erased is None else erased,
-        ignored=Boxes.empty(count),
-        rate=torch.full((count, 3), torch.nan),
+        knowledge=Knowledge.nothing(count, 3),
+        judged=torch.ones(count, 3, dtype=torch.bool),
         pseudo_labels=Boxes.empty(count, scores=True) if pseudo_labels is None else pseudo_labels,
         image_ids=list(range(1, count + 1)),
         positions=list(range(count)),

@@ -13,11 +13,13 @@ from torch import Tensor
 from comining.data.dataset import TrainingSet
 from comining.data.formats.coco import read_coco
 from comining.data.sampler import SampleKey
+from comining.data.sparsity import Erasure
 from comining.detectors.dense import DenseDetector, DenseRegions
 from comining.detectors.detector import Background
 from comining.errors import ConfigError
 from comining.methods.method import RunInfo
-from comining.methods.part_aware import mine_parts, share_inside
+from comining.methods.part_aware import mine_parts
+from comining.ops import share_inside
 from comining.structures import Batch, DensePredictions
 from tests.helpers import (
     assert_equal,
@@ -280,15 +282,16 @@ def test_found_boxes_are_positives_or_ignored(built: DenseDetector) -> None:
     extra = boxes([(60, 10, 80, 30, 2, 0.9)], [])
     batch = batch_of(TRUTH, pseudo_labels=extra)
     use = method("pseudo_label")
-    targets, pseudo_labels, _ = use.supervise(built, predictions, {}, batch, 0)
-    assert targets["original"].of_image(0).labels.tolist() == [0, 2]
-    assert_equal(targets["original"].of_image(1), TRUTH.of_image(1))
-    assert_equal(pseudo_labels["original"], extra)
+    supervision = use.supervise(built, predictions, {}, batch, 0)
+    targets = supervision.targets("original", TRUTH)
+    assert targets.of_image(0).labels.tolist() == [0, 2]
+    assert_equal(targets.of_image(1), TRUTH.of_image(1))
+    assert_equal(supervision.pseudo_labels["original"], extra)
     assert background_of(use, built, predictions, batch).weights is None
 
     ignore = method("pseudo_label", use="ignore")
-    targets, _, _ = ignore.supervise(built, predictions, {}, batch, 0)
-    assert targets["original"] is TRUTH
+    supervision = ignore.supervise(built, predictions, {}, batch, 0)
+    assert supervision.targets("original", TRUTH) is TRUTH
     assignment = built.assign(predictions, TRUTH)
     weights = weights_of(ignore, built, predictions, batch)
     would_train = built.assign(predictions, boxes([(60, 10, 80, 30, 2)], [])).positive
@@ -303,7 +306,8 @@ def test_found_boxes_travel_with_resizing_and_flips(tmp_path: Path) -> None:
     annotations = read_coco(write_coco(tmp_path, [[(1, 2, 10, 12, 1)]]))
     nothing = np.zeros(1, dtype=bool)
     sizes = {"min_size": 96, "max_size": 1333, "seed": 0}
-    data = TrainingSet(annotations, nothing, tmp_path / "train", flip=1.0, **sizes)
+    erasure = Erasure.only(annotations, nothing)
+    data = TrainingSet(annotations, erasure, tmp_path / "train", flip=1.0, **sizes)
     data.pseudo_labels = {1: boxes([(1, 2, 11, 14, 1, 0.9)])}
     sample = data[SampleKey(0, 0)]
     assert torch.equal(sample.pseudo_labels.boxes, sample.annotated.boxes)

@@ -17,6 +17,7 @@ from comining.data.formats.coco import read_coco
 from comining.data.images import load_image
 from comining.data.sampler import SampleKey, StreamSampler
 from comining.data.shapes import SHAPES, DrawShapes
+from comining.data.sparsity import Erasure
 from comining.errors import DataError
 from comining.ops import resized_shape
 from tests.helpers import assert_equal, boxes, write_coco
@@ -91,8 +92,9 @@ def training_set(root: Path, flip: float, min_size: int = 48, seed: int = 0) -> 
     erased = np.array([False, True, False, False])
     folder = root / "train"
     return TrainingSet(
-        annotations, erased, folder, min_size=min_size, max_size=1333, flip=flip, seed=seed
-    )
+        annotations, Erasure.only(annotations, erased), folder, min_size=min_size, max_size=1333,
+        flip=flip, seed=seed,
+    )  # fmt: skip
 
 
 def test_kept_and_erased_travel_together(tmp_path: Path) -> None:

@@ -70,18 +70,18 @@ def test_the_teacher_mines_in_the_original_and_the_student_learns_on_its_views()
         for parameter in built.parameters():
             parameter.add_(0.01)
     predictions = built.predict(views["augmented"])
-    targets, mined, remaining = chosen.supervise(built, predictions, views, batch, step=0)
+    added, mined, remaining = chosen.supervise(built, predictions, views, batch, step=0)
     teacher = chosen.teacher.detector
     expected, _ = chosen.miner(teacher, teacher.predict(noise[:2]), batch.annotated)
     assert len(expected) > 0
     assert list(mined) == list(remaining) == ["original"]
     assert torch.equal(mined["original"].boxes, expected.boxes)
-    assert list(targets) == ["augmented"]
-    assert len(targets["augmented"]) == 1 + len(expected)
+    assert list(added) == ["augmented"]
+    assert len(added["augmented"]) == len(expected)
     assert chosen.deployed(built) is teacher
     assert method("mean_teacher", deploy="student").deployed(built) is built
     none = method("mean_teacher", start_step=5).supervise(built, predictions, views, batch, 4)
-    assert none.targets["augmented"] is batch.annotated
+    assert none.targets("augmented", batch.annotated) is batch.annotated
     assert none.pseudo_labels == {}
 
 

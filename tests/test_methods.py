@@ -27,7 +27,8 @@ def two_views(count: int = 2) -> dict[str, list[torch.Tensor]]:
 def supervise(chosen: Any, built: DenseDetector, outputs: DensePredictions, step: int = 0) -> Any:
     """The supervision of BATCH; none of these methods looks at the images."""
     supervision: Supervision = chosen.supervise(built, outputs, {}, BATCH, step)
-    return supervision
+    targets = {view: supervision.targets(view, BATCH.annotated) for view in chosen.views}
+    return targets, supervision.pseudo_labels, supervision.remaining_counts
 
 
 def confident(built: DenseDetector, views: int) -> DensePredictions:

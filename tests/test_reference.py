@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from comining.methods.method import Supervision
 from comining.ops import suppress
 from comining.structures import Boxes, DensePredictions
 from tests.helpers import batch_of, detector, method
@@ -103,9 +104,10 @@ class Case:
         """Annotations and exchanged pseudo-labels of every view."""
         predictions = self.predictions(self.inputs(*VIEWS))
         batch = batch_of(self.annotated)
-        targets: Mapping[str, Boxes]
-        targets, _, _ = self.method.supervise(self.detector, predictions, {}, batch, step=0)
-        return targets
+        supervision: Supervision = self.method.supervise(
+            self.detector, predictions, {}, batch, step=0
+        )
+        return {view: supervision.targets(view, self.annotated) for view in VIEWS}
 
 
 @pytest.fixture(params=CASES, ids=lambda path: path.stem)

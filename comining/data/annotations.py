@@ -19,6 +19,13 @@ from numpy.typing import NDArray
 
 from comining.data.file_names import without_roots
 from comining.data.images import MAX_PIXELS
+from comining.data.knowledge import (
+    UNSAID,
+    Annotated,
+    Status,
+    resolved,
+    status_of_fields,
+)
 from comining.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -62,16 +69,54 @@ class AnnotationSet:
     sizes: NDArray[np.int64]  # [N, 2] height, width
     ids: NDArray[np.int64]  # [M]
     image: NDArray[np.int64]  # [M] position in image_ids
-    labels: NDArray[np.int64]  # [M]
+    labels: NDArray[np.int64]  # [M]; -1 in ignored regions: every class
     bboxes: NDArray[np.float64]  # [M, 4] xywh as in the file: what COCO evaluates against
     boxes: NDArray[np.float64]  # [M, 4] xyxy, cut at the image border: what is trained on
     areas: NDArray[np.float64]  # [M] of the file (of the mask, where there is one)
-    crowd: NDArray[np.bool_]  # [M] set aside: never a training target
+    crowd: NDArray[np.bool_]  # [M] a region to ignore, of one class or of all: never a target
     repairs: dict[str, int]  # what was mended, and how often
     # Id and name of a category that was left out because it is the unused root of all others.
     unused_root: tuple[int, str] | None = None
     # The names in the image folder of files that have another one here, by position.
     found_as: dict[int, str] = field(default_factory=dict)
+    # [N, K] what fields of the file say of images and classes; None: nothing of any
+    said: Status | None = None
+    # What holds where they say nothing.
+    otherwise: Literal["partial", "exhaustive"] = "partial"
+
+    @property
+    def said_of_all(self) -> Status:
+        """[N, K] what the fields of the file say, UNSAID where nothing."""
+        if self.said is not None:
+            return self.said
+        nothing = np.full((1, 1), UNSAID, dtype=np.int8)
+        return np.broadcast_to(nothing, (len(self.image_ids), len(self.categories)))
+
+    @property
+    def status(self) -> Status:
+        """[N, K] what is known of every image and class; never UNSAID."""
+        return resolved(self.said_of_all, self.otherwise)
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether objects may be missing where no field says so; AP is then a lower bound."""
+        return self.otherwise == "partial" and bool((self.said_of_all == UNSAID).any())
+
+    def annotated_as(self, annotated: Annotated) -> AnnotationSet:
+        """The set with what holds of images of which no field says anything."""
+        if annotated != "fields":
+            return replace(self, otherwise=annotated)
+        nothing = np.zeros((1, 1), dtype=np.bool_)
+        empty_fields = status_of_fields(self.have_boxes, nothing, nothing)
+        said = self.said_of_all
+        return replace(self, said=np.where(said == UNSAID, empty_fields, said))
+
+    @property
+    def have_boxes(self) -> NDArray[np.bool_]:
+        """[N, K] which classes have an annotation that is no region to ignore, in which images."""
+        have = np.zeros((len(self.image_ids), len(self.categories)), dtype=np.bool_)
+        have[self.image[~self.crowd], self.labels[~self.crowd]] = True
+        return have
 
     def file(self, image: int) -> str:
         """The name in the image folder of the image at a position."""
@@ -101,6 +146,8 @@ class AnnotationSet:
         image_ids = self.image_ids[self.image]
         for column in (self.ids, image_ids, self.labels, self.bboxes, self.areas, self.crowd):
             digest.update(np.ascontiguousarray(column[order]).tobytes())
+        if self.said is not None:
+            digest.update(np.ascontiguousarray(self.said[np.argsort(self.image_ids)]).tobytes())
         return digest.hexdigest()[:16]
 
     def of_images(self, chosen: NDArray[np.bool_]) -> AnnotationSet:
@@ -126,6 +173,7 @@ class AnnotationSet:
             boxes=self.boxes[rows],
             areas=self.areas[rows],
             crowd=self.crowd[rows],
+            said=None if self.said is None else self.said[chosen],
         )
 
 
@@ -166,6 +214,9 @@ class AnnotationBuilder:
         self._rows: list[tuple[int, int, int, bool, float]] = []
         self._bboxes: list[tuple[float, float, float, float]] = []
         self._boxes: list[tuple[float, float, float, float]] = []
+        self._crowds = 0
+        # Of an image: labels in neg_category_ids, and in not_exhaustive_category_ids.
+        self._fields: dict[int, tuple[list[int], list[int]]] = {}
 
     def check_new_image(self, where: str, image_id: int) -> None:
         """Refuse an id that an earlier image has."""
@@ -205,6 +256,15 @@ class AnnotationBuilder:
             )
         self._sizes.append(size)
 
+    def add_fields(self, image_id: int, neg: list[int], not_exhaustive: list[int]) -> None:
+        """Add what the fields of LVIS say of an image that has been added.
+
+        Args:
+            neg: labels of classes that were looked for and are absent.
+            not_exhaustive: labels of classes of which not all objects are annotated.
+        """
+        self._fields[self._position[image_id]] = (neg, not_exhaustive)
+
     def add_annotation(
         self,
         where: str,
@@ -215,6 +275,7 @@ class AnnotationBuilder:
         *,
         area: float | None = None,
         crowd: bool = False,
+        ignore: bool = False,
     ) -> None:
         """Add an annotation of an image that has been added.
 
@@ -223,6 +284,8 @@ class AnnotationBuilder:
             label: 0 ... K-1.
             bbox: xywh, px; None where the record has none, which is an invalid box.
             area: px^2, of the mask where there is one; None takes that of the box.
+            crowd: of several objects; a region to ignore, unless the builder takes it as an object.
+            ignore: a region to ignore.
 
         Raises:
             DataError: naming the record.
@@ -254,7 +317,8 @@ class AnnotationBuilder:
         if crowd and self.crowd == "object":
             self.repairs["crowds taken as objects"] += 1
             crowd = False
-        self._rows.append((annotation_id, image, label, crowd, float(area)))
+        self._crowds += crowd
+        self._rows.append((annotation_id, image, label, crowd or ignore, float(area)))
         self._bboxes.append(bbox)
         self._boxes.append(box)
 
@@ -281,14 +345,14 @@ class AnnotationBuilder:
         if not self._position:
             raise DataError(f"{self.path}: no images")
         file_names = without_roots(self._file_names, self.repairs)
+        said = self._said() if self._fields else None
         if self.repairs:
             summary = "; ".join(f"{what}: {count}" for what, count in sorted(self.repairs.items()))
             log.warning("%s: %s", self.path, summary)
-        crowds = sum(crowd for _, _, _, crowd, _ in self._rows)
-        if 2 * crowds > len(self._rows):
+        if 2 * self._crowds > len(self._rows):
             log.warning(
                 "%s: %d of %d annotations are marked as crowds and set aside; data.crowd=object "
-                "takes them as objects", self.path, crowds, len(self._rows),
+                "takes them as objects", self.path, self._crowds, len(self._rows),
             )  # fmt: skip
         columns: list[Any] = list(zip(*self._rows, strict=True)) if self._rows else [()] * 5
         built = AnnotationSet(
@@ -306,10 +370,32 @@ class AnnotationBuilder:
             crowd=np.array(columns[3], dtype=np.bool_),
             repairs=dict(self.repairs),
             unused_root=self.unused_root,
+            said=said,
         )
         if file_names != self._file_names:
             built.check_file_names()
         return built
+
+    def _said(self) -> Status:
+        """[N, K] what the fields say, once all boxes are there."""
+        size = (len(self._position), len(self.categories))
+        named = np.zeros((2, *size), dtype=np.bool_)
+        for image, labels_of in self._fields.items():
+            for kind, labels in enumerate(labels_of):
+                named[kind, image, labels] = True
+        have = np.zeros(size, dtype=np.bool_)
+        for _, image, label, ignored, _ in self._rows:
+            have[image, label] |= not ignored
+        said = np.full(size, UNSAID, dtype=np.int8)
+        images = list(self._fields)
+        said[images] = status_of_fields(have[images], *named[:, images])
+        for words, count in (
+            ("classes in neg_category_ids that have a box, taken as complete", have & named[0]),
+            ("classes in both lists of fields, taken as not exhaustive", named[0] & named[1]),
+        ):
+            if count.any():
+                self.repairs[words] += int(count.sum())
+        return said
 
 
 def fit_box(

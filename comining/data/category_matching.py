@@ -8,11 +8,40 @@ from pathlib import Path
 import numpy as np
 
 from comining.data.annotations import AnnotationSet, Categories
+from comining.data.knowledge import UNLOOKED, UNSAID, ignoring
 from comining.errors import DataError
 
 
+def without_category(annotations: AnnotationSet, name: str) -> AnnotationSet:
+    """The set without a class, whose boxes become regions that are ignored for every class.
+
+    Raises:
+        DataError: there is no other class.
+    """
+    categories = annotations.categories
+    label = categories.names.index(name)
+    kept = [number for number in range(len(categories)) if number != label]
+    if not kept:
+        raise DataError(f"{annotations.path}: no class but data.ignore_category={name}")
+    labels, said = ignoring(annotations.labels, annotations.said, label)
+    return replace(
+        annotations,
+        categories=Categories(
+            tuple(categories.ids[number] for number in kept),
+            tuple(categories.names[number] for number in kept),
+        ),
+        labels=labels,
+        crowd=annotations.crowd | (labels < 0),
+        said=said,
+    )
+
+
 def match_categories(
-    annotations: AnnotationSet, categories: Categories, source: str | Path
+    annotations: AnnotationSet,
+    categories: Categories,
+    source: str | Path,
+    *,
+    may_lack: bool = False,
 ) -> AnnotationSet:
     """The set with the labels of other categories, which are recognised by their names.
 
@@ -21,6 +50,7 @@ def match_categories(
 
     Args:
         source: where the other categories are from, for messages.
+        may_lack: the set may lack categories; nobody has looked for them in its images.
 
     Raises:
         DataError: naming the first category that one of them lacks.
@@ -35,7 +65,7 @@ def match_categories(
     only = [
         (name, category_id, source)
         for name, category_id in zip(categories.names, categories.ids, strict=True)
-        if name not in id_of
+        if name not in id_of and not may_lack
     ][:1]
     only += [
         (name, category_id, annotations.path)
@@ -48,9 +78,20 @@ def match_categories(
         )
         raise DataError(f"the categories of {annotations.path} and {source} differ: {differences}")
     label_of = {name: label for label, name in enumerate(categories.names)}
-    labels = np.array([label_of[name] for name in own.names], dtype=np.int64)
+    # The label -1, every class, stays.
+    labels = np.array([*(label_of[name] for name in own.names), -1], dtype=np.int64)
+    lacking = [name for name in categories.names if name not in id_of]
+    unused = max([*own.ids, *categories.ids]) + 1
+    id_of |= {name: unused + number for number, name in enumerate(lacking)}
+    said = annotations.said
+    if said is not None or lacking:
+        before = annotations.said_of_all
+        said = np.full((len(before), len(categories)), UNSAID, dtype=np.int8)
+        said[:, labels[:-1]] = before
+        said[:, [label_of[name] for name in lacking]] = UNLOOKED
     return replace(
         annotations,
         categories=Categories(tuple(id_of[name] for name in categories.names), categories.names),
         labels=labels[annotations.labels],
+        said=said,
     )

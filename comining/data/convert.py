@@ -44,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--names", help="class names in the order of their labels, with commas")
     given = parser.parse_args(arguments)
     names = None if given.names is None else given.names.split(",")
-    options = ReadOptions(given.on_invalid_box, given.missing_labels, names)
+    options = ReadOptions(
+        on_invalid_box=given.on_invalid_box, missing_labels=given.missing_labels, names=names
+    )
     try:
         check_output(given.output)
         name = given.source_format

@@ -24,11 +24,13 @@ from comining.data.dataset import (
 )
 from comining.data.formats.annotation_format import (
     AnnotationFormat,
+    Difficult,
     MissingLabels,
     ReadOptions,
 )
-from comining.data.image_files import warn_of_pictures
+from comining.data.image_files import total_counts, warn_of_pictures
 from comining.data.images import BitDepth, Exif, load_image
+from comining.data.knowledge import Annotated, counts
 from comining.data.sampler import StreamSampler
 from comining.data.set_writer import SetWriter
 from comining.data.sparsity import Sparsity
@@ -49,10 +51,22 @@ class DetectionData(L.LightningDataModule):
         root: paths that follow are relative to it; the folder of the set for a ``format``.
         format: finds the splits below ``root``; None takes the files that are named here.
         train_annotations, train_images, val_annotations, val_images: COCO files, image folders;
-            None for a ``format``. Without those of the validation, ``val_fraction`` applies.
+            None for a ``format``. Lists of them are merged by class name; classes that a file lacks
+            were not looked for in its images. Without those of the validation, ``val_fraction``
+            applies.
         test_annotations, test_images: of a third split, which is evaluated once, when training has
             ended, so that nothing is chosen by it; None where there is none.
         missing_labels, names: see :class:`comining.data.formats.annotation_format.ReadOptions`.
+        annotated: what holds of training images of which no field of the file says anything:
+            ``partial``, objects may be missing; ``exhaustive``, all are annotated; ``fields``, as
+            if the fields of LVIS were there and empty. What sparsity erases makes it partial.
+        val_annotated, test_annotated: the same of the splits that are evaluated; None for the
+            validation: as ``annotated``, where it is made of training images, else ``exhaustive``.
+        ignore_category: name of a class whose boxes are regions to ignore; None where there is
+            none.
+        ignored_overlap: an anchor (or a mined box) lies in an ignored region if more than this
+            share of its area does; 1 ignores nothing in training.
+        difficult: see :class:`comining.data.formats.annotation_format.ReadOptions`.
         val_fraction: share of the training images that is kept for validation, and not trained on,
             where there is no validation split; None makes that an error.
         missing_val: where the validation file and folder are both absent, ``error``, or evaluate
@@ -81,12 +95,18 @@ class DetectionData(L.LightningDataModule):
         *,
         root: str,
         format: AnnotationFormat | None,
-        train_annotations: str | None,
-        train_images: str | None,
-        val_annotations: str | None,
-        val_images: str | None,
-        test_annotations: str | None,
-        test_images: str | None,
+        train_annotations: str | Sequence[str] | None,
+        train_images: str | Sequence[str] | None,
+        val_annotations: str | Sequence[str] | None,
+        val_images: str | Sequence[str] | None,
+        test_annotations: str | Sequence[str] | None,
+        test_images: str | Sequence[str] | None,
+        annotated: Annotated,
+        val_annotated: Annotated | None,
+        test_annotated: Annotated,
+        ignore_category: str | None,
+        ignored_overlap: Fraction,
+        difficult: Difficult,
         missing_labels: MissingLabels | None,
         names: Sequence[str] | None,
         val_fraction: Share | None,
@@ -119,7 +139,9 @@ class DetectionData(L.LightningDataModule):
                 "val": (val_annotations, val_images),
                 "test": (test_annotations, test_images),
             },
-            ReadOptions(on_invalid_box, crowd, missing_labels, names),
+            ReadOptions(on_invalid_box, crowd, missing_labels, names, difficult),
+            annotated={"train": annotated, "val": val_annotated, "test": test_annotated},
+            ignore_category=ignore_category,
             val_fraction=val_fraction,
             missing_val=missing_val,
             hint=hint,
@@ -135,6 +157,7 @@ class DetectionData(L.LightningDataModule):
         self.num_workers = num_workers
         self.min_size, self.max_size = min_size, max_size
         self.flip = flip
+        self.ignored_overlap = ignored_overlap
         self.train_set: TrainingSet | None = None
         self.val_set: EvaluationSet | None = None
         self.test_set: EvaluationSet | None = None
@@ -164,7 +187,7 @@ class DetectionData(L.LightningDataModule):
             self.val_set = EvaluationSet(*self.splits.read("val"), load)
         if "test" in unread:
             self.test_set = EvaluationSet(*self.splits.read("test"), load)
-        facts = {id(of_split): of_split for of_split in map(self.splits.facts_of, unread)}
+        facts = {id(part): part for split in unread for part in self.splits.facts_of(split)}
         warn_of_pictures(list(facts.values()), self.exif, self.bit_depth)
         if "train" in unread:
             self._warn_of_shared_pictures()
@@ -183,15 +206,16 @@ class DetectionData(L.LightningDataModule):
     def _set_up_training(self, load: LoadImage) -> None:
         annotations, folder, chosen = self.splits.read_train()
         # Of the whole file, which is what a ready-made sparse one was made from.
-        erased = self.sparsity.erase(annotations)
+        erasure = self.sparsity.apply(annotations)
         if not chosen.all():
-            erased = erased[chosen[annotations.image]]
+            erasure = erasure.of_images(annotations, chosen)
             annotations = annotations.of_images(chosen)
-        self.erased = erased
+        self.erased = erasure.erased
         self.train_set = TrainingSet(
             annotations,
-            self.erased,
+            erasure,
             folder,
+            ignored_overlap=self.ignored_overlap,
             min_size=self.min_size,
             max_size=self.max_size,
             flip=self.flip,
@@ -201,8 +225,8 @@ class DetectionData(L.LightningDataModule):
         if not len(self.train_set):
             count = len(annotations.ids)
             crowds = (
-                f": all {count} annotations are marked as crowds, which are set aside; "
-                "data.crowd=object takes them as objects"
+                f": all {count} annotations are crowds or other regions to ignore; "
+                "data.crowd=object takes crowds as objects"
                 if count and annotations.crowd.all()
                 else ""
             )
@@ -259,8 +283,9 @@ class DetectionData(L.LightningDataModule):
                 "erased": int(self.erased.sum()),
                 "crowds": int(annotations.crowd.sum()),
                 "classes": len(annotations.categories),
+                "known": self.train_set.known(),
                 "repairs": annotations.repairs,
-                "pictures": self.splits.facts_of("train").counts(),
+                "pictures": total_counts(self.splits.facts_of("train")),
             }
         if self.val_set is not None:
             annotations = self.val_set.annotations
@@ -287,8 +312,10 @@ class DetectionData(L.LightningDataModule):
         return {
             "annotated": len(annotations.ids),
             "crowds": int(annotations.crowd.sum()),
+            "known": counts(annotations.status, annotations.categories.names)
+            | {"ignored_regions": int(annotations.crowd.sum())},
             "repairs": annotations.repairs,
-            "pictures": self.splits.facts_of(split).counts(),
+            "pictures": total_counts(self.splits.facts_of(split)),
         }
 
     # -- loading -------------------------------------------------------------------------

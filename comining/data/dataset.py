@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,10 +17,12 @@ from torchvision.transforms.v2 import functional as F
 
 from comining.data.annotations import AnnotationSet
 from comining.data.images import load_image
+from comining.data.knowledge import PARTIAL, UNLOOKED, counts, rates
 from comining.data.sampler import SampleKey
 from comining.data.seeding import derive_seed
+from comining.data.sparsity import Erasure
 from comining.ops import resized_shape
-from comining.structures import Batch, Boxes, EvaluationBatch, Images
+from comining.structures import Batch, Boxes, EvaluationBatch, Images, Knowledge
 
 LoadImage = Callable[[Path, tuple[int, int]], Tensor]
 
@@ -32,8 +34,8 @@ class Sample(NamedTuple):
     image: Tensor  # [3, H, W] uint8, resized and flipped as the boxes are
     annotated: Boxes
     erased: Boxes
-    ignored: Boxes
-    rate: Tensor  # [K] float32, see :class:`Batch`
+    knowledge: Knowledge
+    judged: Tensor  # [K] bool, see :class:`Batch`
     pseudo_labels: Boxes
     image_id: int
 
@@ -43,24 +45,26 @@ class TrainingSet(Dataset[Sample]):
 
     Args:
         annotations: the full set.
-        erased: [M] which annotations sparsity took away.
+        erasure: what sparsity took away, and what is known afterwards.
         folder: of the images.
         min_size, max_size: shortest and longest side that the network shall see, px.
         flip: probability of a horizontal flip.
         seed: of the run; with the position it determines the flip.
+        ignored_overlap: see :class:`Knowledge`.
         load: decodes an image file of a given (height, width) to [3, H, W] uint8.
     """
 
     def __init__(
         self,
         annotations: AnnotationSet,
-        erased: NDArray[np.bool_],
+        erasure: Erasure,
         folder: Path,
         *,
         min_size: int,
         max_size: int,
         flip: float,
         seed: int,
+        ignored_overlap: float = 0.5,
         load: LoadImage = load_image,
     ):
         self.annotations = annotations
@@ -69,13 +73,28 @@ class TrainingSet(Dataset[Sample]):
         self.flip = flip
         self.seed = seed
         self.load = load
+        self.ignored_overlap = ignored_overlap
+        self.status = erasure.status
+        self._rates = torch.from_numpy(rates(erasure.status))
+        erased = erasure.erased
+        # Without erased truth, or where the file itself says that objects may be missing, nothing
+        # that is mined can be called wrong.
+        unsure = (annotations.said_of_all == PARTIAL) | (annotations.said_of_all == UNLOOKED)
+        self._judged = torch.from_numpy(~unsure & erased.any())
         kept = ~erased & ~annotations.crowd
         self.images = np.unique(annotations.image[kept])
         # image id -> boxes in original pixels that a method attached before training began.
         self.pseudo_labels: dict[int, Boxes] = {}
         # Rows of every image, so that an item is found without a search.
         self.kept_rows = _rows_of_image(annotations, kept)
-        self.erased_rows = _rows_of_image(annotations, erased)
+        self.erased_rows = _rows_of_image(annotations, erased & ~erasure.ignored)
+        self.ignored_rows = _rows_of_image(annotations, annotations.crowd | erasure.ignored)
+
+    def known(self) -> dict[str, Any]:
+        """What is known of images and classes, and how many regions are ignored, as numbers."""
+        regions = sum(map(len, self.ignored_rows))
+        names = self.annotations.categories.names
+        return counts(self.status, names) | {"ignored_regions": regions}
 
     def __len__(self) -> int:
         return len(self.images)
@@ -109,13 +128,15 @@ class TrainingSet(Dataset[Sample]):
             return replace(boxes, boxes=moved)
 
         image_id = int(self.annotations.image_ids[image_index])
+        ignored = move(self._boxes(self.ignored_rows[image_index]))
+        rate = self._rates[image_index : image_index + 1]
         return Sample(
             key,
             image,
             annotated=move(self._boxes(self.kept_rows[image_index])),
             erased=move(self._boxes(self.erased_rows[image_index])),
-            ignored=Boxes.empty(1),  # nothing says so yet: crowds are set aside
-            rate=torch.full((len(self.annotations.categories),), torch.nan),
+            knowledge=Knowledge.of(rate, ignored, self.ignored_overlap),
+            judged=self._judged[image_index],
             pseudo_labels=move(self.pseudo_labels.get(image_id, Boxes.empty(1, scores=True))),
             image_id=image_id,
         )
@@ -153,8 +174,12 @@ def collate(samples: list[Sample]) -> Batch:
         images=Images.of([sample.image for sample in samples]),
         annotated=_flat([sample.annotated for sample in samples]),
         erased=_flat([sample.erased for sample in samples]),
-        ignored=_flat([sample.ignored for sample in samples]),
-        rate=torch.stack([sample.rate for sample in samples]),
+        knowledge=Knowledge.of(
+            torch.cat([sample.knowledge.rate for sample in samples]),
+            _flat([sample.knowledge.ignored for sample in samples]),
+            samples[0].knowledge.overlap,
+        ),
+        judged=torch.stack([sample.judged for sample in samples]),
         pseudo_labels=_flat([sample.pseudo_labels for sample in samples]),
         image_ids=[sample.image_id for sample in samples],
         positions=[sample.key.position for sample in samples],

@@ -53,6 +53,14 @@ class PictureFacts:
         }
 
 
+def total_counts(parts: Sequence[PictureFacts]) -> dict[str, int]:
+    """The facts of all parts of a split as numbers."""
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(part.counts())
+    return dict(total)
+
+
 def check_images(
     annotations: AnnotationSet, folder: str | Path, sizes: bool, exif: Exif = "ignore"
 ) -> tuple[AnnotationSet, PictureFacts]:

@@ -7,11 +7,13 @@ frameworks.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,20 +23,82 @@ from pydantic import Field
 
 from comining.data.annotations import AnnotationSet, Crowd, OnInvalidBox
 from comining.data.category_matching import match_categories
-from comining.data.formats.coco import read_coco
+from comining.data.formats.coco import FIELDS, read_coco
+from comining.data.knowledge import COMPLETE, PARTIAL, UNLOOKED, UNSAID, Status, counts
 from comining.data.record_values import whole
 from comining.errors import DataError
 from comining.option_types import Fraction, NonNegativeInt
 
 Mask = NDArray[np.bool_]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """What a protocol makes of a set of N images, K classes and M annotations."""
+
+    erased: Mask  # [M] no longer annotated
+    ignored: Mask  # [M] of these, what has left a region to ignore
+    status: Status  # [N, K] what is known afterwards, never UNSAID
+
+    @classmethod
+    def only(cls, annotations: AnnotationSet, erased: Mask) -> Erasure:
+        """Nothing but erased annotations; what was known stays."""
+        return cls(erased, np.zeros_like(erased), annotations.status)
+
+    def of_images(self, annotations: AnnotationSet, chosen: Mask) -> Erasure:
+        """The same of some images.
+
+        Args:
+            annotations: what was erased from.
+            chosen: [N] which images.
+        """
+        rows = chosen[annotations.image]
+        return Erasure(self.erased[rows], self.ignored[rows], self.status[chosen])
 
 
 class Sparsity(ABC):
-    """Chooses annotations to erase. Crowds are set aside before: they are never chosen."""
+    """Chooses annotations to erase. Crowds are set aside before: they are never chosen.
+
+    Args:
+        regions: share of the erased annotations that become regions to ignore.
+        seed: of all choices.
+    """
+
+    def __init__(self, regions: float, seed: int):
+        self.regions = regions
+        self.seed = seed
+
+    def apply(self, annotations: AnnotationSet) -> Erasure:
+        """What is erased, and what is known afterwards."""
+        erased = self.erase(annotations)
+        ignored = self.ignore(annotations, erased)
+        return Erasure(erased, ignored, self.status(annotations, erased))
 
     @abstractmethod
     def erase(self, annotations: AnnotationSet) -> Mask:
         """[M] bool, True for what is erased; False for crowds."""
+
+    def ignore(self, annotations: AnnotationSet, erased: Mask) -> Mask:
+        """[M] bool, which of the erased annotations become regions to ignore."""
+        rows = np.flatnonzero(erased)
+        ids = annotations.ids[rows]
+        # Another seed: in a group the erased ones are those of the smallest hash.
+        order = np.lexsort([ids, _hash(ids, self.seed ^ 2**32)])
+        ignored = np.zeros_like(erased)
+        ignored[rows[order[: int(np.floor(round(len(rows) * self.regions, 6)))]]] = True
+        return ignored
+
+    def status(self, annotations: AnnotationSet, erased: Mask) -> Status:
+        """[N, K] what is known afterwards: by default nobody is told where something was erased.
+
+        What was complete may then lack objects, but for classes that the file itself calls absent.
+        """
+        status = annotations.status
+        if not erased.any():
+            return status
+        absent = (annotations.said_of_all == COMPLETE) & ~annotations.have_boxes
+        return np.where((status == COMPLETE) & ~absent, np.int8(PARTIAL), status)
 
 
 class RandomErasure(Sparsity):
@@ -48,6 +112,7 @@ class RandomErasure(Sparsity):
         fraction: erase this share of every group's n annotations, rounded down; or
         count: erase this many of every group.
         keep_at_least: but leave so many of every group.
+        regions: share of the erased annotations that become regions to ignore.
         seed: of the choice.
     """
 
@@ -58,8 +123,10 @@ class RandomErasure(Sparsity):
         fraction: Fraction | None,
         count: NonNegativeInt | None,
         keep_at_least: NonNegativeInt,
-        seed: Annotated[int, Field(ge=0, le=2**63 - 1)],
+        seed: Seed,
+        regions: Fraction = 0.0,
     ):
+        super().__init__(regions, seed)
         if not per:
             raise ValueError(f"sparsity.per must name image, category or both, got {list(per)}")
         if (fraction is None) == (count is None):
@@ -68,7 +135,6 @@ class RandomErasure(Sparsity):
         self.fraction = fraction
         self.count = count
         self.keep_at_least = keep_at_least
-        self.seed = seed
 
     def erase(self, annotations: AnnotationSet) -> Mask:
         candidates = np.flatnonzero(~annotations.crowd)
@@ -96,24 +162,102 @@ class RandomErasure(Sparsity):
         return erased
 
 
+class ClassErasure(Sparsity):
+    """In every image, keep the annotations of some classes only: nobody looked for the others.
+
+    Which classes depends on the seed, the id of the image and the name of the class.
+
+    Args:
+        fraction: share of the classes that are not looked for in an image, rounded down.
+        known: whether it is known afterwards which classes were looked for; if not, objects of all
+            classes may be missing, for all that training is told.
+        regions: share of the erased annotations that become regions to ignore.
+        seed: of the choice.
+    """
+
+    def __init__(self, *, fraction: Fraction, known: bool, regions: Fraction, seed: Seed):
+        super().__init__(regions, seed)
+        self.fraction = fraction
+        self.known = known
+
+    def unlooked(self, annotations: AnnotationSet) -> NDArray[np.bool_]:
+        """[N, K] the classes that are not looked for, by image."""
+        names = annotations.categories.names
+        digests = [hashlib.sha256(name.encode()).digest()[:8] for name in names]
+        of_class = np.array([int.from_bytes(digest, "big") for digest in digests], dtype=np.uint64)
+        with np.errstate(over="ignore"):
+            mixed = _hash(annotations.image_ids, self.seed)[:, None] ^ of_class
+        chance = _hash(mixed, self.seed)
+        rank = chance.argsort(axis=1, kind="stable").argsort(axis=1)
+        return np.asarray(rank < int(np.floor(round(len(names) * self.fraction, 6))))
+
+    def erase(self, annotations: AnnotationSet) -> Mask:
+        erased = self.unlooked(annotations)[annotations.image, annotations.labels]
+        return np.asarray(erased & ~annotations.crowd)
+
+    def status(self, annotations: AnnotationSet, erased: Mask) -> Status:
+        if not self.known:
+            return super().status(annotations, erased)
+        said = annotations.said_of_all
+        # The file before it was erased from is the truth, unless it says otherwise itself.
+        status = np.where(said == UNSAID, np.int8(COMPLETE), said)
+        return np.where(self.unlooked(annotations), np.int8(UNLOOKED), status)
+
+
 class FromFile(Sparsity):
     """A ready-made sparse file beside the full one, such as the ones the authors link to.
 
     What the sparse file lacks is erased. Annotations are recognised by image, category and box,
-    because others may have renumbered them.
+    because others may have renumbered them. What the sparse file says of classes, and its regions
+    to ignore, hold.
 
     Args:
         path: the sparse COCO file.
     """
 
     def __init__(self, *, path: str):
+        super().__init__(regions=0.0, seed=0)
         self.path = path
 
-    def erase(self, annotations: AnnotationSet) -> Mask:
+    def _read(self, annotations: AnnotationSet) -> AnnotationSet:
         # Where the full set has no crowds, those of the file were taken as objects, or it had none.
         crowd: Crowd = "ignore" if annotations.crowd.any() else "object"
         sparse = read_coco(self.path, on_invalid_box="drop", crowd=crowd)
-        sparse = match_categories(sparse, annotations.categories, annotations.path)
+        return match_categories(sparse, annotations.categories, annotations.path)
+
+    def apply(self, annotations: AnnotationSet) -> Erasure:
+        sparse = self._read(annotations)
+        erased = self._erased(annotations, sparse)
+        return Erasure(
+            erased,
+            self._ignored(annotations, erased, sparse),
+            self._status(annotations, erased, sparse),
+        )
+
+    def erase(self, annotations: AnnotationSet) -> Mask:
+        return self._erased(annotations, self._read(annotations))
+
+    def _status(self, annotations: AnnotationSet, erased: Mask, sparse: AnnotationSet) -> Status:
+        status = self.status(annotations, erased)
+        if sparse.said is None:
+            return status
+        position = {image_id: n for n, image_id in enumerate(annotations.image_ids.tolist())}
+        for n, image_id in enumerate(sparse.image_ids.tolist()):
+            if image_id in position:
+                said = sparse.said[n]
+                row = status[position[image_id]]
+                status[position[image_id]] = np.where(said == UNSAID, row, said)
+        return status
+
+    def _ignored(self, annotations: AnnotationSet, erased: Mask, sparse: AnnotationSet) -> Mask:
+        """What the sparse file still has, as a region to ignore."""
+        regions = {_content(sparse, row) for row in np.flatnonzero(sparse.crowd).tolist()}
+        ignored = np.zeros_like(erased)
+        for row in np.flatnonzero(erased).tolist() if regions else ():
+            ignored[row] = _content(annotations, row) in regions
+        return ignored
+
+    def _erased(self, annotations: AnnotationSet, sparse: AnnotationSet) -> Mask:
         wanted = Counter(_content(sparse, row) for row in np.flatnonzero(~sparse.crowd).tolist())
         erased = ~annotations.crowd
         for row in np.flatnonzero(erased).tolist():
@@ -138,8 +282,8 @@ def _content(annotations: AnnotationSet, row: int) -> tuple[int, int, tuple[floa
     )
 
 
-def _hash(ids: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
-    """A well-mixed 64-bit number for every id (splitmix64, Steele et al. 2014)."""
+def _hash(ids: NDArray[np.int64] | NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
+    """A well-mixed 64-bit number for every id (splitmix64, Steele et al. 2014), in any shape."""
     with np.errstate(over="ignore"):
         x = ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15) * np.uint64(2 * seed + 1)
         for _ in range(2):
@@ -153,31 +297,65 @@ def _hash(ids: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
 
 
 def write_split(
-    annotations: AnnotationSet, erased: Mask, output: Path, erased_output: Path | None
+    annotations: AnnotationSet, erasure: Erasure, output: Path, erased_output: Path | None
 ) -> None:
     """Write what is kept, and on request what is erased, as COCO files.
 
     Every image stays, also those that lost all annotations. Records keep all their fields; crowds
-    stay in the kept file, where other frameworks use them as regions to ignore. Each file appears
-    whole or not at all.
+    stay in the kept file, where other frameworks use them as regions to ignore. Erased annotations
+    that become regions to ignore stay there, too, with ``ignore: 1``; what is known of classes
+    stands in the fields of LVIS of image records. Each file appears whole or not at all.
     """
     content: dict[str, Any] = json.loads(annotations.path.read_text(encoding="utf-8-sig"))
-    erased_ids = set(annotations.ids[erased].tolist())
-    known = set(annotations.ids.tolist())
-    for path, chosen in ((output, known - erased_ids), (erased_output, erased_ids)):
-        if path is not None:
-            records = [record for record in content["annotations"] if whole(record["id"]) in chosen]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draft = path.with_name(f".{path.name}.{os.getpid()}")
-            try:
-                draft.write_text(json.dumps({**content, "annotations": records}), encoding="utf-8")
-                os.replace(draft, path)
-            finally:
-                draft.unlink(missing_ok=True)
+    erased_ids, ignored_ids = (
+        set(annotations.ids[rows].tolist()) for rows in (erasure.erased, erasure.ignored)
+    )
+    kept_ids = set(annotations.ids.tolist()) - erased_ids
+    _write(output, {
+        **content,
+        "images": _with_fields(content["images"], annotations, erasure),
+        "annotations": [
+            {**record, "ignore": 1} if whole(record["id"]) in ignored_ids else record
+            for record in content["annotations"]
+            if whole(record["id"]) in kept_ids | ignored_ids
+        ],
+    })  # fmt: skip
+    if erased_output is not None:
+        records = [r for r in content["annotations"] if whole(r["id"]) in erased_ids]
+        _write(erased_output, {**content, "annotations": records})
 
 
-def summary(annotations: AnnotationSet, erased: Mask) -> str:
+def _with_fields(
+    records: list[dict[str, Any]], annotations: AnnotationSet, erasure: Erasure
+) -> list[dict[str, Any]]:
+    """Image records with what is known of classes, if anything is."""
+    if annotations.said is None and not (erasure.status == UNLOOKED).any():
+        return records
+    kept = ~erasure.erased & ~annotations.crowd
+    have = np.zeros(erasure.status.shape, dtype=np.bool_)
+    have[annotations.image[kept], annotations.labels[kept]] = True
+    fields = ((erasure.status == COMPLETE) & ~have, erasure.status == PARTIAL)
+    ids = np.array(annotations.categories.ids, dtype=np.int64)
+    of_image = {
+        image_id: {key: ids[column[n]].tolist() for key, column in zip(FIELDS, fields)}
+        for n, image_id in enumerate(annotations.image_ids.tolist())
+    }
+    return [record | of_image[whole(record["id"])] for record in records]
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_text(json.dumps(content), encoding="utf-8")
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def summary(annotations: AnnotationSet, erasure: Erasure) -> str:
     """Kept and erased in all and for every category, and how many images lost everything."""
+    erased = erasure.erased
     kept = ~erased & ~annotations.crowd
     before = np.unique(annotations.image[~annotations.crowd])
     emptied = len(before) - len(np.unique(annotations.image[kept]))
@@ -194,6 +372,12 @@ def summary(annotations: AnnotationSet, erased: Mask) -> str:
         f"images: {len(annotations.image_ids)}, of which {emptied} lost all their annotations and "
         f"{len(annotations.image_ids) - len(before)} had none; crowds set aside: "
         f"{annotations.crowd.sum()}"
+    )
+    known = counts(erasure.status, annotations.categories.names)
+    rows.append(
+        f"images x classes: {known['complete']} complete, {known['not_looked_for']} not looked "
+        f"for, {known['partial']} partial; erased annotations that are regions to ignore: "
+        f"{erasure.ignored.sum()}"
     )
     return "\n".join(rows)
 
@@ -235,11 +419,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             CONFIG_FOLDER / "sparsity" / f"{given.protocol}.yaml", overrides
         )
         annotations = read_coco(given.annotations, on_invalid_box, crowd)
-        erased = sparsity.erase(annotations)
-        write_split(annotations, erased, given.output, given.erased)
+        erasure = sparsity.apply(annotations)
+        write_split(annotations, erasure, given.output, given.erased)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    print(summary(annotations, erased))
+    print(summary(annotations, erasure))
     print(f"written: {given.output}" + (f", {given.erased}" if given.erased else ""))
 
 

@@ -10,17 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comining.data.annotations import AnnotationSet, Categories
-from comining.data.category_matching import match_categories
+from comining.data.category_matching import match_categories, without_category
 from comining.data.formats.annotation_format import AnnotationFormat, ReadOptions, Split
 from comining.data.formats.coco import coco_split
 from comining.data.image_files import PictureFacts, check_images
 from comining.data.images import Exif
+from comining.data.knowledge import Annotated
+from comining.data.merged_sets import merge
 from comining.data.validation_share import validation_share
 from comining.errors import DataError
 
 log = logging.getLogger(__name__)
 
-NamedFiles = Mapping[str, tuple[str | None, str | None]]
+Files = str | Sequence[str] | None
+NamedFiles = Mapping[str, tuple[Files, Files]]
 
 
 class SplitReader:
@@ -29,8 +32,12 @@ class SplitReader:
     Args:
         root: folder of the set.
         format: finds the splits; None takes ``named``.
-        named: for every split its COCO file and image folder, relative to ``root``; None for none.
+        named: for every split its COCO file and image folder, or lists of them, relative to
+            ``root``; None for none.
         options: how annotations are read.
+        annotated: of every split, what holds of images of which no field says anything; None for
+            ``val``: what is said of ``train``, where it is made of that, else ``exhaustive``.
+        ignore_category: a class whose boxes are regions to ignore.
         val_fraction: share of the training images for validation, where there is no such split.
         missing_val: ``train`` validates on the training images where the files are absent.
         hint: what to tell a user whose files are missing.
@@ -48,6 +55,8 @@ class SplitReader:
         named: NamedFiles,
         options: ReadOptions,
         *,
+        annotated: Mapping[str, Annotated | None],
+        ignore_category: str | None,
         val_fraction: float | None,
         missing_val: str,
         hint: str,
@@ -57,6 +66,8 @@ class SplitReader:
         self.root = root
         self.format = format
         self.options = options
+        self.annotated = annotated
+        self.ignore_category = ignore_category
         self.val_fraction = val_fraction
         self.missing_val = missing_val
         self.hint = hint
@@ -64,32 +75,44 @@ class SplitReader:
         self.exif: Exif = exif
         self.picture_facts: dict[Path, PictureFacts] = {}  # of every split's path that was read
         self._named = self._splits_by_name(named)
-        self._splits: dict[str, Split] | None = None
+        self._splits: dict[str, list[Split]] | None = None
         self._train: tuple[AnnotationSet, Path] | None = None
         self._share: NDArray[np.bool_] | None = None  # [N] of train, which are for validation
         self._categories: Categories | None = None  # by which all splits are labelled
         self._categories_of: str | Path = ""
 
-    def _splits_by_name(self, named: NamedFiles) -> dict[str, Split]:
+    def _splits_by_name(self, named: NamedFiles) -> dict[str, list[Split]]:
         splits = {}
-        for split, (file, folder) in named.items():
-            if (file is None) != (folder is None):
+        for split, (files, folders) in named.items():
+            if (files is None) != (folders is None):
                 raise ValueError(f"data.{split}_annotations and data.{split}_images go together")
-            if file is None or folder is None:
+            if files is None or folders is None:
                 continue
             if self.format is not None:
                 raise ValueError(
-                    f"data.{split}_annotations={file} is for data=custom; the files of data.format "
-                    "are found below data.root"
+                    f"data.{split}_annotations={files} is for data=custom; the files of "
+                    "data.format are found below data.root"
                 )
-            splits[split] = coco_split(self.root / file, self.root / folder)
+            listed = [files] if isinstance(files, str) else list(files)
+            places = [folders] * len(listed) if isinstance(folders, str) else list(folders)
+            if not listed or len(places) != len(listed):
+                raise ValueError(
+                    f"data.{split}_annotations names {len(listed)} files and data.{split}_images "
+                    f"{len(places)} folders: give one folder for each file, or one for all"
+                )
+            if len({*listed}) < len(listed):
+                raise ValueError(f"data.{split}_annotations names a file twice: {listed}")
+            splits[split] = [
+                coco_split(self.root / file, self.root / folder)
+                for file, folder in zip(listed, places, strict=True)
+            ]
         if not splits and self.format is None:
             raise ValueError("option data.train_annotations is missing")
         return splits
 
     @property
-    def splits(self) -> dict[str, Split]:
-        """The splits by name.
+    def splits(self) -> dict[str, list[Split]]:
+        """The splits by name, each of one part or, where files are listed, of several.
 
         Raises:
             DataError: the format does not find any.
@@ -99,7 +122,8 @@ class SplitReader:
             if self.format is not None:
                 if not self.root.exists():
                     raise DataError(f"data.root={self.root}: no such folder")
-                self._splits = self.format.find_splits(self.root)
+                found = self.format.find_splits(self.root)
+                self._splits = {name: [split] for name, split in found.items()}
         return self._splits
 
     @property
@@ -129,10 +153,10 @@ class SplitReader:
         """
         self._categories, self._categories_of = categories, source
 
-    def facts_of(self, split: str) -> PictureFacts:
-        """What is known about the pictures of a split that has been read."""
+    def facts_of(self, split: str) -> list[PictureFacts]:
+        """What is known about the pictures of the parts of a split that has been read."""
         shared = split == "val" and self.shares_train
-        return self.picture_facts[self.splits["train" if shared else split].path]
+        return [self.picture_facts[p.path] for p in self.splits["train" if shared else split]]
 
     def check_there(self, splits: Sequence[str]) -> None:
         """Refuse splits of which a file or folder is missing, before any of them is read.
@@ -164,7 +188,7 @@ class SplitReader:
         """
         if split == "val" and self.shares_train:
             annotations, folder, trained_on = self.read_train()
-            return annotations.of_images(~trained_on), folder
+            return self._known("val", annotations.of_images(~trained_on)), folder
         return self._read(split)
 
     def read_train(self) -> tuple[AnnotationSet, Path, NDArray[np.bool_]]:
@@ -205,34 +229,58 @@ class SplitReader:
         if (
             self.missing_val == "train"
             and train is not None
-            and not any(path.exists() for path in val.required)
-            and all(path.exists() for path in train.required)
+            and not any(path.exists() for part in val for path in part.required)
+            and all(path.exists() for part in train for path in part.required)
         ):
             log.warning(
                 "%s is absent: evaluating on the TRAINING images of %s, fully annotated",
-                val.path,
-                train.path,
+                val[0].path,
+                train[0].path,
             )
             self.splits["val"] = train
 
-    def _source(self, split: str) -> Split:
+    def _source(self, split: str) -> list[Split]:
         if split not in self.splits:
             found = ", ".join(self.splits) or "none"
             raise DataError(f"missing for {split}: {self.root} has no such split; found: {found}")
         source = self.splits[split]
-        missing = [str(path) for path in source.required if not path.exists()]
+        required = dict.fromkeys(path for part in source for path in part.required)
+        missing = [str(path) for path in required if not path.exists()]
         if missing:
             raise DataError(f"missing for {split}: {' and '.join(missing)}\n{self.hint}".rstrip())
         return source
 
     def _read(self, split: str) -> tuple[AnnotationSet, Path]:
         source = self._source(split)
-        annotations, folder = source.read(self.options)
+        annotations, folder = merge([self._read_part(part) for part in source])
+        ignored = self.ignore_category
+        if ignored is not None and ignored in annotations.categories.names:
+            annotations = without_category(annotations, ignored)
+        elif ignored is not None and split == "train":
+            raise DataError(
+                f"data.ignore_category={ignored} is not among the classes of {annotations.path}: "
+                f"{', '.join(annotations.categories.names)}"
+            )
         if self._categories is None:
-            self.use_categories(annotations.categories, source.path)
+            self.use_categories(annotations.categories, annotations.path)
         else:
-            annotations = match_categories(annotations, self._categories, self._categories_of)
-        annotations, self.picture_facts[source.path] = check_images(
+            annotations = match_categories(
+                annotations, self._categories, self._categories_of,
+                # Who merges sets for training may evaluate on some of their classes.
+                may_lack=split != "train" and len(self.splits.get("train", ())) > 1,
+            )  # fmt: skip
+        return self._known(split, annotations), folder
+
+    def _read_part(self, part: Split) -> tuple[AnnotationSet, Path]:
+        annotations, folder = part.read(self.options)
+        annotations, self.picture_facts[part.path] = check_images(
             annotations, folder, sizes=self.sizes, exif=self.exif
         )
         return annotations, folder
+
+    def _known(self, split: str, annotations: AnnotationSet) -> AnnotationSet:
+        """The set with what holds of it where no field says anything."""
+        annotated = self.annotated[split]
+        if annotated is None and (self.shares_train or self.val_is_train):
+            annotated = self.annotated["train"]
+        return annotations.annotated_as(annotated or "exhaustive")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 import torch
@@ -12,10 +13,16 @@ from torch import Tensor
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.image_list import ImageList
 
-from comining.detectors.detector import Background, BackgroundRule, Detector, Regions
+from comining.detectors.detector import (
+    NO_OBJECT,
+    Background,
+    BackgroundRule,
+    Detector,
+    Regions,
+)
 from comining.detectors.losses import focal_loss_sum, normalizer
-from comining.ops import paired_iou, rank_in_group, resized_shape
-from comining.structures import Assignment, Boxes, DensePredictions
+from comining.ops import paired_iou, rank_in_group, resized_shape, share_inside
+from comining.structures import Assignment, Boxes, DensePredictions, Knowledge
 
 # The largest tensor of (image, box, anchor) triples that assignment builds at once, in elements of
 # float32, by the type of device: 64 MiB, and on a CPU what its cache holds.
@@ -289,19 +296,48 @@ class DenseDetector(Detector):
         predictions: DensePredictions,
         targets: Boxes,
         background: BackgroundRule | None = None,
+        knowledge: Knowledge | None = None,
     ) -> dict[str, Tensor]:
         assignment = self.assign(predictions, targets)
+        logits = predictions.logits
+        if knowledge is not None and (knowledge.some_unlooked or len(knowledge.ignored)):
+            logits = logits.masked_fill(
+                silent_entries(knowledge, predictions.anchors, assignment), NO_OBJECT
+            )
         said = Background()
         if background is not None:
-            said = background(DenseRegions(self, predictions, assignment))
-        count = normalizer(assignment.positive.sum().to(predictions.logits.dtype), smallest=1.0)
+            said = self._said(background, predictions, assignment, logits, knowledge)
+        count = normalizer(assignment.positive.sum().to(logits.dtype), smallest=1.0)
         classification = self.focal_loss(
-            predictions.logits, assignment.labels, self.focal_alpha, self.focal_gamma,
-            said.weights,
-        )  # fmt: skip
+            logits, assignment.labels, self.focal_alpha, self.focal_gamma, said.weights
+        )
         losses = {"classification": classification / count}
         losses |= self.location_losses(predictions, assignment, count)
         return losses | {name: term / count for name, term in said.terms.items()}
+
+    def _said(
+        self,
+        background: BackgroundRule,
+        predictions: DensePredictions,
+        assignment: Assignment,
+        logits: Tensor,
+        knowledge: Knowledge | None,
+    ) -> Background:
+        """What the method says, but for classes that are complete in an image: they are ordinary.
+
+        Args:
+            logits: [B, A, K] without those that have no loss.
+        """
+        if knowledge is None or not knowledge.some_complete:
+            return background(DenseRegions(self, predictions, assignment, logits))
+        complete = (knowledge.rate == 1).unsqueeze(1)  # [B, 1, K]
+        closed = without_own_entries(complete.expand_as(logits).contiguous(), assignment)
+        open_logits = logits.masked_fill(closed, NO_OBJECT)
+        said = background(DenseRegions(self, predictions, assignment, open_logits))
+        if said.weights is None:
+            return said
+        weights = said.weights if said.weights.dim() == 3 else said.weights.unsqueeze(-1)
+        return replace(said, weights=torch.where(complete, 1.0, weights))
 
     @abstractmethod
     def location_losses(
@@ -318,11 +354,15 @@ class DenseRegions(Regions):
     """The anchors or points of a dense detector, as a :data:`BackgroundRule` sees them."""
 
     def __init__(
-        self, detector: DenseDetector, predictions: DensePredictions, assignment: Assignment
+        self,
+        detector: DenseDetector,
+        predictions: DensePredictions,
+        assignment: Assignment,
+        logits: Tensor,
     ):
         self.detector = detector
         self.predictions = predictions
-        self.logits = predictions.logits
+        self.logits = logits
         self.labels = assignment.labels
         self.anchors = predictions.anchors
 
@@ -331,6 +371,37 @@ class DenseRegions(Regions):
 
     def assign(self, boxes: Boxes) -> Tensor:
         return self.detector.assign(self.predictions, boxes).labels
+
+
+def silent_entries(knowledge: Knowledge, anchors: Tensor, assignment: Assignment) -> Tensor:
+    """Which entries [B, A, K] have no loss.
+
+    No anchor has one as background of a class that nobody looked for in the image, nor of the class
+    of an ignored region that it lies in. Its entry of the class that it is trained to stays.
+
+    Args:
+        anchors: [A, 4], a point as the square around it with the stride as its side.
+    """
+    ignored = knowledge.ignored
+    size = (*assignment.labels.shape, assignment.num_classes)
+    silent = (knowledge.rate == 0).unsqueeze(1).expand(size).contiguous()
+    for image, count in enumerate(ignored.counts):
+        if not count:
+            continue
+        regions = ignored.of_image(image)
+        inside = share_inside(anchors, regions.boxes) > knowledge.overlap  # [G, A]
+        for_all = (regions.labels < 0).unsqueeze(1)
+        silent[image] |= (inside & for_all).any(dim=0).unsqueeze(1)
+        one_hot = F.one_hot(regions.labels.clamp(min=0), size[-1]) * ~for_all  # [G, K]
+        silent[image] |= (inside.T.float() @ one_hot.float()) > 0
+    return without_own_entries(silent, assignment)
+
+
+def without_own_entries(entries: Tensor, assignment: Assignment) -> Tensor:
+    """Entries [B, A, K] but for those of the classes that anchors are trained to; in place."""
+    own = assignment.labels.clamp(0, assignment.num_classes - 1).unsqueeze(-1)
+    kept = entries.gather(-1, own) & ~assignment.positive.unsqueeze(-1)
+    return entries.scatter_(-1, own, kept)
 
 
 def chunks(counts: Sequence[int], limit: int) -> Iterator[slice]:

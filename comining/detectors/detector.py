@@ -10,14 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from comining.structures import Boxes, Predictions
+from comining.structures import Boxes, Knowledge, Predictions
+
+# The logit of entries without loss: a probability of 0, at which no background loss is left, and
+# finite, so that no gradient is NaN.
+NO_OBJECT = -100.0
 
 
 class Regions(ABC):
     """The regions of a batch that a detector classifies, under the targets of one branch.
 
     Attributes:
-        logits: [B, A, K] with gradient.
+        logits: [B, A, K] with gradient; :data:`NO_OBJECT` where what is known leaves a method
+            nothing to say: a class nobody looked for, one that is complete, an ignored region.
         labels: [B, A] int64, what each region is trained to: class, K background, -1 ignored.
         anchors: [A, 4] or [B, A, 4], where the regions lie before anything is predicted; a point
             is the square around it with the stride as its side.
@@ -99,7 +104,11 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def losses(
-        self, predictions: Any, targets: Boxes, background: BackgroundRule | None = None
+        self,
+        predictions: Any,
+        targets: Boxes,
+        background: BackgroundRule | None = None,
+        knowledge: Knowledge | None = None,
     ) -> dict[str, Tensor]:
         """The losses of one branch, summed over its batch and divided by its positives.
 
@@ -109,6 +118,7 @@ class Detector(nn.Module, ABC):
             predictions: of the B images of the branch, with their graph.
             targets: of the same images.
             background: what the method says; called once, with the regions of the branch.
+            knowledge: about the same images; comes before what the method says.
         """
 
     @abstractmethod

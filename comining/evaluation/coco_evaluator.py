@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -15,14 +15,23 @@ import torch.distributed as dist
 from faster_coco_eval import COCO, COCOeval_faster
 
 from comining.data.annotations import AnnotationSet
+from comining.data.knowledge import PARTIAL, UNLOOKED
 from comining.errors import DivergedError
 from comining.structures import Boxes
 
 log = logging.getLogger(__name__)
 
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+Metric = Literal[
+    "AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"
+]  # fmt: skip
+METRICS: tuple[str, ...] = get_args(Metric)
 
 Metrics = dict[str, float | None]
+
+LOWER_BOUND = (
+    "AP is a lower bound: objects may be missing in the annotations, and a detection of one counts "
+    "as wrong. AR, the recall of what is annotated, is right."
+)
 
 
 class CocoEvaluator:
@@ -30,6 +39,11 @@ class CocoEvaluator:
 
     The ground truth has the boxes, areas and crowds of the file. Its annotations are renumbered
     from 1, because COCOeval takes one with id 0 for unmatched.
+
+    What fields of the file say of classes counts as in LVIS (Gupta et al., CVPR 2019): detections
+    of a class that nobody looked for in an image are left out, and where a class is annotated in
+    part, detections that cover no annotation are neither right nor wrong (the whole image is a
+    crowd). Regions to ignore are crowds, of one class or of all.
     """
 
     def __init__(self, annotations: AnnotationSet):
@@ -124,7 +138,7 @@ class CocoEvaluator:
 
     def compute(self) -> Metrics:
         """The 12 numbers on a scale of 0-100; None where nothing of that kind is annotated."""
-        rows = self.results()
+        rows = self._judged(self.results())
         truth = _coco(self._ground_truth())
         nothing = {**self._ground_truth(), "annotations": []}
         found = truth.loadRes(rows) if rows else _coco(nothing)  # loadRes fails on an empty list
@@ -146,18 +160,40 @@ class CocoEvaluator:
             for name, value in zip(METRICS, evaluation.stats[: len(METRICS)], strict=True)
         }
 
+    def _judged(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Results without those of classes that nobody looked for in their image."""
+        annotations = self.annotations
+        if annotations.said is None:
+            return rows
+        position = {image_id: n for n, image_id in enumerate(annotations.image_ids.tolist())}
+        label = {category_id: n for n, category_id in enumerate(annotations.categories.ids)}
+        said = annotations.said
+        return [
+            row
+            for row in rows
+            if said[position[row["image_id"]], label[row["category_id"]]] != UNLOOKED
+        ]
+
     def _ground_truth(self) -> dict[str, Any]:
         annotations = self.annotations
         image_ids = annotations.image_ids.tolist()
         category_ids = annotations.categories.ids
-        columns = zip(
+        columns: list[tuple[int, int, list[float], float, int]] = []
+        for image, label, bbox, area, crowd in zip(
             annotations.image.tolist(),
             annotations.labels.tolist(),
             annotations.bboxes.tolist(),
             annotations.areas.tolist(),
             annotations.crowd.astype(np.int64).tolist(),
             strict=True,
-        )
+        ):
+            labels = [label] if label >= 0 else range(len(category_ids))
+            columns += [(image, of_class, bbox, area, crowd) for of_class in labels]
+        if annotations.said is not None:
+            for image, label in np.argwhere(annotations.said == PARTIAL).tolist():
+                height, width = annotations.sizes[image].tolist()
+                whole = [0.0, 0.0, float(width), float(height)]
+                columns.append((image, label, whole, float(width * height), 1))
         return {
             "images": [{"id": image_id} for image_id in image_ids],
             "categories": [{"id": category_id} for category_id in category_ids],
@@ -182,7 +218,24 @@ def _coco(content: dict[str, Any]) -> Any:
     return coco
 
 
-def metrics_table(metrics: Metrics) -> str:
-    """The 12 numbers as two aligned lines; a dash where there is none."""
+def metrics_table(metrics: Metrics, *, lower_bound: bool = False) -> str:
+    """The 12 numbers as two aligned lines; a dash where there is none.
+
+    Args:
+        lower_bound: objects may be missing in the annotations, so that AP is a lower bound; it is
+            marked, and a third line says so. AR, the recall of what is annotated, stays right.
+    """
     values = ["-" if metrics[name] is None else f"{metrics[name]:.1f}" for name in METRICS]
-    return "\n".join(" ".join(f"{cell:>5}" for cell in row) for row in (METRICS, values))
+    names = list(METRICS)
+    if lower_bound:
+        for column, name in enumerate(METRICS):
+            if name.startswith("AP") and metrics[name] is not None:
+                values[column] = f">={values[column]}"
+    widths = [max(5, len(name), len(value)) for name, value in zip(names, values, strict=True)]
+    lines = [
+        " ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
+        for row in (names, values)
+    ]
+    if lower_bound:
+        lines.append(LOWER_BOUND)
+    return "\n".join(lines)

@@ -41,6 +41,10 @@ class EvaluationModule(L.LightningModule):
         """The network that is evaluated."""
         return self.detector
 
+    def is_lower_bound(self, split: str) -> bool:
+        """Whether objects may be missing in the annotations of a split, by which AP is too low."""
+        return self.evaluators[split].annotations.is_partial
+
     def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
         self._detect("val", batch)
 
@@ -48,7 +52,7 @@ class EvaluationModule(L.LightningModule):
         self._evaluate("val")
         self.metrics_step = self.global_step
         if self.trainer.is_global_zero and self.trainer.state.fn == "fit":  # others print it
-            table = metrics_table(self.metrics["val"])
+            table = metrics_table(self.metrics["val"], lower_bound=self.is_lower_bound("val"))
             log.info("step %d, validation\n%s", self.global_step, table)
 
     def on_test_epoch_start(self) -> None:

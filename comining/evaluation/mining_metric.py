@@ -22,8 +22,9 @@ KINDS = ("right", "duplicate", "wrong_class", "poor_localisation", "background")
 # Where candidates get lost: Step 1, Step 2, at the image border, Step 3.
 STAGES = ("score", "nms", "border", "annotation")
 
-# What is summed over images, for every view.
-SUMS = ("images", "mined", *KINDS, "erased", "kept", "score_sum", "in_other_view", *STAGES)
+# What is summed over images, for every view; kinds and erased ones only where they can be judged.
+COUNTED = ("erased", "kept", "score_sum", "in_other_view")
+SUMS = ("images", "mined", "judged", *KINDS, *COUNTED, *STAGES)
 
 Figures = dict[str, float | None]
 
@@ -95,7 +96,11 @@ def in_other_view(mined: Boxes, other: Boxes) -> Tensor:
 
 @dataclass
 class MiningFigures:
-    """What a :class:`MiningScore` comes to; None where there is nothing to divide by."""
+    """What a :class:`MiningScore` comes to; None where there is nothing to divide by.
+
+    Shares of what is right and wrong are those of the pseudo-labels that can be judged, see
+    :class:`Batch`: on data without erased truth there are none.
+    """
 
     together: Figures  # means over the views that mine
     views: dict[str, Figures]
@@ -117,7 +122,7 @@ class MiningScore(Metric):
     full_state_update = False
     sums: Tensor  # [V, len(SUMS)] float
     most: Tensor  # [V] float: pseudo-labels of one image, at the most
-    classes: Tensor  # [3, K] float: mined, right, erased, of all views
+    classes: Tensor  # [4, K] float: mined, judged, right, erased, of all views
 
     def __init__(
         self, views: Sequence[str], num_classes: int, device: torch.device | str = "cpu"
@@ -130,7 +135,7 @@ class MiningScore(Metric):
         self.add_state("sums", torch.zeros(shape, dtype=dtype), dist_reduce_fx="sum")
         most = torch.zeros(len(self.views), dtype=dtype)
         self.add_state("most", most, dist_reduce_fx="max")
-        classes = torch.zeros(3, num_classes, dtype=dtype)
+        classes = torch.zeros(4, num_classes, dtype=dtype)
         self.add_state("classes", classes, dist_reduce_fx="sum")
         self.to(device)
 
@@ -151,18 +156,20 @@ class MiningScore(Metric):
                 continue
             mined = result.pseudo_labels[view]
             kinds = judge(mined, batch.erased, batch.annotated)
-            known = {
+            judged = batch.judged[mined.image, mined.labels]
+            erased = batch.judged[batch.erased.image, batch.erased.labels]
+            known: dict[str, float | Tensor] = {
                 "images": mined.num_images,
                 "mined": len(mined),
-                "erased": len(batch.erased),
+                "judged": judged.sum(),
+                "erased": erased.sum(),
                 "kept": len(batch.annotated),
             }
             for name, value in known.items():
                 sums[row, SUMS.index(name)] = value
             first = SUMS.index(KINDS[0])
-            sums[row, first : first + len(KINDS)] = (
-                kinds[:, None] == torch.arange(len(KINDS), device=device)
-            ).sum(dim=0)
+            of_kind = kinds[:, None] == torch.arange(len(KINDS), device=device)
+            sums[row, first : first + len(KINDS)] = (of_kind & judged[:, None]).sum(dim=0)
             sums[row, SUMS.index("score_sum")] = mined.known_scores.sum()
             others = [other for name, other in result.pseudo_labels.items() if name != view]
             if others:
@@ -171,11 +178,16 @@ class MiningScore(Metric):
                 remaining = result.remaining_counts[view].sum(dim=0)
                 sums[row, -len(STAGES) :] = (remaining[:-1] - remaining[1:]).to(sums.dtype)
             most[row] = mined.counts_on_device().max()
-            right = (kinds == KINDS.index("right")).to(classes.dtype)
-            classes[0].index_add_(0, mined.labels, torch.ones_like(right))
-            classes[1].index_add_(0, mined.labels, right)
-            ones = torch.ones(len(batch.erased), dtype=classes.dtype, device=device)
-            classes[2].index_add_(0, batch.erased.labels, ones)
+            right = (kinds == KINDS.index("right")) & judged
+            for number, (labels, counted) in enumerate(
+                (
+                    (mined.labels, torch.ones_like(judged)),
+                    (mined.labels, judged),
+                    (mined.labels, right),
+                    (batch.erased.labels, erased),
+                )
+            ):
+                classes[number].index_add_(0, labels, counted.to(classes.dtype))
         return sums, most, classes
 
     def compute(self) -> MiningFigures:
@@ -188,10 +200,10 @@ class MiningScore(Metric):
             classes=[
                 {
                     "pseudo_labels_per_image": _ratio(mined, images),
-                    "precision": _ratio(right, mined),
+                    "precision": _ratio(right, judged),
                     "recall": _ratio(right, erased),
                 }
-                for mined, right, erased in self.classes.T.tolist()
+                for mined, judged, right, erased in self.classes.T.tolist()
             ],
         )
 
@@ -209,9 +221,9 @@ def _figures(row: Sequence[float], most: float) -> Figures:
         "share_of_targets": _ratio(n["mined"], n["mined"] + n["kept"]),
         "score": _ratio(n["score_sum"], n["mined"]),
         "agreement": _ratio(n["in_other_view"], n["mined"]),
-        "precision": _ratio(n["right"], n["mined"]),
+        "precision": _ratio(n["right"], n["judged"]),
         "recall": _ratio(n["right"], n["erased"]),
-        **{kind: _ratio(n[kind], n["mined"]) for kind in KINDS[1:]},
+        **{kind: _ratio(n[kind], n["judged"]) for kind in KINDS[1:]},
         **{f"dropped_by_{stage}": _ratio(n[stage], n["images"]) for stage in STAGES},
     }
 

@@ -72,10 +72,8 @@ class CoMining(Method):
         }
         sources = self.views[::-1] if self.exchange else self.views
         return Supervision(
-            {
-                view: batch.annotated.followed_by(pseudo_labels[source])  # Eq. 1
-                for view, source in zip(self.views, sources, strict=True)
-            },
+            # Eq. 1
+            {view: pseudo_labels[source] for view, source in zip(self.views, sources, strict=True)},
             pseudo_labels,
             dict(zip(self.views, torch.split(remaining, size), strict=True)),
         )

@@ -80,7 +80,7 @@ class MeanTeacher(Method):
             teacher, teacher.predict(views["original"]), batch.annotated
         )
         return Supervision(
-            dict.fromkeys(self.views, batch.annotated.followed_by(pseudo_labels)),
+            dict.fromkeys(self.views, pseudo_labels),
             {"original": pseudo_labels},
             {"original": remaining},
         )

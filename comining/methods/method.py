@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from comining.data.datamodule import DetectionData
 from comining.detectors.detector import Background, Detector, Regions
+from comining.methods.known import drop_known
 from comining.structures import Batch, Boxes, Predictions, StepResult
 
 View = Literal["original", "augmented"]
@@ -28,11 +29,15 @@ class RunInfo(NamedTuple):
 
 
 class Supervision(NamedTuple):
-    """What every view is trained by, and which pseudo-labels were found."""
+    """What every view is trained by beside the annotations, and which pseudo-labels were found."""
 
-    targets: Mapping[str, Boxes]  # view -> targets of its B images
+    added: Mapping[str, Boxes] = MappingProxyType({})  # view -> further targets of its B images
     pseudo_labels: Mapping[str, Boxes] = MappingProxyType({})  # see :class:`StepResult`
     remaining_counts: Mapping[str, Tensor] = MappingProxyType({})  # see :class:`StepResult`
+
+    def targets(self, view: str, annotated: Boxes) -> Boxes:
+        """All targets of a view."""
+        return annotated.followed_by(self.added[view]) if view in self.added else annotated
 
 
 class Method(nn.Module):
@@ -83,15 +88,39 @@ class Method(nn.Module):
             step: optimizer steps done so far.
         """
         predictions = detector.predict([image for view in self.views for image in views[view]])
-        supervision = self.supervise(detector, predictions, views, batch, step)
+        supervision = self.supervise_unknown(detector, predictions, views, batch, step)
         background = partial(self.background, batch=batch)
-        branches = zip(self.views, predictions.split(len(batch.images)), strict=True)
-        losses = {
-            f"{view}/{term}": loss
-            for view, branch in branches
-            for term, loss in detector.losses(branch, supervision.targets[view], background).items()
-        }
+        losses: dict[str, Tensor] = {}
+        for view, branch in zip(self.views, predictions.split(len(batch.images)), strict=True):
+            targets = supervision.targets(view, batch.annotated)
+            of_view = detector.losses(branch, targets, background, batch.knowledge)
+            losses |= {f"{view}/{term}": loss for term, loss in of_view.items()}
         return StepResult(losses, supervision.pseudo_labels, supervision.remaining_counts)
+
+    def supervise_unknown(
+        self,
+        detector: Detector,
+        predictions: Predictions,
+        views: Mapping[str, Sequence[Tensor]],
+        batch: Batch,
+        step: int,
+    ) -> Supervision:
+        """:meth:`supervise` without what is known: nothing is added where a class is complete, and
+        nothing in an ignored region.
+        """
+        supervision = self.supervise(detector, predictions, views, batch, step)
+        known = batch.knowledge
+        if not known.some_complete and not len(known.ignored):
+            return supervision
+        added, pseudo_labels = (
+            {view: drop_known(boxes, known) for view, boxes in column.items()}
+            for column in (supervision.added, supervision.pseudo_labels)
+        )
+        remaining = {
+            view: torch.cat([counts[:, :-1], pseudo_labels[view].counts_on_device()[:, None]], 1)
+            for view, counts in supervision.remaining_counts.items()
+        }
+        return Supervision(added, pseudo_labels, remaining)
 
     def supervise(
         self,
@@ -101,13 +130,13 @@ class Method(nn.Module):
         batch: Batch,
         step: int,
     ) -> Supervision:
-        """The targets of every view, and the pseudo-labels that were found.
+        """The targets of every view beside its annotations, and the pseudo-labels that were found.
 
         Args:
             predictions: of all views that are trained on, V * B images, view after view.
             views, batch, step: see :meth:`forward`.
         """
-        return Supervision(dict.fromkeys(self.views, batch.annotated))
+        return Supervision()
 
     def background(self, regions: Regions, batch: Batch) -> Background:
         """What the method says about the regions of a branch; nothing by default.

@@ -15,6 +15,7 @@ from comining.data.datamodule import DetectionData
 from comining.detectors.detector import Background, Detector, Regions
 from comining.errors import ConfigError
 from comining.methods.method import Method, RunInfo, View
+from comining.ops import share_inside
 from comining.option_types import Fraction, PositiveInt
 from comining.structures import Batch
 
@@ -92,14 +93,6 @@ class PartAware(Method):
             silent = inside.T.to(subjects.dtype) @ (subjects * absent)
             row[silent > 0] = 0.0
         return Background(weights)
-
-
-def share_inside(anchors: Tensor, boxes: Tensor) -> Tensor:
-    """Which share of each anchor [A, 4] lies in each box [G, 4]: [G, A]."""
-    corner = torch.maximum(boxes[:, None, :2], anchors[:, :2])
-    end = torch.minimum(boxes[:, None, 2:], anchors[:, 2:])
-    shared = (end - corner).clamp(min=0).prod(dim=-1)
-    return shared / (anchors[:, 2:] - anchors[:, :2]).prod(dim=-1)
 
 
 def mine_parts(

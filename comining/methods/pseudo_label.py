@@ -134,12 +134,8 @@ class PseudoLabel(Method):
         batch: Batch,
         step: int,
     ) -> Supervision:
-        targets = batch.annotated
-        if self.use == "positives":
-            targets = targets.followed_by(batch.pseudo_labels)
-        return Supervision(
-            dict.fromkeys(self.views, targets), dict.fromkeys(self.views, batch.pseudo_labels)
-        )
+        found: dict[str, Boxes] = dict.fromkeys(self.views, batch.pseudo_labels)
+        return Supervision(found if self.use == "positives" else {}, found)
 
     def background(self, regions: Regions, batch: Batch) -> Background:
         if self.use == "positives" or not len(batch.pseudo_labels):

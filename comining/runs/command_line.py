@@ -7,7 +7,8 @@ rewritten, before Hydra sees them, by these rules:
 1. A value that names a file or folder that exists is that path.
 2. Else what Hydra reads as one text, or as null, is left alone: quotes, escapes and ``${...}`` mean
    what they always do.
-3. In a sweep (``-m``), commas separate values, each of which is read by these rules.
+3. In a sweep (``-m``), commas separate values, each of which is read by these rules; so they do in
+   brackets, where an option takes a list of files.
 4. Anything else is a path, character by character. A leading ``~`` is expanded.
 
 Nothing else is rewritten, but for ``data.NAME=VALUE`` of a program that takes its data options from
@@ -64,6 +65,8 @@ STORED = "data_override"
 OPTION = re.compile(r"(?P<key>\+{0,2}(?P<name>[^=+~]*))=(?P<text>.*)", re.DOTALL)
 # The values of a list: quoted as Hydra quotes, or whatever stands between two commas.
 VALUES = re.compile(r"""\s*(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*(?=,|$)|[^,]*""", re.DOTALL)
+
+LIST = re.compile(r"\[[^\[\]]*\]")
 
 _parser = OverridesParser.create()
 
@@ -175,12 +178,23 @@ def _readable(override: str, before: str, sweep: bool, roots: Sequence[Path]) ->
     # Where files go to is the same for all runs of a sweep.
     listed = sweep and not option["name"].startswith("hydra.")
     try:
-        text = _path(option["text"], bases, listed)
+        if _name(option) in BELOW_ROOT and LIST.fullmatch(option["text"]):
+            text = _list(option["text"], bases)
+        else:
+            text = _path(option["text"], bases, listed)
     except ConfigError as error:
         raise ConfigError(f"{override}: {error}") from None
     new = f"{option['key']}={text}"
     _check(new, before, sweep)
     return new
+
+
+def _list(text: str, bases: Sequence[Path]) -> str:
+    """A list of paths in Hydra's words, unless a file has the whole as its name."""
+    if any(_exists(base, text) for base in bases):
+        return _literal(text, exists=True)
+    values = [value.strip() for value in VALUES.findall(text[1:-1]) if value.strip()]
+    return f"[{','.join(_path(value, bases, listed=False) for value in values)}]"
 
 
 def _path(text: str, bases: Sequence[Path], listed: bool) -> str:

@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -292,21 +292,55 @@ def print_start(run: Path, data: Mapping[str, Any], device: torch.device) -> Non
                 f"{facts['images_trained_on']} of them trained on",
                 f"{facts['kept']} annotations kept",
                 f"{facts['erased']} erased",
-                f"{facts['crowds']} crowds set aside",
+                f"{facts['crowds']} crowds and other regions to ignore",
                 f"{facts['classes']} classes",
             ]
         words += [f"repaired: {name}: {count}" for name, count in facts.get("repairs", {}).items()]
         print(f"{split}: {facts['annotations']}: {', '.join(words)}")
+        for line in knowledge_lines(facts["known"]):
+            print(f"  {line}")
     print(f"device: {device}")
     print(f"run directory: {run}", flush=True)
 
 
+STATES = {"complete": "complete", "not_looked_for": "not looked for", "partial": "partial"}
+MOST_CLASSES = 20  # in the list of what is known of each
+
+
+def knowledge_lines(known: Mapping[str, Any]) -> list[str]:
+    """What is known of a split, for a person: in all, and of classes that differ from each other.
+
+    Args:
+        known: as ``result.json`` has it.
+    """
+    total = sum(known[state] for state in STATES)
+    said = [f"{known[state]} {words}" for state, words in STATES.items() if known[state]]
+    lines = [f"known of {total} pairs of image and class: {', '.join(said)}"]
+    if known["ignored_regions"]:
+        lines[0] += f"; {known['ignored_regions']} regions to ignore"
+    if len(said) > 1:
+        classes = list(known["classes"].items())
+        for name, of_class in classes[:MOST_CLASSES]:
+            parts = [f"{of_class[s]} {words}" for s, words in STATES.items() if of_class[s]]
+            lines.append(f"{name}: {', '.join(parts)}")
+        if len(classes) > MOST_CLASSES:
+            lines.append(f"and {len(classes) - MOST_CLASSES} more classes, see result.json")
+    return lines
+
+
 def print_outcome(
-    run: Path, metrics: Mapping[str, Metrics], mining: Mapping[str, float | None]
+    run: Path,
+    metrics: Mapping[str, Metrics],
+    lower_bounds: Collection[str],
+    mining: Mapping[str, float | None],
 ) -> None:
-    """The end of a run, for a person: its numbers, and all that it wrote."""
+    """The end of a run, for a person: its numbers, and all that it wrote.
+
+    Args:
+        lower_bounds: splits of which AP is a lower bound.
+    """
     for split, numbers in metrics.items():
-        print(f"{split}\n{metrics_table(numbers)}")
+        print(f"{split}\n{metrics_table(numbers, lower_bound=split in lower_bounds)}")
     for name, value in headline(mining).items():
         print(f"mining over the last quarter: {name} {'-' if value is None else f'{value:.2f}'}")
     print("written:")

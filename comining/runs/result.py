@@ -52,8 +52,10 @@ class RunResult(BaseModel):
     steps: int | None = None  # optimizer steps done when it was evaluated
     metrics: Figures | None = None  # COCO's 12 numbers on the validation split
     class_ap: Figures | None = None
+    ap_is_lower_bound: bool = False  # objects may be missing in the annotations of the split
     test: Figures | None = None  # the same on the test split, where there is one
     test_class_ap: Figures | None = None
+    test_ap_is_lower_bound: bool = False
     mining: Figures = Field(default_factory=dict)  # over the last quarter of training
     mining_classes: dict[str, Figures] = Field(default_factory=dict)
     history: list[dict[str, float | None]] = Field(default_factory=list)  # a row per validation

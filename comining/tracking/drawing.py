@@ -39,6 +39,8 @@ MINED_BY = {
     "original": Style("mined by original", (255, 255, 255), (3, 4)),
     "augmented": Style("mined by augmented", (240, 228, 66), (14, 3)),
 }
+# Grey, as what does not count.
+IGNORED = Style("ignored", (170, 170, 170), (2, 6))
 DETECTED = Style("detected", (240, 228, 66), (7, 3))
 
 

@@ -143,6 +143,8 @@ def _box_layers(labelled: LabelledImage, names: Mapping[int, str]) -> dict[str, 
     """The layers of an image in W&B's format, by the name of their style."""
     layers = {}
     for layer, labels in zip(labelled.layers, labelled.labels, strict=True):
+        if (labels < 0).any():  # regions to ignore
+            names = {**names, -1: "every class"}
         rows = zip(layer.boxes.tolist(), labels.tolist(), strict=True)
         layers[layer.style.name.replace(" ", "_")] = {
             "box_data": [

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from comining.data.annotations import AnnotationSet
 from comining.data.datamodule import DetectionData
 from comining.data.dataset import TrainingSet
+from comining.data.knowledge import COMPLETE
 from comining.detectors.detector import Detector
 from comining.ops import resized_shape
 from comining.training.training_module import DetectionModule
@@ -29,11 +30,12 @@ NAMED = 5  # classes
 PLACING = ("box", "centerness")
 
 
-def pointless(data: DetectionData, detector: Detector) -> Iterator[str]:
+def pointless(data: DetectionData, detector: Detector, mines: bool = False) -> Iterator[str]:
     """What a user should know before training begins, a sentence each; names file and option.
 
     Args:
         data: after ``setup("fit")``.
+        mines: whether the method looks for objects that are not annotated.
     """
     train = data.train_set
     if train is None or data.erased is None:
@@ -45,6 +47,11 @@ def pointless(data: DetectionData, detector: Detector) -> Iterator[str]:
         )
     kept = ~data.erased & ~train.annotations.crowd
     yield from _missing_classes(train.annotations, kept, "to train on", "are never learned")
+    if mines and (train.status == COMPLETE).all():
+        yield (
+            f"{train.annotations.path}: all classes are complete in all images (data.annotated="
+            "exhaustive, or fields of the file): there is nothing to mine"
+        )
     yield from _too_small(train, kept, detector.smallest_region)
     for split, evaluated in data.evaluated.items():
         judged = ~evaluated.crowd
@@ -57,8 +64,11 @@ def pointless(data: DetectionData, detector: Detector) -> Iterator[str]:
 def _missing_classes(
     annotations: AnnotationSet, chosen: NDArray[np.bool_], purpose: str, outcome: str
 ) -> Iterator[str]:
-    counts = np.bincount(annotations.labels[chosen], minlength=len(annotations.categories))
-    before = np.bincount(annotations.labels, minlength=len(annotations.categories))
+    # Regions that are ignored for every class have the label -1.
+    counts, before = (
+        np.bincount(annotations.labels[rows], minlength=len(annotations.categories))
+        for rows in (chosen, annotations.labels >= 0)
+    )
     missing = [
         repr(name) + (f" ({total} erased or crowds)" if total else "")
         for name, count, total in zip(annotations.categories.names, counts, before.tolist())

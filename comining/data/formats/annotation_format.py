@@ -26,6 +26,8 @@ from comining.data.record_values import is_text, short
 from comining.errors import DataError
 
 MissingLabels = Literal["empty", "skip", "error"]
+# What objects are that VOC marks as difficult: objects like all others, or regions to ignore.
+Difficult = Literal["object", "ignore"]
 
 SPLIT_NAMES = {
     "train": "train",
@@ -51,12 +53,15 @@ class ReadOptions:
             takes what is usual for the format.
         names: class names in the order of their labels, for formats that have no such list, or one
             that shall not count. None takes the format's own.
+        difficult: objects that VOC marks as difficult are read like all others (``object``), or
+            are regions to ignore (``ignore``), as in its own evaluation.
     """
 
     on_invalid_box: OnInvalidBox = "error"
     crowd: Crowd = "ignore"
     missing_labels: MissingLabels | None = None
     names: Sequence[str] | None = None
+    difficult: Difficult = "object"
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,9 @@ from comining.errors import DataError
 
 Box = tuple[float, float, float, float]
 NO_SIDES = [None] * 4
+# Fields of LVIS in image records: classes that were looked for and are absent, and classes of which
+# not all objects are annotated.
+FIELDS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
 def read_coco(
@@ -44,6 +47,9 @@ def read_coco(
     What has one sensible reading is read and counted among the repairs of the set: numbers as
     5.0 or as text, ``iscrowd`` as text or truth value, null for a missing value, boxes that only a
     segmentation gives, and the root category that Roboflow adds.
+
+    Annotations with ``iscrowd`` or ``ignore`` are regions to ignore. What the fields of LVIS in
+    image records say of classes is kept, see :mod:`comining.data.knowledge`.
 
     Args:
         on_invalid_box: boxes that are empty, inverted, not finite or (mostly) outside of their
@@ -62,6 +68,7 @@ def read_coco(
     repairs = builder.repairs
     repairs.update(mended)
     sizes: dict[int, tuple[int, int]] = {}
+    label_of = {category: label for label, category in enumerate(categories.ids)}
     for where, record in _records(path, content, "images", ("id", "file_name", "width", "height")):
         image_id = integer(where, record, "id", repairs)
         builder.check_new_image(where, image_id)
@@ -71,7 +78,11 @@ def read_coco(
         width = integer(where, record, "width", repairs)
         sizes[image_id] = (height, width)
         builder.add_image(where, image_id, name, height, width)
-    label_of = {category: label for label, category in enumerate(categories.ids)}
+        if any(record.get(key) is not None for key in FIELDS):
+            neg, not_exhaustive = (
+                _read_classes(where, record, key, label_of, root, repairs) for key in FIELDS
+            )
+            builder.add_fields(image_id, neg, not_exhaustive)
     required = ("id", "image_id", "category_id")
     for where, record in _records(path, content, "annotations", required):
         annotation_id = integer(where, record, "id", repairs)
@@ -90,8 +101,34 @@ def read_coco(
             _read_box(where, record, sizes.get(image_id), repairs),
             area=_read_area(where, record, repairs),
             crowd=flag(where, record, "iscrowd", repairs),
+            ignore=flag(where, record, "ignore", repairs),
         )  # fmt: skip
     return builder.build()
+
+
+def _read_classes(
+    where: str,
+    record: dict[str, Any],
+    key: str,
+    label_of: dict[int, int],
+    root: tuple[int, str] | None,
+    repairs: Counter[str],
+) -> list[int]:
+    """The labels of the category ids in a list of an image record."""
+    written = record.get(key)
+    if written is None:
+        return []
+    if not isinstance(written, list):
+        raise DataError(f"{where}: {key} must be a list of category ids, got {short(written)}")
+    labels = []
+    for position in range(len(written)):
+        category_id = integer(where, {key: written[position]}, key, repairs)
+        if root is not None and category_id == root[0]:
+            continue
+        if category_id not in label_of:
+            raise DataError(f"{where}: {key}: {category_id} is not among the categories")
+        labels.append(label_of[category_id])
+    return labels
 
 
 def _read_box(

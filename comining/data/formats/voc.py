@@ -38,7 +38,7 @@ class Voc(AnnotationFormat):
     Corners are taken as written: a box is ``xmax - xmin`` wide. (The devkit counts pixels from 1
     and includes the last; most tools that write VOC today count from 0 and do not.) Classes are
     sorted by name, or as ``data.names`` has them. ``difficult`` objects are read like all others,
-    and counted. Areas are those of the boxes.
+    or as regions to ignore, and counted. Areas are those of the boxes.
     """
 
     title: ClassVar[str] = "Pascal VOC"
@@ -229,9 +229,14 @@ def _read_split(
         for entry in root.all("object") if root is not None else ():
             annotation_id += 1
             label = _label(entry, categories)
-            if entry.find("difficult") and entry.value("difficult") not in ("", "0"):
-                builder.repairs["objects marked as difficult, read like all others"] += 1
-            builder.add_annotation(entry.where, annotation_id, image_id, label, _bbox(entry))
+            difficult = bool(entry.find("difficult")) and entry.value("difficult") not in ("", "0")
+            if difficult:
+                done = {"object": "read like all others", "ignore": "ignored"}[options.difficult]
+                builder.repairs[f"objects marked as difficult, {done} (data.difficult)"] += 1
+            builder.add_annotation(
+                entry.where, annotation_id, image_id, label, _bbox(entry),
+                ignore=difficult and options.difficult == "ignore",
+            )  # fmt: skip
     return builder.build(), split.folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,8 @@ from comining.tracking.tracker import Tracker
 from comining.training.callbacks.divergence import DivergenceGuard
 from comining.training.training_module import DetectionModule
 
+log = logging.getLogger(__name__)
+
 # result.json judges the mining of the last part of training, when it has settled.
 FINAL_PART = 0.25
 
@@ -24,7 +27,8 @@ class TrainingFigures(L.Callback):
 
     Names: ``train/...`` (losses per view, learning rate, gradient norm, images per second),
     ``mining/...`` (all views), ``mining/VIEW/...``, ``mining/class/NAME/...``, ``val/...``,
-    ``val/class/NAME``. The step of a row is the number of optimizer steps done. Nothing waits for
+    ``val/class/NAME``; ``val/AP_is_lower_bound`` where objects may be missing in the validation
+    split. The step of a row is the number of optimizer steps done. Nothing waits for
     the device but the steps that log. Figures are those of all processes together.
 
     Args:
@@ -66,7 +70,15 @@ class TrainingFigures(L.Callback):
             score = MiningScore(module.method.mined_views, classes, device)
             if name in self._restored and trainer.is_global_zero:
                 # The sums of all processes as they were saved; the others begin at zero.
-                score.update(*(state.to(device) for state in self._restored.pop(name)))
+                states = self._restored.pop(name)
+                sizes = [state.shape for state in (score.sums, score.most, score.classes)]
+                if [state.shape for state in states] == sizes:
+                    score.update(*(state.to(device) for state in states))
+                else:
+                    log.warning(
+                        "the checkpoint counts mined boxes in another way than this version: "
+                        "their figures begin anew"
+                    )
             self.scores[name] = score
         if trainer.is_global_zero:  # in other processes the tracker stays silent
             self.tracker.start(self.config, self.resumed_step, self.rows)
@@ -133,6 +145,8 @@ class TrainingFigures(L.Callback):
         module = _trained(pl_module)
         metrics, class_ap = module.metrics["val"], module.class_ap["val"]
         row = _numbers("val", metrics) | _numbers("val/class", class_ap)
+        if module.is_lower_bound("val"):
+            row["val/AP_is_lower_bound"] = 1.0
         score = self.scores["since_validation"]
         mining = score.compute()
         if mining.together["pseudo_labels_per_image"] is not None:
@@ -163,10 +177,12 @@ class TrainingFigures(L.Callback):
             "steps": module.metrics_step,
             "metrics": module.metrics["val"],
             "class_ap": module.class_ap["val"],
+            "ap_is_lower_bound": module.is_lower_bound("val"),
         }
         if "test" in module.metrics:
             facts["test"] = module.metrics["test"]
             facts["test_class_ap"] = module.class_ap["test"]
+            facts["test_ap_is_lower_bound"] = module.is_lower_bound("test")
         return {
             **facts, "mining": self.mining, "mining_classes": self.classes, "history": self.history,
         }  # fmt: skip
@@ -177,7 +193,12 @@ class TrainingFigures(L.Callback):
         best = {"best/AP": max(aps)} if aps else {}
         final = _numbers("final", module.metrics["val"])
         test = _numbers("test", module.metrics.get("test", {}))
-        return {**final, **test, **_numbers("final/mining", self.mining), **best}
+        marks = {
+            f"{name}/AP_is_lower_bound": 1.0
+            for name, split in (("final", "val"), ("test", "test"))
+            if split in module.metrics and module.is_lower_bound(split)
+        }
+        return {**final, **test, **_numbers("final/mining", self.mining), **best, **marks}
 
     # -- resuming ------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from comining.tracking.drawing import (
     ANNOTATED,
     DETECTED,
     ERASED,
+    IGNORED,
     MINED,
     MINED_BY,
     Layer,
@@ -121,8 +122,8 @@ class Pictures(L.Callback):
             sides[view] = [
                 panel(image, _layers(MINED, *of_image), _scale(image))
                 for image, *of_image in zip(
-                    images, batch.annotated.split(), batch.erased.split(), mined[view].split(),
-                    strict=True,
+                    images, batch.annotated.split(), batch.erased.split(),
+                    batch.knowledge.ignored.split(), mined[view].split(), strict=True,
                 )
             ]  # fmt: skip
         panels = [
@@ -130,16 +131,17 @@ class Pictures(L.Callback):
             for image_id, *both in zip(batch.image_ids, *sides.values(), strict=True)
             for view, side in zip(sides, both, strict=True)
         ]
-        styles = [ANNOTATED, ERASED, MINED]
+        styles = _styles(batch)
         title = f"Step {step}: what was mined in each view (it supervises the other view)"
         if len(views) == 1:
             title = f"Step {step}: what was mined"
         page = sheet(panels, 2 * len(views), styles, title)
         self._save(page, f"mined_{step:06d}.png")
         self.tracker.picture("pictures/mined", page, step)
-        self._draw_over_time(next(iter(sides.values())), batch.image_ids, step)
+        self._draw_over_time(next(iter(sides.values())), batch.image_ids, step, styles)
         logged = []
         drawn = [(ANNOTATED, batch.annotated), (ERASED, batch.erased)]
+        drawn += [(IGNORED, batch.knowledge.ignored)] if IGNORED in styles else []
         drawn += [(MINED_BY[view], boxes) for view, boxes in mined.items()]
         for n, image in enumerate(batch.images):
             of_image = [(style, boxes.of_image(n)) for style, boxes in drawn]
@@ -149,7 +151,11 @@ class Pictures(L.Callback):
         self.tracker.boxes("pictures/mined", logged, step, data.categories.names)
 
     def _draw_over_time(
-        self, panels: Sequence[Image.Image], image_ids: Sequence[int], step: int
+        self,
+        panels: Sequence[Image.Image],
+        image_ids: Sequence[int],
+        step: int,
+        styles: Sequence[Style],
     ) -> None:
         """A row an image, a column a step; earlier columns are read back from disk."""
         folder = self.folder / "steps"
@@ -169,7 +175,7 @@ class Pictures(L.Callback):
                     with Image.open(file) as earlier:
                         rows.append(captioned(earlier.copy(), f"step {drawn}, image {image_id}"))
         title = "What the first view mined in the same images as training went on"
-        page = sheet(rows, len(steps), [ANNOTATED, ERASED, MINED], title)
+        page = sheet(rows, len(steps), styles, title)
         self._save(page, "mined_over_time.png")
 
     def _draw_detections(
@@ -185,8 +191,13 @@ class Pictures(L.Callback):
             image_id, image = images[index]
             detections = module.deployed.detect([image.to(module.device)])
             detections = detections[detections.known_scores >= self.score_threshold]
-            rows = np.flatnonzero((annotations.image == index) & ~annotations.crowd)
-            boxes = torch.from_numpy(annotations.boxes[rows]).float()
+            rows, regions = (
+                np.flatnonzero((annotations.image == index) & chosen)
+                for chosen in (~annotations.crowd, annotations.crowd)
+            )
+            boxes, ignored = (
+                torch.from_numpy(annotations.boxes[of_kind]).float() for of_kind in (rows, regions)
+            )
             captions = [
                 f"{data.categories.names[label]} {score:.2f}"
                 for label, score in zip(
@@ -194,11 +205,17 @@ class Pictures(L.Callback):
                 )
             ]
             layers = [Layer(ANNOTATED, boxes), Layer(DETECTED, detections.boxes, captions)]
-            panels.append(captioned(panel(image, layers, _scale(image)), f"image {image_id}"))
             labels = [torch.from_numpy(annotations.labels[rows]), detections.labels]
+            if len(regions):
+                layers.insert(0, Layer(IGNORED, ignored))
+                labels.insert(0, torch.from_numpy(annotations.labels[regions]))
+            panels.append(captioned(panel(image, layers, _scale(image)), f"image {image_id}"))
             logged.append(LabelledImage(image, layers, labels))
+        styles = [ANNOTATED, DETECTED]
+        if annotations.crowd.any():
+            styles.insert(0, IGNORED)
         title = f"Step {step}: detections over {self.score_threshold:g} on validation images"
-        page = sheet(panels, min(4, len(panels)), [ANNOTATED, DETECTED], title)
+        page = sheet(panels, min(4, len(panels)), styles, title)
         self._save(page, f"detections_{step:06d}.png")
         self.tracker.picture("pictures/detections", page, step)
         self.tracker.boxes("pictures/detections", logged, step, data.categories.names)
@@ -239,7 +256,7 @@ class Pictures(L.Callback):
 
 
 class WrongPseudoLabels:
-    """Collects mined boxes and draws those that are wrong, kind by kind.
+    """Collects mined boxes that can be judged and draws those that are wrong, kind by kind.
 
     Args:
         class_names: of the K classes.
@@ -260,13 +277,16 @@ class WrongPseudoLabels:
 
     def add(self, view: str, images: Sequence[Tensor], batch: Batch, mined: Boxes) -> None:
         """Judge what was mined in one view of the images of a batch."""
+        if not batch.judged.any():
+            return
         self.judged = True
+        mined = mined[batch.judged[mined.image, mined.labels]]
         kinds = iter(judge(mined, batch.erased, batch.annotated).tolist())
         rows = zip(
-            images, batch.image_ids, batch.annotated.split(), batch.erased.split(), mined.split(),
-            strict=True,
+            images, batch.image_ids, batch.annotated.split(), batch.erased.split(),
+            batch.knowledge.ignored.split(), mined.split(), strict=True,
         )  # fmt: skip
-        for image, image_id, annotated, erased, of_image in rows:
+        for image, image_id, annotated, erased, ignored, of_image in rows:
             for n in range(len(of_image)):
                 kind = KINDS[next(kinds)]
                 self.counts[kind] += 1
@@ -274,7 +294,7 @@ class WrongPseudoLabels:
                     continue
                 box = of_image[torch.tensor([n], device=of_image.image.device)]
                 words = f"{self.class_names[int(box.labels)]} {box.known_scores.item():.2f}"
-                around = crop(image, box.boxes[0], _layers(MINED, annotated, erased, box))
+                around = crop(image, box.boxes[0], _layers(MINED, annotated, erased, ignored, box))
                 small = panel(*around, 180 / max(around[0].shape[-2:]))
                 self.panels[kind].append(captioned(small, f"{words}\n{view}, image {image_id}"))
 
@@ -311,7 +331,7 @@ def mine(
     training, statistics = module.training, {n: b.clone() for n, b in module.named_buffers()}
     module.train()
     predictions = module.detector.predict([image for view in method.views for image in views[view]])
-    supervision = method.supervise(module.detector, predictions, views, batch, step)
+    supervision = method.supervise_unknown(module.detector, predictions, views, batch, step)
     for name, buffer in module.named_buffers():
         buffer.copy_(statistics[name])
     module.train(training)
@@ -346,9 +366,18 @@ def _spread_where_erased(data: DetectionData, count: int) -> list[int]:
     return [items[n] for n in np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)]
 
 
-def _layers(style: Style, annotated: Boxes, erased: Boxes, mined: Boxes) -> list[Layer]:
-    columns = ((ANNOTATED, annotated), (ERASED, erased), (style, mined))
-    return [Layer(of_layer, boxes.boxes) for of_layer, boxes in columns]
+def _layers(
+    style: Style, annotated: Boxes, erased: Boxes, ignored: Boxes, mined: Boxes
+) -> list[Layer]:
+    columns = ((IGNORED, ignored), (ANNOTATED, annotated), (ERASED, erased), (style, mined))
+    # An empty layer would move the others outwards.
+    return [Layer(s, boxes.boxes) for s, boxes in columns if s is not IGNORED or len(boxes)]
+
+
+def _styles(batch: Batch) -> list[Style]:
+    """What is drawn of a batch, for the legend."""
+    ignored = [IGNORED] if len(batch.knowledge.ignored) else []
+    return [*ignored, ANNOTATED, ERASED, MINED]
 
 
 def _scale(image: Tensor) -> float:

@@ -15,6 +15,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from comining.errors import CheckpointError
+from comining.evaluation.coco_evaluator import Metric
 from comining.option_types import NonNegativeInt
 from comining.runs.checkpoint import read_checkpoint
 from comining.runs.signals import SIGNALS, Interrupted
@@ -77,7 +78,7 @@ def draft_of(target: Path) -> Path:
 
 
 class StepCheckpoint(Checkpoint):
-    """Keeps ``last.ckpt``, ``best.ckpt`` (by AP) and, every so many steps, ``step_NNNNNN.ckpt``.
+    """Keeps ``last.ckpt``, ``best.ckpt`` and, every so many steps, ``step_NNNNNN.ckpt``.
 
     A checkpoint is written at the end of a step, and before every validation: an error there, or
     a kill, loses no training. A run that is resumed from it validates first. A run that is told to
@@ -89,15 +90,19 @@ class StepCheckpoint(Checkpoint):
     Args:
         folder: where to.
         every_n_steps: 0 writes ``last.ckpt`` at the end only, and the best.
+        monitor: the number of the validation by which the best is chosen; None for AP, or AR100
+            where objects may be missing in the annotations of the validation split: there AP is
+            lower for a detector that finds them.
     """
 
-    def __init__(self, folder: str, every_n_steps: NonNegativeInt):
+    def __init__(self, folder: str, every_n_steps: NonNegativeInt, monitor: Metric | None = None):
         self.folder = Path(folder)
         self.every_n_steps = every_n_steps
         self.saved: tuple[int, int | None] | None = None  # step and validated step
         # Nothing is validated before the first step; None where a checkpoint does not say.
         self.validated_step: int | None = 0
-        self.best: float | None = None  # AP
+        self.monitor = monitor
+        self.best: float | None = None  # of the monitored number
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if trainer.is_global_zero:
@@ -146,9 +151,10 @@ class StepCheckpoint(Checkpoint):
         if not isinstance(pl_module, DetectionModule):
             return
         self.validated_step = trainer.global_step
-        ap = pl_module.metrics["val"]["AP"]
-        if ap is not None and (self.best is None or ap > self.best):
-            self.best = ap
+        monitor = self.monitor or ("AR100" if pl_module.is_lower_bound("val") else "AP")
+        value = pl_module.metrics["val"][monitor]
+        if value is not None and (self.best is None or value > self.best):
+            self.best = value
             trainer.save_checkpoint(self.folder / "best.ckpt")
         if trainer.state.fn == "fit":
             self._stop_if_told(trainer)
