@@ -61,7 +61,8 @@ def background_of(
 ) -> Background:
     """What a method says about the branch that is trained by the annotations of a batch."""
     assignment = built.assign(predictions, batch.annotated)
-    background: Background = chosen.background(DenseRegions(built, predictions, assignment), batch)
+    regions = DenseRegions(built, predictions, assignment, predictions.logits)
+    background: Background = chosen.background(regions, batch)
     return background
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from comining.data import set_export
+from comining.data import export_files, set_export
 from comining.data.annotations import AnnotationSet
 from comining.data.convert import main, read_sets
 from comining.data.formats.annotation_format import ReadOptions
@@ -109,7 +109,7 @@ def test_what_a_format_cannot_hold_is_counted(
     edit_json(source / "val.json", change_val)
     convert(source, tmp_path / "yolo", "--to", "yolo")
     said = capsys.readouterr().out
-    assert "crowds, left out: 1" in said
+    assert "crowds and other regions to ignore, left out: 1" in said
     assert "areas of masks, which become those of the boxes: 1" in said
     assert "category ids: 1" in said
     assert "image ids: 1" in said
@@ -120,7 +120,7 @@ def test_what_a_format_cannot_hold_is_counted(
     assert "a class without an object" in found["train"].categories.names
     convert(source, tmp_path / "voc", "--to", "voc")
     said = capsys.readouterr().out
-    assert "crowds, left out: 1" in said
+    assert "regions to ignore, unless data.difficult=ignore" in said
     assert "classes without an object: 1" in said
     convert(source, tmp_path / "coco", "--to", "coco")
     assert "not kept" not in capsys.readouterr().out
@@ -154,7 +154,7 @@ def test_nothing_is_written_over_and_nothing_is_left(
     def full(*arguments: Any) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setitem(set_export.PUT, "copy", full)
+    monkeypatch.setitem(export_files.PUT, "copy", full)
     with pytest.raises(SystemExit):
         convert(source, output, "--to", "yolo")
     assert "no space left" in capsys.readouterr().err
@@ -198,7 +198,7 @@ def test_bad_sources_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_real_sets_there_and_back(tmp_path: Path, name: str, to: str) -> None:
     before = read_sets(real_data(name), "coco_folder", ReadOptions(), pictures=False)
     writers = {"yolo": set_export.YoloExport(), "voc": set_export.VocExport()}
-    set_export.write_export(writers[to].export(before), tmp_path / to, "copy")
+    export_files.write_export(writers[to].export(before), tmp_path / to, "copy")
     after = sets(tmp_path / to, to)
     assert after.keys() == before.keys()
     for split, (one, _) in before.items():

@@ -119,9 +119,10 @@ def test_samples_become_a_batch(tmp_path: Path) -> None:
     )
     assert_equal(batch.erased, boxes([(20, 20, 50, 40, 2)], []))
     assert_equal(batch.pseudo_labels, boxes([], [(1, 1, 9, 9, 2, 0.75)]))
-    assert_equal(batch.ignored, boxes([], []))  # nothing says so yet
-    assert batch.rate.shape == (2, 3)
-    assert batch.rate.isnan().all()
+    assert_equal(batch.knowledge.ignored, boxes([], []))
+    assert batch.knowledge.rate.shape == (2, 3)
+    assert batch.knowledge.rate.isnan().all()
+    assert batch.judged.all()
     for image, name in zip(batch.images, ("001.png", "003.png"), strict=True):
         assert torch.equal(image, load_image(tmp_path / "train" / name))
 

@@ -143,7 +143,7 @@ class GridDetector(Detector):
         boxes = predictions.cells()[image, cell]
         return Boxes(boxes, label, image, len(predictions), scores[image, cell, label])
 
-    def losses(self, predictions, targets, background=None):
+    def losses(self, predictions, targets, background=None, knowledge=None):
         labels = labels_of(predictions, targets)
         said = Background() if background is None else background(GridRegions(predictions, labels))
         wanted = F.one_hot(labels, predictions.num_classes + 1)[..., :-1].float()

@@ -182,9 +182,11 @@ def test_moving_takes_all_columns_along_and_keeps_the_counts() -> None:
 def test_moving_a_batch_takes_all_its_parts_along() -> None:
     batch = batch_of(of_four_images())
     moved = batch.to("meta")
-    for part in (moved.annotated, moved.erased, moved.ignored, moved.pseudo_labels):
+    known = moved.knowledge
+    for part in (moved.annotated, moved.erased, known.ignored, moved.pseudo_labels):
         assert part.boxes.device.type == part.image.device.type == "meta"
-    assert moved.images.pixels.device.type == moved.rate.device.type == "meta"
+    for tensor in (moved.images.pixels, known.rate, moved.judged):
+        assert tensor.device.type == "meta"
     assert moved.image_ids == batch.image_ids
     assert moved.positions == batch.positions
     pictures = EvaluationBatch([3], batch.images).to("meta")
@@ -195,12 +197,14 @@ def test_moving_a_batch_takes_all_its_parts_along() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs CUDA")
 def test_pinning_takes_all_columns_along() -> None:
     batch: Batch = batch_of(of_four_images(), pseudo_labels=with_scores()).pin_memory()
-    for part in (batch.annotated, batch.erased, batch.ignored, batch.pseudo_labels):
+    known = batch.knowledge
+    for part in (batch.annotated, batch.erased, known.ignored, batch.pseudo_labels):
         columns = [part.boxes, part.labels, part.image]
         columns += [] if part.scores is None else [part.scores]
         assert all(column.is_pinned() for column in columns if len(column))
     assert batch.images.pixels.is_pinned()
-    assert batch.rate.is_pinned()
+    assert known.rate.is_pinned()
+    assert batch.judged.is_pinned()
     assert_equal(batch.pseudo_labels, with_scores())
 
 

@@ -38,6 +38,9 @@ Crowd = Literal["ignore", "object"]
 # infinite.
 MIN_SIDE = 1e-6
 
+# Among the repairs of a set: its crowds were read with data.crowd=object.
+CROWDS_AS_OBJECTS = "crowds taken as objects"
+
 
 @dataclass(frozen=True)
 class Categories:
@@ -77,6 +80,8 @@ class AnnotationSet:
     repairs: dict[str, int]  # what was mended, and how often
     # Id and name of a category that was left out because it is the unused root of all others.
     unused_root: tuple[int, str] | None = None
+    # Name of a class whose boxes became regions to ignore for all others (data.ignore_category).
+    ignore_category: str | None = None
     # The names in the image folder of files that have another one here, by position.
     found_as: dict[int, str] = field(default_factory=dict)
     # [N, K] what fields of the file say of images and classes; None: nothing of any
@@ -315,7 +320,7 @@ class AnnotationBuilder:
                 "'area' it is computed from the box"
             )
         if crowd and self.crowd == "object":
-            self.repairs["crowds taken as objects"] += 1
+            self.repairs[CROWDS_AS_OBJECTS] += 1
             crowd = False
         self._crowds += crowd
         self._rows.append((annotation_id, image, label, crowd or ignore, float(area)))

@@ -16,9 +16,14 @@ def without_category(annotations: AnnotationSet, name: str) -> AnnotationSet:
     """The set without a class, whose boxes become regions that are ignored for every class.
 
     Raises:
-        DataError: there is no other class.
+        DataError: there is no such class, or no other.
     """
     categories = annotations.categories
+    if name not in categories.names:
+        raise DataError(
+            f"data.ignore_category={name} is not among the classes of {annotations.path}: "
+            f"{', '.join(categories.names)}"
+        )
     label = categories.names.index(name)
     kept = [number for number in range(len(categories)) if number != label]
     if not kept:
@@ -33,6 +38,7 @@ def without_category(annotations: AnnotationSet, name: str) -> AnnotationSet:
         labels=labels,
         crowd=annotations.crowd | (labels < 0),
         said=said,
+        ignore_category=name,
     )
 
 

@@ -7,17 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from comining.data.annotations import AnnotationSet
+from comining.data.export_files import check_output, write_export
 from comining.data.formats.annotation_format import ReadOptions
 from comining.data.formats.auto import known_formats, recognise
 from comining.data.image_files import check_images
-from comining.data.set_export import (
-    CocoExport,
-    SetExport,
-    VocExport,
-    YoloExport,
-    check_output,
-    write_export,
-)
+from comining.data.set_export import CocoExport, SetExport, VocExport, YoloExport
 
 EXPORTS: dict[str, SetExport] = {"coco": CocoExport(), "yolo": YoloExport(), "voc": VocExport()}
 
@@ -28,8 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m comining.data.convert",
         description="Write all splits of a data set in another format, with their pictures. Boxes "
-        "and classes are written, and what else the format can hold of ids, areas and crowds; what "
-        "it cannot hold is counted. Outlines of objects are not written.",
+        "and classes are written, and what else the format can hold of ids, areas, regions to "
+        "ignore and what is known of classes; what it cannot hold is counted. Outlines of objects "
+        "are not written.",
     )
     parser.add_argument("source", type=Path, help="the folder of the set")
     parser.add_argument("output", type=Path, help="a folder to make")
@@ -42,11 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--missing-labels", choices=("empty", "skip", "error"))
     parser.add_argument("--on-invalid-box", choices=("error", "drop"), default="error")
     parser.add_argument("--names", help="class names in the order of their labels, with commas")
+    parser.add_argument(
+        "--difficult", choices=("object", "ignore"), default="object",
+        help="what objects are that VOC marks as difficult: objects, or regions to ignore",
+    )  # fmt: skip
     given = parser.parse_args(arguments)
     names = None if given.names is None else given.names.split(",")
     options = ReadOptions(
-        on_invalid_box=given.on_invalid_box, missing_labels=given.missing_labels, names=names
-    )
+        on_invalid_box=given.on_invalid_box, missing_labels=given.missing_labels, names=names,
+        difficult=given.difficult,
+    )  # fmt: skip
     try:
         check_output(given.output)
         name = given.source_format

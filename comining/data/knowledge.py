@@ -37,6 +37,22 @@ def status_of_fields(
     return np.where(not_exhaustive, np.int8(PARTIAL), status)
 
 
+def fields_of_status(
+    status: Status, have_boxes: NDArray[np.bool_]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which classes [n, K] the fields of LVIS name: the reverse of :func:`status_of_fields`.
+
+    A class of which nothing is said is named as partial, the weakest that fields can say of it.
+
+    Args:
+        have_boxes: [n, K] which classes have a box.
+
+    Returns:
+        those in ``neg_category_ids``, and those in ``not_exhaustive_category_ids``.
+    """
+    return (status == COMPLETE) & ~have_boxes, (status == PARTIAL) | (status == UNSAID)
+
+
 def resolved(status: Status, otherwise: Literal["partial", "exhaustive"]) -> Status:
     """The status where no field says anything replaced by what holds there."""
     said = PARTIAL if otherwise == "partial" else COMPLETE

@@ -44,12 +44,13 @@ def merge(sets: Sequence[tuple[AnnotationSet, Path]]) -> tuple[AnnotationSet, Pa
     own_positions = []
     for one, (_, path) in zip(matched, sets, strict=True):
         base = Path(os.path.relpath(os.path.abspath(path), folder))
+        names = [os.path.normpath(base / one.file(image)) for image in range(len(one.image_ids))]
         taken = set(image_ids)
-        clash = not taken.isdisjoint(one.image_ids.tolist())
+        new_ids = [i for i, name in zip(one.image_ids.tolist(), names) if name not in position_of]
+        clash = not taken.isdisjoint(new_ids)
         next_id = max(taken, default=0) + 1
         positions = np.empty(len(one.image_ids), dtype=np.int64)
-        for image, image_id in enumerate(one.image_ids.tolist()):
-            name = os.path.normpath(base / one.file(image))
+        for image, (image_id, name) in enumerate(zip(one.image_ids.tolist(), names, strict=True)):
             size = one.sizes[image].tolist()
             if name in position_of:
                 positions[image] = position_of[name]
@@ -62,7 +63,8 @@ def merge(sets: Sequence[tuple[AnnotationSet, Path]]) -> tuple[AnnotationSet, Pa
             image_ids.append(next_id if clash else image_id)
             next_id += clash
         own_positions.append(positions)
-    return _joined(matched, own_positions, image_ids, file_names, sizes, repairs), folder
+    joined = _joined(matched, own_positions, image_ids, file_names, sizes, repairs)
+    return replace(joined, categories=categories), folder
 
 
 def _all_categories(sets: Sequence[AnnotationSet]) -> Categories:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 from xml.sax.saxutils import escape
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from comining.data.annotations import AnnotationSet, Categories
 from comining.data.formats.annotation_format import px
+from comining.data.formats.coco import FIELDS
+from comining.data.knowledge import UNSAID, fields_of_status
 from comining.errors import DataError
 
 Sets = Mapping[str, tuple[AnnotationSet, Path]]  # a split's annotations, folder of its images
@@ -67,6 +68,7 @@ class CocoExport(SetExport):
 
 
 def _coco(annotations: AnnotationSet) -> dict[str, object]:
+    annotations = _class_by_class(annotations)
     categories = annotations.categories
     columns = zip(
         annotations.ids.tolist(),
@@ -81,8 +83,10 @@ def _coco(annotations: AnnotationSet) -> dict[str, object]:
     images = zip(annotations.image_ids.tolist(), annotations.file_names, annotations.sizes.tolist())
     return {
         "images": [
-            {"id": image_id, "file_name": name, "height": height, "width": width}
-            for image_id, name, (height, width) in images
+            {"id": image_id, "file_name": name, "height": height, "width": width} | fields
+            for (image_id, name, (height, width)), fields in zip(
+                images, _fields(annotations), strict=True
+            )
         ],
         "annotations": [dict(zip(keys, row)) for row in columns],
         "categories": [
@@ -90,6 +94,19 @@ def _coco(annotations: AnnotationSet) -> dict[str, object]:
             for category, name in zip(categories.ids, categories.names)
         ],
     }
+
+
+def _fields(annotations: AnnotationSet) -> list[dict[str, list[int]]]:
+    """For every image what the fields of LVIS say of it; nothing where they were absent."""
+    said = annotations.said_of_all
+    named = fields_of_status(said, annotations.have_boxes)
+    ids = np.array(annotations.categories.ids, dtype=np.int64)
+    return [
+        {key: ids[of_class[image]].tolist() for key, of_class in zip(FIELDS, named, strict=True)}
+        if (said[image] != UNSAID).any()
+        else {}
+        for image in range(len(said))
+    ]
 
 
 class YoloExport(SetExport):
@@ -108,8 +125,10 @@ class YoloExport(SetExport):
         text = yaml.safe_dump(description, sort_keys=False, allow_unicode=True, width=10**6)
         text_files, pictures = {"data.yaml": text}, {}
         for split, (one, folder) in sets.items():
-            _count_losses(one, losses)
-            for image, (name, rows) in enumerate(_by_image(one)):
+            one = _class_by_class(one)
+            _count_losses(one, losses, ~one.crowd)
+            _count(losses, "crowds and other regions to ignore, left out", int(one.crowd.sum()))
+            for image, (name, rows) in enumerate(_by_image(one, ~one.crowd)):
                 label_file = f"labels/{split}/{PurePosixPath(_plain(name)).with_suffix('.txt')}"
                 if label_file in text_files:
                     raise DataError(
@@ -139,7 +158,10 @@ def _yolo_row(annotations: AnnotationSet, image: int, row: int, losses: Counter[
 
 
 class VocExport(SetExport):
-    """``Annotations``, ``JPEGImages`` and ``ImageSets/Main``, with decimals in the corners."""
+    """``Annotations``, ``JPEGImages`` and ``ImageSets/Main``, with decimals in the corners.
+
+    Regions to ignore are objects marked as difficult.
+    """
 
     title = "Pascal VOC"
 
@@ -158,9 +180,13 @@ class VocExport(SetExport):
         if apart:
             losses["one folder for all splits, whose images share names: each gets its own"] += 1
         for split, (one, folder) in sets.items():
-            _count_losses(one, losses)
+            one = _class_by_class(one)
+            everything = np.ones_like(one.crowd)
+            _count_losses(one, losses, everything)
+            regions = "regions to ignore, unless data.difficult=ignore reads difficult objects so"
+            _count(losses, regions, int(one.crowd.sum()))
             listed = []
-            for image, (name, rows) in enumerate(_by_image(one)):
+            for image, (name, rows) in enumerate(_by_image(one, everything)):
                 place = PurePosixPath(split if apart else "", _plain(name))
                 label_file = f"Annotations/{place.with_suffix('.xml')}"
                 if label_file in text_files:
@@ -176,7 +202,7 @@ class VocExport(SetExport):
         used = {
             categories.names[label]
             for annotations, _ in sets.values()
-            for label in annotations.labels[~annotations.crowd].tolist()
+            for label in _class_by_class(annotations).labels.tolist()
         }
         unused = [name for name in categories.names if name not in used]
         if unused:
@@ -199,13 +225,31 @@ def _voc_text(annotations: AnnotationSet, image: int, place: PurePosixPath, rows
         corners = {"xmin": x, "ymin": y, "xmax": x + w, "ymax": y + h}
         box = "".join(f"<{key}>{px(value):.15g}</{key}>" for key, value in corners.items())
         name = escape(annotations.categories.names[annotations.labels[row]])
-        lines.append(
-            f"  <object><name>{name}</name><difficult>0</difficult><bndbox>{box}</bndbox></object>"
-        )
+        difficult = f"<difficult>{int(annotations.crowd[row])}</difficult>"
+        lines.append(f"  <object><name>{name}</name>{difficult}<bndbox>{box}</bndbox></object>")
     return "\n".join([*lines, "</annotation>", ""])
 
 
-# -- what YOLO and VOC have in common -----------------------------------------------------
+# -- what formats have in common ----------------------------------------------------------
+
+
+def _class_by_class(annotations: AnnotationSet) -> AnnotationSet:
+    """The set with a region of each class for each that is ignored for every class."""
+    for_all = annotations.labels < 0
+    if not for_all.any():
+        return annotations
+    classes = len(annotations.categories)
+    rows = np.arange(len(annotations.ids)).repeat(np.where(for_all, classes, 1))
+    labels = annotations.labels[rows]
+    labels[for_all[rows]] = np.tile(np.arange(classes), int(for_all.sum()))
+    ids = annotations.ids[rows]
+    further = np.flatnonzero(rows[1:] == rows[:-1]) + 1
+    ids[further] = annotations.ids.max() + 1 + np.arange(len(further))
+    return replace(
+        annotations, ids=ids, labels=labels, image=annotations.image[rows],
+        bboxes=annotations.bboxes[rows], boxes=annotations.boxes[rows],
+        areas=annotations.areas[rows], crowd=annotations.crowd[rows],
+    )  # fmt: skip
 
 
 def _common_categories(sets: Sets, losses: Counter[str]) -> Categories:
@@ -220,25 +264,33 @@ def _common_categories(sets: Sets, losses: Counter[str]) -> Categories:
     return first.categories
 
 
-def _by_image(annotations: AnnotationSet) -> list[tuple[str, list[int]]]:
-    """File name and rows of every image, in the order of annotation ids; without crowds."""
+def _by_image(
+    annotations: AnnotationSet, written: NDArray[np.bool_]
+) -> list[tuple[str, list[int]]]:
+    """File name and rows of every image that are written [M], in the order of annotation ids."""
     rows: list[list[int]] = [[] for _ in annotations.image_ids]
     for row in np.argsort(annotations.ids, kind="stable").tolist():
-        if not annotations.crowd[row]:
+        if written[row]:
             rows[annotations.image[row]].append(row)
     return list(zip(annotations.file_names, rows, strict=True))
 
 
-def _count_losses(annotations: AnnotationSet, losses: Counter[str]) -> None:
-    """Count what is neither a box nor a class of an image."""
-    crowds = int(annotations.crowd.sum())
-    objects = ~annotations.crowd
+def _count_losses(
+    annotations: AnnotationSet, losses: Counter[str], objects: NDArray[np.bool_]
+) -> None:
+    """Count what is neither a box nor a class of an image.
+
+    Args:
+        objects: [M] which annotations are written.
+    """
     sides = annotations.bboxes[:, 2:]
     of_masks = ~np.isclose(annotations.areas, sides[:, 0] * sides[:, 1], rtol=1e-6, atol=1e-2)
     order = np.argsort(np.array(annotations.file_names), kind="stable")
     image_ids = annotations.image_ids[order]
     counts = {
-        "crowds, left out": crowds,
+        "what is known of images and classes (fields of LVIS)": int(
+            (annotations.said_of_all != UNSAID).sum()
+        ),
         "areas of masks, which become those of the boxes": int((of_masks & objects).sum()),
         "image ids": int((image_ids != np.arange(1, len(image_ids) + 1)).sum()),
     }
@@ -248,69 +300,16 @@ def _count_losses(annotations: AnnotationSet, losses: Counter[str]) -> None:
     rows = np.lexsort([annotations.ids[objects], position[annotations.image[objects]]])
     ids = annotations.ids[objects][rows]
     counts["annotation ids"] = int((ids != np.arange(1, len(ids) + 1)).sum())
-    losses.update({what: count for what, count in counts.items() if count})
+    for what, count in counts.items():
+        _count(losses, what, count)
+
+
+def _count(losses: Counter[str], what: str, count: int) -> None:
+    """Nothing is said of what does not occur."""
+    if count:
+        losses[what] += count
 
 
 def _plain(name: str) -> str:
     """A file name with the separators that all formats have."""
     return str(PurePosixPath(name.replace("\\", "/")))
-
-
-# -- to the disk --------------------------------------------------------------------------
-
-
-def _link(picture: Path, place: Path) -> None:
-    try:
-        # A symbolic link would lead out of the set, which readers refuse.
-        os.link(os.path.realpath(picture), place)
-    except OSError as error:
-        raise DataError(
-            f"{place}: cannot be linked to {picture} ({error.strerror}); --images copy copies it"
-        ) from None
-
-
-PUT: dict[str, Callable[[Path, Path], object]] = {
-    "copy": shutil.copyfile,
-    "link": _link,
-    "none": lambda picture, place: None,
-}
-
-
-def write_export(export: Export, output: Path, images: str) -> None:
-    """Write a set, whole or not at all.
-
-    Args:
-        output: the folder to make; it may be there if it is empty.
-        images: ``copy``, ``link`` (hard links, on one file system) or ``none``.
-
-    Raises:
-        DataError: the folder holds something, or a picture cannot be linked.
-        OSError: the disk is full, or a picture cannot be read.
-    """
-    check_output(output)
-    draft = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        for name, text in export.text_files.items():
-            place = draft / name
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_text(text, encoding="utf-8")
-        for name, picture in export.pictures.items():
-            place = draft / name
-            if images != "none":
-                place.parent.mkdir(parents=True, exist_ok=True)
-            PUT[images](picture, place)
-        os.replace(draft, output)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def check_output(output: Path) -> None:
-    """Refuse a folder that holds something.
-
-    Raises:
-        DataError: it does, or it is a file.
-    """
-    if output.is_dir() and any(output.iterdir()):
-        raise DataError(f"{output}: holds something already; nothing is written over")
-    if output.exists() and not output.is_dir():
-        raise DataError(f"{output}: is a file")

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
-import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
@@ -21,11 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from comining.data.annotations import AnnotationSet, Crowd, OnInvalidBox
-from comining.data.category_matching import match_categories
-from comining.data.formats.coco import FIELDS, read_coco
-from comining.data.knowledge import COMPLETE, PARTIAL, UNLOOKED, UNSAID, Status, counts
-from comining.data.record_values import whole
+from comining.data.annotations import CROWDS_AS_OBJECTS, AnnotationSet, Crowd, OnInvalidBox
+from comining.data.category_matching import match_categories, without_category
+from comining.data.formats.coco import read_coco
+from comining.data.knowledge import COMPLETE, PARTIAL, UNLOOKED, UNSAID, Status
 from comining.errors import DataError
 from comining.option_types import Fraction, NonNegativeInt
 
@@ -220,9 +217,12 @@ class FromFile(Sparsity):
         self.path = path
 
     def _read(self, annotations: AnnotationSet) -> AnnotationSet:
-        # Where the full set has no crowds, those of the file were taken as objects, or it had none.
-        crowd: Crowd = "ignore" if annotations.crowd.any() else "object"
+        # As the full set was read; where it has no crowds, none of the file is a crowd.
+        as_objects = CROWDS_AS_OBJECTS in annotations.repairs or not annotations.crowd.any()
+        crowd: Crowd = "object" if as_objects else "ignore"
         sparse = read_coco(self.path, on_invalid_box="drop", crowd=crowd)
+        if annotations.ignore_category in sparse.categories.names:
+            sparse = without_category(sparse, annotations.ignore_category)
         return match_categories(sparse, annotations.categories, annotations.path)
 
     def apply(self, annotations: AnnotationSet) -> Erasure:
@@ -251,10 +251,16 @@ class FromFile(Sparsity):
 
     def _ignored(self, annotations: AnnotationSet, erased: Mask, sparse: AnnotationSet) -> Mask:
         """What the sparse file still has, as a region to ignore."""
-        regions = {_content(sparse, row) for row in np.flatnonzero(sparse.crowd).tolist()}
+        regions = Counter(_content(sparse, row) for row in np.flatnonzero(sparse.crowd).tolist())
+        # Those that the full set has itself are not of erased annotations.
+        regions -= Counter(
+            _content(annotations, row) for row in np.flatnonzero(annotations.crowd).tolist()
+        )
         ignored = np.zeros_like(erased)
         for row in np.flatnonzero(erased).tolist() if regions else ():
-            ignored[row] = _content(annotations, row) in regions
+            key = _content(annotations, row)
+            ignored[row] = regions[key] > 0
+            regions[key] -= 1
         return ignored
 
     def _erased(self, annotations: AnnotationSet, sparse: AnnotationSet) -> Mask:
@@ -296,95 +302,11 @@ def _hash(ids: NDArray[np.int64] | NDArray[np.uint64], seed: int) -> NDArray[np.
 # -- command line ------------------------------------------------------------------------
 
 
-def write_split(
-    annotations: AnnotationSet, erasure: Erasure, output: Path, erased_output: Path | None
-) -> None:
-    """Write what is kept, and on request what is erased, as COCO files.
-
-    Every image stays, also those that lost all annotations. Records keep all their fields; crowds
-    stay in the kept file, where other frameworks use them as regions to ignore. Erased annotations
-    that become regions to ignore stay there, too, with ``ignore: 1``; what is known of classes
-    stands in the fields of LVIS of image records. Each file appears whole or not at all.
-    """
-    content: dict[str, Any] = json.loads(annotations.path.read_text(encoding="utf-8-sig"))
-    erased_ids, ignored_ids = (
-        set(annotations.ids[rows].tolist()) for rows in (erasure.erased, erasure.ignored)
-    )
-    kept_ids = set(annotations.ids.tolist()) - erased_ids
-    _write(output, {
-        **content,
-        "images": _with_fields(content["images"], annotations, erasure),
-        "annotations": [
-            {**record, "ignore": 1} if whole(record["id"]) in ignored_ids else record
-            for record in content["annotations"]
-            if whole(record["id"]) in kept_ids | ignored_ids
-        ],
-    })  # fmt: skip
-    if erased_output is not None:
-        records = [r for r in content["annotations"] if whole(r["id"]) in erased_ids]
-        _write(erased_output, {**content, "annotations": records})
-
-
-def _with_fields(
-    records: list[dict[str, Any]], annotations: AnnotationSet, erasure: Erasure
-) -> list[dict[str, Any]]:
-    """Image records with what is known of classes, if anything is."""
-    if annotations.said is None and not (erasure.status == UNLOOKED).any():
-        return records
-    kept = ~erasure.erased & ~annotations.crowd
-    have = np.zeros(erasure.status.shape, dtype=np.bool_)
-    have[annotations.image[kept], annotations.labels[kept]] = True
-    fields = ((erasure.status == COMPLETE) & ~have, erasure.status == PARTIAL)
-    ids = np.array(annotations.categories.ids, dtype=np.int64)
-    of_image = {
-        image_id: {key: ids[column[n]].tolist() for key, column in zip(FIELDS, fields)}
-        for n, image_id in enumerate(annotations.image_ids.tolist())
-    }
-    return [record | of_image[whole(record["id"])] for record in records]
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(json.dumps(content), encoding="utf-8")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def summary(annotations: AnnotationSet, erasure: Erasure) -> str:
-    """Kept and erased in all and for every category, and how many images lost everything."""
-    erased = erasure.erased
-    kept = ~erased & ~annotations.crowd
-    before = np.unique(annotations.image[~annotations.crowd])
-    emptied = len(before) - len(np.unique(annotations.image[kept]))
-    num_classes = len(annotations.categories)
-    per_category = [
-        np.bincount(annotations.labels[mask], minlength=num_classes) for mask in (kept, erased)
-    ]
-    width = max(len(name) for name in annotations.categories.names)
-    rows = [f"{'category':{width}}  {'kept':>8} {'erased':>8}"]
-    for name, left, gone in zip(annotations.categories.names, *per_category, strict=True):
-        rows.append(f"{name:{width}}  {left:8d} {gone:8d}")
-    rows.append(f"{'all':{width}}  {kept.sum():8d} {erased.sum():8d}")
-    rows.append(
-        f"images: {len(annotations.image_ids)}, of which {emptied} lost all their annotations and "
-        f"{len(annotations.image_ids) - len(before)} had none; crowds set aside: "
-        f"{annotations.crowd.sum()}"
-    )
-    known = counts(erasure.status, annotations.categories.names)
-    rows.append(
-        f"images x classes: {known['complete']} complete, {known['not_looked_for']} not looked "
-        f"for, {known['partial']} partial; erased annotations that are regions to ignore: "
-        f"{erasure.ignored.sum()}"
-    )
-    return "\n".join(rows)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
+    # Which import this module.
     from comining.config import CONFIG_FOLDER, instantiate_file
+    from comining.data.sparse_split import summary, write_split
 
     protocols = sorted(file.stem for file in (CONFIG_FOLDER / "sparsity").glob("*.yaml"))
     parser = argparse.ArgumentParser(
@@ -397,14 +319,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--protocol", choices=protocols, required=True)
     parser.add_argument("--seed", type=int, default=0, help="sparsity.seed of training")
     parser.add_argument("--fraction", type=float, help="another share than the protocol's")
+    parser.add_argument(
+        "--regions", type=float, help="share of the erased that become regions to ignore"
+    )
     parser.add_argument("--sparse-file", help="the ready-made file of --protocol file")
     parser.add_argument("--erased", type=Path, help="write what was erased to this file, too")
     parser.add_argument("--on-invalid-box", choices=("error", "drop"), default="error")
     parser.add_argument("--crowd", choices=("ignore", "object"), default="ignore")
+    parser.add_argument(
+        "--ignore-category", metavar="NAME", help="a class whose boxes are regions to ignore"
+    )
     given = parser.parse_args(arguments)
     overrides: dict[str, Any] = {} if given.protocol == "file" else {"seed": given.seed}
     if given.fraction is not None:
         overrides["fraction"] = given.fraction
+    if given.regions is not None:
+        overrides["regions"] = given.regions
     if given.sparse_file is not None:
         overrides["path"] = given.sparse_file
     for path in (given.output, given.erased):
@@ -419,6 +349,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             CONFIG_FOLDER / "sparsity" / f"{given.protocol}.yaml", overrides
         )
         annotations = read_coco(given.annotations, on_invalid_box, crowd)
+        if given.ignore_category is not None:
+            annotations = without_category(annotations, given.ignore_category)
         erasure = sparsity.apply(annotations)
         write_split(annotations, erasure, given.output, given.erased)
     except (ValueError, OSError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -100,7 +101,7 @@ class SplitReader:
                     f"data.{split}_annotations names {len(listed)} files and data.{split}_images "
                     f"{len(places)} folders: give one folder for each file, or one for all"
                 )
-            if len({*listed}) < len(listed):
+            if len({os.path.realpath(self.root / file) for file in listed}) < len(listed):
                 raise ValueError(f"data.{split}_annotations names a file twice: {listed}")
             splits[split] = [
                 coco_split(self.root / file, self.root / folder)
@@ -254,13 +255,9 @@ class SplitReader:
         source = self._source(split)
         annotations, folder = merge([self._read_part(part) for part in source])
         ignored = self.ignore_category
-        if ignored is not None and ignored in annotations.categories.names:
+        # What is evaluated may lack the class; in what is trained on it is a misspelt one.
+        if ignored is not None and (split == "train" or ignored in annotations.categories.names):
             annotations = without_category(annotations, ignored)
-        elif ignored is not None and split == "train":
-            raise DataError(
-                f"data.ignore_category={ignored} is not among the classes of {annotations.path}: "
-                f"{', '.join(annotations.categories.names)}"
-            )
         if self._categories is None:
             self.use_categories(annotations.categories, annotations.path)
         else:
