@@ -341,7 +341,7 @@ def test_voc_classes_and_oddities(tmp_path: Path) -> None:
     assert found.bboxes[2].tolist() == [5, 5, 8, 8]
     assert found.repairs == {
         "sizes taken from the picture because the file has none": 1,
-        "objects marked as difficult, read like all others": 1,
+        "objects marked as difficult, read like all others (data.difficult)": 1,
     }
 
 
