@@ -250,20 +250,24 @@ class Knowledge:
     ignored: Boxes  # regions without any loss; label -1: for every class
     # A region of the detector lies in an ignored one if more than this share of its area does.
     overlap: float
+    # Classes exclude each other: an object that is annotated as one is background of all others,
+    # also of those that nobody looked for.
+    exclusive: bool
     # Whether a rate is 0, and whether one is 1; known on the host, to wait for no device.
     some_unlooked: bool
     some_complete: bool
 
     @classmethod
-    def of(cls, rate: Tensor, ignored: Boxes, overlap: float) -> Self:
+    def of(cls, rate: Tensor, ignored: Boxes, overlap: float, exclusive: bool = False) -> Self:
         """Put together on the CPU."""
-        return cls(rate, ignored, overlap, bool((rate == 0).any()), bool((rate == 1).any()))
+        some_unlooked, some_complete = bool((rate == 0).any()), bool((rate == 1).any())
+        return cls(rate, ignored, overlap, exclusive, some_unlooked, some_complete)
 
     @classmethod
     def nothing(cls, num_images: int, num_classes: int, device: torch.device | str = "cpu") -> Self:
         """Objects of every class may be missing in every image."""
         rate = torch.full((num_images, num_classes), torch.nan, device=device)
-        return cls(rate, Boxes.empty(num_images, device), 0.5, False, False)
+        return cls(rate, Boxes.empty(num_images, device), 0.5, False, False, False)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
         """On another device."""

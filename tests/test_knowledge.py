@@ -133,6 +133,21 @@ def test_a_class_nobody_looked_for_has_no_background(built: DenseDetector) -> No
     assert not silent[..., 0][0].any()
 
 
+def test_where_classes_exclude_each_other_objects_are_background_of_the_others(
+    built: DenseDetector,
+) -> None:
+    knowledge = replace(known([[1, 0, NAN], [0, NAN, 0], [NAN, NAN, NAN]]), exclusive=True)
+    outputs = random_outputs(built, 3)
+    positive = built.assign(outputs, TRUTH).positive
+    _, ordinary = gradient(built, outputs, None)
+    _, with_knowledge = gradient(built, outputs, knowledge)
+    assert positive[:2].any(dim=1).all()
+    assert torch.equal(with_knowledge[positive], ordinary[positive])
+    silent = (knowledge.rate == 0).unsqueeze(1) & ~positive.unsqueeze(-1)
+    assert not with_knowledge[silent].any()
+    assert torch.equal(with_knowledge[~silent], ordinary[~silent])
+
+
 def test_objects_of_a_class_nobody_looked_for_are_learned(built: DenseDetector) -> None:
     """Somebody annotated one in passing, or it was mined."""
     outputs = random_outputs(built, 3)

@@ -66,6 +66,8 @@ class DetectionData(L.LightningDataModule):
             none.
         ignored_overlap: an anchor (or a mined box) lies in an ignored region if more than this
             share of its area does; 1 ignores nothing in training.
+        exclusive_classes: an object that is annotated as one class is background of all others,
+            also of those that nobody looked for in its image.
         difficult: see :class:`comining.data.formats.annotation_format.ReadOptions`.
         val_fraction: share of the training images that is kept for validation, and not trained on,
             where there is no validation split; None makes that an error.
@@ -106,6 +108,7 @@ class DetectionData(L.LightningDataModule):
         test_annotated: Annotated,
         ignore_category: str | None,
         ignored_overlap: Fraction,
+        exclusive_classes: bool,
         difficult: Difficult,
         missing_labels: MissingLabels | None,
         names: Sequence[str] | None,
@@ -157,7 +160,7 @@ class DetectionData(L.LightningDataModule):
         self.num_workers = num_workers
         self.min_size, self.max_size = min_size, max_size
         self.flip = flip
-        self.ignored_overlap = ignored_overlap
+        self.ignored_overlap, self.exclusive_classes = ignored_overlap, exclusive_classes
         self.train_set: TrainingSet | None = None
         self.val_set: EvaluationSet | None = None
         self.test_set: EvaluationSet | None = None
@@ -216,6 +219,7 @@ class DetectionData(L.LightningDataModule):
             erasure,
             folder,
             ignored_overlap=self.ignored_overlap,
+            exclusive_classes=self.exclusive_classes,
             min_size=self.min_size,
             max_size=self.max_size,
             flip=self.flip,

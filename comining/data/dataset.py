@@ -50,7 +50,7 @@ class TrainingSet(Dataset[Sample]):
         min_size, max_size: shortest and longest side that the network shall see, px.
         flip: probability of a horizontal flip.
         seed: of the run; with the position it determines the flip.
-        ignored_overlap: see :class:`Knowledge`.
+        ignored_overlap, exclusive_classes: see :class:`Knowledge`.
         load: decodes an image file of a given (height, width) to [3, H, W] uint8.
     """
 
@@ -65,6 +65,7 @@ class TrainingSet(Dataset[Sample]):
         flip: float,
         seed: int,
         ignored_overlap: float = 0.5,
+        exclusive_classes: bool = False,
         load: LoadImage = load_image,
     ):
         self.annotations = annotations
@@ -73,7 +74,7 @@ class TrainingSet(Dataset[Sample]):
         self.flip = flip
         self.seed = seed
         self.load = load
-        self.ignored_overlap = ignored_overlap
+        self.ignored_overlap, self.exclusive = ignored_overlap, exclusive_classes
         self.status = erasure.status
         self._rates = torch.from_numpy(rates(erasure.status))
         erased = erasure.erased
@@ -135,7 +136,7 @@ class TrainingSet(Dataset[Sample]):
             image,
             annotated=move(self._boxes(self.kept_rows[image_index])),
             erased=move(self._boxes(self.erased_rows[image_index])),
-            knowledge=Knowledge.of(rate, ignored, self.ignored_overlap),
+            knowledge=Knowledge.of(rate, ignored, self.ignored_overlap, self.exclusive),
             judged=self._judged[image_index],
             pseudo_labels=move(self.pseudo_labels.get(image_id, Boxes.empty(1, scores=True))),
             image_id=image_id,
@@ -178,6 +179,7 @@ def collate(samples: list[Sample]) -> Batch:
             torch.cat([sample.knowledge.rate for sample in samples]),
             _flat([sample.knowledge.ignored for sample in samples]),
             samples[0].knowledge.overlap,
+            samples[0].knowledge.exclusive,
         ),
         judged=torch.stack([sample.judged for sample in samples]),
         pseudo_labels=_flat([sample.pseudo_labels for sample in samples]),

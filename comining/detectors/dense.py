@@ -377,7 +377,8 @@ def silent_entries(knowledge: Knowledge, anchors: Tensor, assignment: Assignment
     """Which entries [B, A, K] have no loss.
 
     No anchor has one as background of a class that nobody looked for in the image, nor of the class
-    of an ignored region that it lies in. Its entry of the class that it is trained to stays.
+    of an ignored region that it lies in. Its entry of the class that it is trained to stays, and
+    where classes exclude each other all of its entries.
 
     Args:
         anchors: [A, 4], a point as the square around it with the stride as its side.
@@ -394,6 +395,8 @@ def silent_entries(knowledge: Knowledge, anchors: Tensor, assignment: Assignment
         silent[image] |= (inside & for_all).any(dim=0).unsqueeze(1)
         one_hot = F.one_hot(regions.labels.clamp(min=0), size[-1]) * ~for_all  # [G, K]
         silent[image] |= (inside.T.float() @ one_hot.float()) > 0
+    if knowledge.exclusive:
+        return silent & ~assignment.positive.unsqueeze(-1)
     return without_own_entries(silent, assignment)
 
 
