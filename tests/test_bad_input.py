@@ -165,6 +165,12 @@ def one_file_twice(root: Path) -> None:
     edit_json(root / "train.json", lambda c: c["images"][1].update(file_name="sub\\002.png"))
 
 
+def other_sizes(root: Path) -> Options:
+    (root / "more.json").write_text((root / "train.json").read_text())
+    edit_json(root / "more.json", lambda content: content["images"][1].update(width=65))
+    return ["data.train_annotations=[train.json,more.json]", "data.check=exist"]
+
+
 def sparse_of_another(root: Path) -> Options:
     (root / "sparse.json").write_text((root / "train.json").read_text())
     edit_json(root / "sparse.json", lambda c: c["annotations"][1].update(bbox=[1, 1, 9, 9]))
@@ -273,6 +279,31 @@ ANNOTATION_FILES = [
         '`"category_id": 9`',
         "DIR/train.json: annotation 2: category_id 9 is not among the categories",
         annotation(category_id=9),
+    ),
+    Row(
+        "class that is absent, of no category",
+        '`"neg_category_ids": [9]`',
+        "DIR/train.json: image 2: neg_category_ids: 9 is not among the categories",
+        image(neg_category_ids=[9]),
+    ),
+    Row(
+        "a class in place of a list",
+        '`"not_exhaustive_category_ids": 1`',
+        "DIR/train.json: image 2: not_exhaustive_category_ids must be a list of category ids, "
+        "got 1",
+        image(not_exhaustive_category_ids=1),
+    ),
+    Row(
+        "the name of a class in place of its id",
+        '`"neg_category_ids": ["cat"]`',
+        "DIR/train.json: image 2: neg_category_ids[0] must be a whole number of 64 bits, got 'cat'",
+        image(neg_category_ids=["cat"]),
+    ),
+    Row(
+        "ignore neither 0 nor 1",
+        '`"ignore": 2`',
+        "DIR/train.json: annotation 2: ignore must be 0 or 1, got 2",
+        annotation(ignore=2),
     ),
     Row(
         "image id twice",
@@ -579,6 +610,26 @@ ANNOTATION_FILES = [
         "",
         "DIR/train.json: is a Git LFS pointer; run git lfs pull",
         text(LFS_POINTER),
+    ),
+    Row(
+        "a file of a list absent",
+        "`data.train_annotations=[train.json,none.json]`",
+        "missing for train: DIR/none.json",
+        lambda root: ["data.train_annotations=[train.json,none.json]"],
+    ),
+    Row(
+        "files of a list and other sizes of a picture",
+        "`data.train_annotations=[train.json,more.json]`",
+        "DIR/more.json: image 2 (002.png) is 65x48 px, and 64x48 in another file that is merged "
+        "with it",
+        other_sizes,
+    ),
+    Row(
+        "class to ignore unknown",
+        "`data.ignore_category=unsure`",
+        "data.ignore_category=unsure is not among the classes of DIR/train.json: class 1, class 2, "
+        "class 3",
+        lambda root: ["data.ignore_category=unsure"],
     ),
     Row(
         "ready-made sparse file absent",
@@ -1071,6 +1122,21 @@ OPTIONS = [
         "`sparsity=hard sparsity.fraction=2`",
         "sparsity.fraction=2 must be a number from 0 to 1 or null",
         given("sparsity=hard", "sparsity.fraction=2"),
+        "options",
+    ),
+    Row(
+        "a list of files with too few folders",
+        "`data.train_annotations=[a.json,b.json,c.json] data.train_images=[a,b]`",
+        "data.train_annotations names 3 files and data.train_images 2 folders: give one folder for "
+        "each file, or one for all",
+        given("data.train_annotations=[a.json,b.json,c.json]", "data.train_images=[a,b]"),
+        "options",
+    ),
+    Row(
+        "the same file twice",
+        "`data.train_annotations=[a.json,./a.json]`",
+        "data.train_annotations names a file twice: ['a.json', './a.json']",
+        given("data.train_annotations=[a.json,./a.json]"),
         "options",
     ),
     Row(

@@ -27,10 +27,10 @@ from comining.data.annotations import AnnotationSet
 from comining.data.formats.coco import read_coco
 from comining.data.image_files import check_images
 from comining.data.images import load_image
-from comining.data.sparsity import FromFile, RandomErasure
+from comining.data.sparsity import ClassErasure, FromFile, RandomErasure
 from comining.errors import CheckpointError, DataError, UserError
 from comining.runs.checkpoint import read_checkpoint
-from tests.helpers import write_coco
+from tests.helpers import edit_json, write_coco
 
 # Pillow warns of what it skips in a damaged TIFF file before it refuses it.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -68,7 +68,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A good set, which is never written to again, and room for spoilt files."""
     root = tmp_path_factory.mktemp("fuzz")
     boxes = [(1, 2, 10, 12, 1), (20, 20, 30, 20, 2), (40, 4, 12, 9, 3), (0, 0, 64, 48, 1)]
-    write_coco(root, [boxes, boxes[:2], []])
+    file = write_coco(root, [boxes, boxes[:2], []])
+
+    def say_what_is_known(content: dict[str, Any]) -> None:
+        content["annotations"][3]["ignore"] = 1
+        content["images"][1].update(neg_category_ids=[3], not_exhaustive_category_ids=[1, 2])
+
+    edit_json(file, say_what_is_known)
     (root.parent / "outside.png").write_bytes((root / "train" / "001.png").read_bytes())
     (root / "train" / "link.png").symlink_to(root.parent / "outside.png")
     return root
@@ -179,6 +185,7 @@ PROTOCOLS = [
     RandomErasure(per=["image"], fraction=0.5, count=None, keep_at_least=0, seed=0),
     RandomErasure(per=["category"], fraction=1.0, count=None, keep_at_least=2**70, seed=2**63 - 1),
     RandomErasure(per=["image", "category"], fraction=None, count=2**70, keep_at_least=1, seed=7),
+    ClassErasure(fraction=0.5, known=True, regions=0.5, seed=2**63 - 1),
 ]
 
 
@@ -219,7 +226,10 @@ def read(file: Path, folder: Path, drop: bool) -> Refused | np.ndarray:
     with within_time():
         holds(annotations, folder)
         for protocol in (*PROTOCOLS, FromFile(path=str(file))):
-            erased = protocol.erase(annotations)
+            erased, ignored, status = vars(protocol.apply(annotations)).values()
+            assert status.shape == annotations.status.shape
+            assert (status >= 0).all()
+            assert not (ignored & ~erased).any()
             assert erased.shape == annotations.ids.shape
             assert not (erased & annotations.crowd).any()
     return erased

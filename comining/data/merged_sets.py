@@ -84,7 +84,7 @@ def _check_same_size(
     if before != size:
         raise DataError(
             f"{one.path}: image {image_id} ({name}) is {size[1]}x{size[0]} px, and "
-            f"{before[1]}x{before[0]} in another file of data.train_annotations"
+            f"{before[1]}x{before[0]} in another file that is merged with it"
         )
 
 
