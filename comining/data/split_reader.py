@@ -178,7 +178,10 @@ class SplitReader:
     @property
     def val_is_train(self) -> bool:
         """Whether training images are validated on."""
-        return not self.shares_train and self.splits["val"] == self.splits.get("train")
+        if self.shares_train:
+            return False
+        val, train = self.splits["val"], self.splits.get("train", [])
+        return len(val) == len(train) and all(map(Split.is_same, val, train))
 
     def read(self, split: str) -> tuple[AnnotationSet, Path]:
         """Annotations of ``val`` or ``test``, and the folder of their images.

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from faster_coco_eval import COCO, COCOeval_faster
+from numpy.typing import NDArray
 
 from comining.data.annotations import AnnotationSet
 from comining.data.knowledge import PARTIAL, UNLOOKED
 from comining.errors import DivergedError
+from comining.evaluation.exact_precision import accumulate
 from comining.structures import Boxes
 
 log = logging.getLogger(__name__)
@@ -145,8 +147,7 @@ class CocoEvaluator:
         found = truth.loadRes(rows) if rows else _coco(nothing)  # loadRes fails on an empty list
         # Twenty lines of progress at every validation would bury those of the run.
         evaluation = COCOeval_faster(truth, found, "bbox", print_function=log.debug)
-        evaluation.evaluate()
-        evaluation.accumulate()
+        accumulate(evaluation, self._num_objects(evaluation.params.areaRng))
         evaluation.summarize()
         # [10 IoUs, 101 recalls, K, 4 areas, 3 limits]; all areas, 100 detections; -1: nothing there
         precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
@@ -160,6 +161,16 @@ class CocoEvaluator:
             name: None if value < 0 else 100 * float(value)
             for name, value in zip(METRICS, evaluation.stats[: len(METRICS)], strict=True)
         }
+
+    def _num_objects(self, area_ranges: Sequence[Sequence[float]]) -> NDArray[np.int64]:
+        """[K, 4] how many objects there are of each class, by the order of ids, and area range."""
+        annotations = self.annotations
+        counts = []
+        for smallest, largest in area_ranges:
+            inside = (annotations.areas >= smallest) & (annotations.areas <= largest)
+            labels = annotations.labels[inside & ~annotations.crowd]
+            counts.append(np.bincount(labels, minlength=len(annotations.categories)))
+        return np.stack(counts, axis=1)[np.argsort(annotations.categories.ids)]
 
     def _judged(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Results without those of classes that nobody looked for in their image."""
