@@ -165,6 +165,18 @@ def one_file_twice(root: Path) -> None:
     edit_json(root / "train.json", lambda c: c["images"][1].update(file_name="sub\\002.png"))
 
 
+def another_size_in_another_file(root: Path) -> Options:
+    (root / "other.json").write_text((root / "train.json").read_text())
+    edit_json(root / "other.json", lambda c: c["images"][1].update(width=65))
+    return ["data.train_annotations=[train.json,other.json]"]
+
+
+def another_box_beyond_the_first_file(root: Path) -> Options:
+    (root / "other.json").write_text((root / "train.json").read_text())
+    edit_json(root / "other.json", lambda c: c["annotations"][1].update(bbox=[1, 2, 3]))
+    return ["data.train_annotations=[train.json,other.json]"]
+
+
 def sparse_of_another(root: Path) -> Options:
     (root / "sparse.json").write_text((root / "train.json").read_text())
     edit_json(root / "sparse.json", lambda c: c["annotations"][1].update(bbox=[1, 1, 9, 9]))
@@ -444,6 +456,30 @@ ANNOTATION_FILES = [
         annotation(iscrowd="maybe"),
     ),
     Row(
+        "ignore neither 0 nor 1",
+        '`"ignore": "maybe"`',
+        "DIR/train.json: annotation 2: ignore must be 0 or 1, got 'maybe'",
+        annotation(ignore="maybe"),
+    ),
+    Row(
+        "field of LVIS that is no list",
+        '`"neg_category_ids": 2`',
+        "DIR/train.json: image 2: neg_category_ids must be a list of category ids, got 2",
+        image(neg_category_ids=2),
+    ),
+    Row(
+        "field of LVIS with names",
+        '`"not_exhaustive_category_ids": ["cat"]`',
+        f"DIR/train.json: image 2: not_exhaustive_category_ids{WHOLE}'cat'",
+        image(not_exhaustive_category_ids=["cat"]),
+    ),
+    Row(
+        "field of LVIS with an unknown category",
+        '`"neg_category_ids": [1, 9]`',
+        "DIR/train.json: image 2: neg_category_ids: 9 is not among the categories",
+        image(neg_category_ids=[1, 9]),
+    ),
+    Row(
         "area a word",
         "",
         "DIR/train.json: annotation 2: area must be a number, got 'big'",
@@ -477,8 +513,8 @@ ANNOTATION_FILES = [
     Row(
         "nothing but crowds",
         '`"iscrowd": 1` everywhere',
-        NOTHING_TO_LEARN + ": all 18 annotations are marked as crowds, which are set aside; "
-        "data.crowd=object takes them as objects",
+        NOTHING_TO_LEARN + ": all 18 annotations are crowds or other regions to ignore; "
+        "data.crowd=object takes crowds as objects",
         edited(lambda c: [one.update(iscrowd=1) for one in c["annotations"]]),
     ),
     Row(
@@ -573,6 +609,38 @@ ANNOTATION_FILES = [
         "the categories of DIR/val.json and DIR/train.json differ: 'bird' (id 4) is in "
         "DIR/train.json only",
         edited(lambda c: c["categories"].append({"id": 4, "name": "bird"})),
+    ),
+    Row(
+        "class to ignore that there is not",
+        "`data.ignore_category=other`",
+        "data.ignore_category=other is not among the classes of DIR/train.json: class 1, class 2, "
+        "class 3",
+        lambda root: ["data.ignore_category=other"],
+    ),
+    Row(
+        "class to ignore that is the only one",
+        "`data.ignore_category=all`",
+        "DIR/train.json: no class but data.ignore_category=all",
+        edited(
+            lambda c: (
+                c.update(categories=[{"id": 1, "name": "all"}]),
+                [one.update(category_id=1) for one in c["annotations"]],
+            ),
+            "data.ignore_category=all",
+        ),
+    ),
+    Row(
+        "a picture of two sizes in two files",
+        "`data.train_annotations=[train.json,other.json]`",
+        "DIR/other.json: image 2: DIR/train/002.png: is 64x48 px, the annotation file says 65x48",
+        another_size_in_another_file,
+    ),
+    Row(
+        "bad record in the second file of a list",
+        "a box of three numbers",
+        "DIR/other.json: annotation 2: bbox must be four numbers [x, y, width, height], got "
+        "[1, 2, 3]",
+        another_box_beyond_the_first_file,
     ),
     Row(
         "Git LFS pointer in place of the annotations",
@@ -958,6 +1026,50 @@ OPTIONS = [
         "`data.check=never`",
         "data.check='never' must be one of exist, size",
         given("data.check=never"),
+        "options",
+    ),
+    Row(
+        "word of no choice for what is known",
+        "`data.annotated=all`",
+        "data.annotated='all' must be one of partial, exhaustive, fields",
+        given("data.annotated=all"),
+        "options",
+    ),
+    Row(
+        "best by a number that there is not",
+        "`checkpoint.monitor=mAP`",
+        "checkpoint.monitor='mAP' must be one of AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, "
+        "ARs, ARm, ARl or null",
+        given("checkpoint.monitor=mAP"),
+        "options",
+    ),
+    Row(
+        "overlap above 1",
+        "`data.ignored_overlap=2`",
+        "data.ignored_overlap=2 must be a number from 0 to 1",
+        given("data.ignored_overlap=2"),
+        "options",
+    ),
+    Row(
+        "lists of different lengths",
+        "`data.train_annotations=[a.json,b.json] data.train_images=[a]`",
+        "data.train_annotations names 2 files and data.train_images 1 folders: give one folder for "
+        "each file, or one for all",
+        given("data.train_annotations=[a.json,b.json]", "data.train_images=[a]"),
+        "options",
+    ),
+    Row(
+        "a file twice in a list",
+        "`data.train_annotations=[train.json,./train.json]`",
+        "data.train_annotations names a file twice: ['train.json', './train.json']",
+        given("data.train_annotations=[train.json,./train.json]"),
+        "options",
+    ),
+    Row(
+        "an empty list of files",
+        "`data.train_annotations=[]`",
+        "data.train_annotations names no file",
+        given("data.train_annotations=[]"),
         "options",
     ),
     Row(

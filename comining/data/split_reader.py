@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -95,12 +96,14 @@ class SplitReader:
                 )
             listed = [files] if isinstance(files, str) else list(files)
             places = [folders] * len(listed) if isinstance(folders, str) else list(folders)
-            if not listed or len(places) != len(listed):
+            if not listed:
+                raise ValueError(f"data.{split}_annotations names no file")
+            if len(places) != len(listed):
                 raise ValueError(
                     f"data.{split}_annotations names {len(listed)} files and data.{split}_images "
                     f"{len(places)} folders: give one folder for each file, or one for all"
                 )
-            if len({*listed}) < len(listed):
+            if len({*map(os.path.normpath, listed)}) < len(listed):
                 raise ValueError(f"data.{split}_annotations names a file twice: {listed}")
             splits[split] = [
                 coco_split(self.root / file, self.root / folder)
