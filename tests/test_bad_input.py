@@ -470,7 +470,7 @@ ANNOTATION_FILES = [
     Row(
         "field of LVIS with names",
         '`"not_exhaustive_category_ids": ["cat"]`',
-        f"DIR/train.json: image 2: not_exhaustive_category_ids{WHOLE}'cat'",
+        f"DIR/train.json: image 2: not_exhaustive_category_ids[0]{WHOLE}'cat'",
         image(not_exhaustive_category_ids=["cat"]),
     ),
     Row(

@@ -103,7 +103,7 @@ class SplitReader:
                     f"data.{split}_annotations names {len(listed)} files and data.{split}_images "
                     f"{len(places)} folders: give one folder for each file, or one for all"
                 )
-            if len({*map(os.path.normpath, listed)}) < len(listed):
+            if len({os.path.realpath(self.root / file) for file in listed}) < len(listed):
                 raise ValueError(f"data.{split}_annotations names a file twice: {listed}")
             splits[split] = [
                 coco_split(self.root / file, self.root / folder)

@@ -121,8 +121,9 @@ def _read_classes(
     if not isinstance(written, list):
         raise DataError(f"{where}: {key} must be a list of category ids, got {short(written)}")
     labels = []
-    for position in range(len(written)):
-        category_id = integer(where, {key: written[position]}, key, repairs)
+    for position, value in enumerate(written):
+        element = f"{key}[{position}]"
+        category_id = integer(where, {element: value}, element, repairs)
         if root is not None and category_id == root[0]:
             continue
         if category_id not in label_of:
