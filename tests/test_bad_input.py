@@ -165,10 +165,20 @@ def one_file_twice(root: Path) -> None:
     edit_json(root / "train.json", lambda c: c["images"][1].update(file_name="sub\\002.png"))
 
 
-def other_sizes(root: Path) -> Options:
-    (root / "more.json").write_text((root / "train.json").read_text())
-    edit_json(root / "more.json", lambda content: content["images"][1].update(width=65))
-    return ["data.train_annotations=[train.json,more.json]", "data.check=exist"]
+def another_size_in_another_file(root: Path) -> Options:
+    (root / "other.json").write_text((root / "train.json").read_text())
+    edit_json(root / "other.json", lambda c: c["images"][1].update(width=65))
+    return ["data.train_annotations=[train.json,other.json]"]
+
+
+def another_size_where_none_is_checked(root: Path) -> Options:
+    return [*another_size_in_another_file(root), "data.check=exist"]
+
+
+def another_box_beyond_the_first_file(root: Path) -> Options:
+    (root / "other.json").write_text((root / "train.json").read_text())
+    edit_json(root / "other.json", lambda c: c["annotations"][1].update(bbox=[1, 2, 3]))
+    return ["data.train_annotations=[train.json,other.json]"]
 
 
 def sparse_of_another(root: Path) -> Options:
@@ -279,31 +289,6 @@ ANNOTATION_FILES = [
         '`"category_id": 9`',
         "DIR/train.json: annotation 2: category_id 9 is not among the categories",
         annotation(category_id=9),
-    ),
-    Row(
-        "class that is absent, of no category",
-        '`"neg_category_ids": [9]`',
-        "DIR/train.json: image 2: neg_category_ids: 9 is not among the categories",
-        image(neg_category_ids=[9]),
-    ),
-    Row(
-        "a class in place of a list",
-        '`"not_exhaustive_category_ids": 1`',
-        "DIR/train.json: image 2: not_exhaustive_category_ids must be a list of category ids, "
-        "got 1",
-        image(not_exhaustive_category_ids=1),
-    ),
-    Row(
-        "the name of a class in place of its id",
-        '`"neg_category_ids": ["cat"]`',
-        "DIR/train.json: image 2: neg_category_ids[0] must be a whole number of 64 bits, got 'cat'",
-        image(neg_category_ids=["cat"]),
-    ),
-    Row(
-        "ignore neither 0 nor 1",
-        '`"ignore": 2`',
-        "DIR/train.json: annotation 2: ignore must be 0 or 1, got 2",
-        annotation(ignore=2),
     ),
     Row(
         "image id twice",
@@ -475,6 +460,30 @@ ANNOTATION_FILES = [
         annotation(iscrowd="maybe"),
     ),
     Row(
+        "ignore neither 0 nor 1",
+        '`"ignore": "maybe"`',
+        "DIR/train.json: annotation 2: ignore must be 0 or 1, got 'maybe'",
+        annotation(ignore="maybe"),
+    ),
+    Row(
+        "field of LVIS that is no list",
+        '`"neg_category_ids": 2`',
+        "DIR/train.json: image 2: neg_category_ids must be a list of category ids, got 2",
+        image(neg_category_ids=2),
+    ),
+    Row(
+        "field of LVIS with names",
+        '`"not_exhaustive_category_ids": ["cat"]`',
+        f"DIR/train.json: image 2: not_exhaustive_category_ids[0]{WHOLE}'cat'",
+        image(not_exhaustive_category_ids=["cat"]),
+    ),
+    Row(
+        "field of LVIS with an unknown category",
+        '`"neg_category_ids": [1, 9]`',
+        "DIR/train.json: image 2: neg_category_ids: 9 is not among the categories",
+        image(neg_category_ids=[1, 9]),
+    ),
+    Row(
         "area a word",
         "",
         "DIR/train.json: annotation 2: area must be a number, got 'big'",
@@ -508,8 +517,8 @@ ANNOTATION_FILES = [
     Row(
         "nothing but crowds",
         '`"iscrowd": 1` everywhere',
-        NOTHING_TO_LEARN + ": all 18 annotations are marked as crowds, which are set aside; "
-        "data.crowd=object takes them as objects",
+        NOTHING_TO_LEARN + ": all 18 annotations are crowds or other regions to ignore; "
+        "data.crowd=object takes crowds as objects",
         edited(lambda c: [one.update(iscrowd=1) for one in c["annotations"]]),
     ),
     Row(
@@ -606,10 +615,36 @@ ANNOTATION_FILES = [
         edited(lambda c: c["categories"].append({"id": 4, "name": "bird"})),
     ),
     Row(
-        "Git LFS pointer in place of the annotations",
-        "",
-        "DIR/train.json: is a Git LFS pointer; run git lfs pull",
-        text(LFS_POINTER),
+        "class to ignore that there is not",
+        "`data.ignore_category=other`",
+        "data.ignore_category=other is not among the classes of DIR/train.json: class 1, class 2, "
+        "class 3",
+        lambda root: ["data.ignore_category=other"],
+    ),
+    Row(
+        "class to ignore that is the only one",
+        "`data.ignore_category=all`",
+        "DIR/train.json: no class but data.ignore_category=all",
+        edited(
+            lambda c: (
+                c.update(categories=[{"id": 1, "name": "all"}]),
+                [one.update(category_id=1) for one in c["annotations"]],
+            ),
+            "data.ignore_category=all",
+        ),
+    ),
+    Row(
+        "a picture of two sizes in two files",
+        "`data.train_annotations=[train.json,other.json]`",
+        "DIR/other.json: image 2: DIR/train/002.png: is 64x48 px, the annotation file says 65x48",
+        another_size_in_another_file,
+    ),
+    Row(
+        "a picture of two sizes in two files, where sizes are not compared with pictures",
+        "`data.train_annotations=[train.json,other.json] data.check=exist`",
+        "DIR/other.json: image 2 (002.png) is 65x48 px, and 64x48 in another file that is merged "
+        "with it",
+        another_size_where_none_is_checked,
     ),
     Row(
         "a file of a list absent",
@@ -618,18 +653,17 @@ ANNOTATION_FILES = [
         lambda root: ["data.train_annotations=[train.json,none.json]"],
     ),
     Row(
-        "files of a list and other sizes of a picture",
-        "`data.train_annotations=[train.json,more.json]`",
-        "DIR/more.json: image 2 (002.png) is 65x48 px, and 64x48 in another file that is merged "
-        "with it",
-        other_sizes,
+        "bad record in the second file of a list",
+        "a box of three numbers",
+        "DIR/other.json: annotation 2: bbox must be four numbers [x, y, width, height], got "
+        "[1, 2, 3]",
+        another_box_beyond_the_first_file,
     ),
     Row(
-        "class to ignore unknown",
-        "`data.ignore_category=unsure`",
-        "data.ignore_category=unsure is not among the classes of DIR/train.json: class 1, class 2, "
-        "class 3",
-        lambda root: ["data.ignore_category=unsure"],
+        "Git LFS pointer in place of the annotations",
+        "",
+        "DIR/train.json: is a Git LFS pointer; run git lfs pull",
+        text(LFS_POINTER),
     ),
     Row(
         "ready-made sparse file absent",
@@ -1012,6 +1046,50 @@ OPTIONS = [
         "options",
     ),
     Row(
+        "word of no choice for what is known",
+        "`data.annotated=all`",
+        "data.annotated='all' must be one of partial, exhaustive, fields",
+        given("data.annotated=all"),
+        "options",
+    ),
+    Row(
+        "best by a number that there is not",
+        "`checkpoint.monitor=mAP`",
+        "checkpoint.monitor='mAP' must be one of AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, "
+        "ARs, ARm, ARl or null",
+        given("checkpoint.monitor=mAP"),
+        "options",
+    ),
+    Row(
+        "overlap above 1",
+        "`data.ignored_overlap=2`",
+        "data.ignored_overlap=2 must be a number from 0 to 1",
+        given("data.ignored_overlap=2"),
+        "options",
+    ),
+    Row(
+        "lists of different lengths",
+        "`data.train_annotations=[a.json,b.json] data.train_images=[a]`",
+        "data.train_annotations names 2 files and data.train_images 1 folders: give one folder for "
+        "each file, or one for all",
+        given("data.train_annotations=[a.json,b.json]", "data.train_images=[a]"),
+        "options",
+    ),
+    Row(
+        "a file twice in a list",
+        "`data.train_annotations=[train.json,./train.json]`",
+        "data.train_annotations names a file twice: ['train.json', './train.json']",
+        given("data.train_annotations=[train.json,./train.json]"),
+        "options",
+    ),
+    Row(
+        "an empty list of files",
+        "`data.train_annotations=[]`",
+        "data.train_annotations names no file",
+        given("data.train_annotations=[]"),
+        "options",
+    ),
+    Row(
         "more bits than a sample has",
         "`data.bit_depth=32`",
         "data.bit_depth=32 must be auto or a whole number from 8 to 16",
@@ -1122,21 +1200,6 @@ OPTIONS = [
         "`sparsity=hard sparsity.fraction=2`",
         "sparsity.fraction=2 must be a number from 0 to 1 or null",
         given("sparsity=hard", "sparsity.fraction=2"),
-        "options",
-    ),
-    Row(
-        "a list of files with too few folders",
-        "`data.train_annotations=[a.json,b.json,c.json] data.train_images=[a,b]`",
-        "data.train_annotations names 3 files and data.train_images 2 folders: give one folder for "
-        "each file, or one for all",
-        given("data.train_annotations=[a.json,b.json,c.json]", "data.train_images=[a,b]"),
-        "options",
-    ),
-    Row(
-        "the same file twice",
-        "`data.train_annotations=[a.json,./a.json]`",
-        "data.train_annotations names a file twice: ['a.json', './a.json']",
-        given("data.train_annotations=[a.json,./a.json]"),
         "options",
     ),
     Row(

@@ -4,7 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from comining.tracking.drawing import ANNOTATED, ERASED, MINED, Layer, captioned, panel, sheet
+from comining.tracking.drawing import (
+    ANNOTATED,
+    DETECTED,
+    ERASED,
+    IGNORED,
+    MINED,
+    MINED_BY,
+    Layer,
+    captioned,
+    panel,
+    sheet,
+)
 
 GREY = torch.full((3, 60, 80), 128, dtype=torch.uint8)
 BOX = torch.tensor([[10.0, 10.0, 60.0, 50.0]])
@@ -42,6 +53,30 @@ def test_layers_differ_in_colour_and_in_line_style() -> None:
     assert len({ANNOTATED.dash, ERASED.dash, MINED.dash}) == 3
 
 
+def test_a_region_to_ignore_is_hatched_and_no_box_is() -> None:
+    """In a colour of its own, far from that of all boxes."""
+    inside = (slice(15, 45), slice(15, 55))
+    drawn = has(pixels([Layer(IGNORED, BOX)]), IGNORED.colour)
+    assert drawn[9:12, 12:58].any(axis=0).all()  # its border is solid
+    assert 0.03 < drawn[inside].mean() < 0.15  # thin lines
+    rows, columns = np.nonzero(drawn[inside])
+    assert len(set((rows + columns).tolist())) <= 6  # which are diagonals
+    for style in (ANNOTATED, ERASED, MINED, *MINED_BY.values(), DETECTED):
+        assert not has(pixels([Layer(style, BOX)]), style.colour)[inside].any()
+        distance = np.abs(np.subtract(style.colour, IGNORED.colour)).max()
+        assert distance > 80, style.name
+
+
+@pytest.mark.parametrize(
+    "box", [[0.0, 0.0, 80.0, 60.0], [-30.0, -9.0, 300.0, 99.0], [5, 5, 5, 5], [5, 5, 8, 50]]
+)
+def test_diagonals_stay_inside_their_region(box: list[float]) -> None:
+    drawn = has(pixels([Layer(IGNORED, torch.tensor([box], dtype=torch.float32))]), IGNORED.colour)
+    rows, columns = np.nonzero(drawn)
+    assert box[0] - 1 <= columns.min() <= columns.max() <= box[2] + 1
+    assert box[1] - 1 <= rows.min() <= rows.max() <= box[3] + 1
+
+
 def test_boxes_in_the_same_place_all_stay_visible() -> None:
     layers = [Layer(style, BOX) for style in (ANNOTATED, ERASED, MINED)]
     picture = pixels(layers, scale=2.0)
@@ -62,7 +97,7 @@ def test_boxes_at_and_beyond_the_border_are_drawn_inside(box: list[float]) -> No
 @pytest.mark.parametrize("ground", [0, 128, 255])
 def test_a_box_of_any_style_shows_on_any_ground(ground: int) -> None:
     image = torch.full((3, 60, 80), ground, dtype=torch.uint8)
-    for style in (ANNOTATED, ERASED, MINED):
+    for style in (ANNOTATED, ERASED, MINED, IGNORED):
         drawn = np.asarray(panel(image, [Layer(style, BOX)])).astype(int)
         border = np.abs(drawn[9:12, 12:58] - ground).max(axis=(0, 2))
         # Dots on black leave short gaps in black on a black ground, and none on any other.

@@ -4,10 +4,12 @@ import copy
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import wandb
 from PIL import Image
 
 from comining.data.views import ColorJitter
@@ -18,15 +20,18 @@ from comining.tracking.drawing import (
     CAPTION,
     DETECTED,
     ERASED,
+    IGNORED,
     MINED,
     Layer,
     captioned,
     crop,
     panel,
 )
+from comining.tracking.tracker import LabelledImage
+from comining.tracking.wandb_run import _box_layers
 from comining.training.callbacks.pictures import WrongPseudoLabels, mine
 from comining.training.training_module import DetectionModule, ParameterGroups
-from tests.helpers import assert_equal, batch_of, boxes, detector, images, method
+from tests.helpers import assert_equal, batch_of, boxes, detector, edit_json, images, method
 from tests.test_train import train
 
 GREY = torch.full((3, 100, 120), 128, dtype=torch.uint8)
@@ -197,6 +202,53 @@ def test_a_run_leaves_its_sheets(tmp_path: Path) -> None:
     sheet = np.asarray(Image.open(folder / "mined_000004.png"))
     for style in (ANNOTATED, ERASED, MINED):
         assert (sheet == style.colour).all(-1).sum() > 100
+    assert not in_legend(sheet)
+
+
+def in_legend(sheet: np.ndarray) -> bool:
+    """Whether a sheet explains what regions to ignore look like."""
+    return bool((sheet[-28:] == IGNORED.colour).all(-1).any())
+
+
+def test_regions_to_ignore_are_in_all_sheets(tmp_path: Path) -> None:
+    """Those that sparsity leaves, and those of a file; where there are some, in the legend, too."""
+    folder = tmp_path / "a" / "pictures"
+    options = [*SHEETS, f"data.root={tmp_path / 'shapes'}", "sparsity=regions"]
+    train(tmp_path / "a", *options, "sparsity.regions=1.0", "trainer.max_steps=2")
+    for name in ("mined_000002", "mined_over_time", "wrong"):
+        sheet = np.asarray(Image.open(folder / f"{name}.png"))
+        assert in_legend(sheet), name
+        assert (sheet[40:-40] == IGNORED.colour).all(-1).sum() > 100, name
+    assert not in_legend(np.asarray(Image.open(folder / "detections_000002.png")))
+
+    for name, regions, drawn in (("b", 5, True), ("c", 0, False)):
+
+        def change(content: dict[str, Any], regions: int = regions) -> None:
+            for one in content["annotations"]:
+                one["ignore"] = int(one["image_id"] <= regions)
+
+        edit_json(tmp_path / "shapes" / "annotations" / "val.json", change)
+        train(tmp_path / name, *options, "trainer.max_steps=2", "method=original")
+        sheet = np.asarray(Image.open(tmp_path / name / "pictures" / "detections_000002.png"))
+        assert in_legend(sheet) == drawn
+
+
+def test_a_label_of_every_class_has_a_name_in_the_layers() -> None:
+    """In the boxes that W&B gets, which must have a name for each class."""
+    regions, erased = boxes([(1, 2, 30, 40, -1)]), boxes([(50, 2, 80, 40, 1)])
+    image = LabelledImage(
+        GREY,
+        [Layer(IGNORED, regions.boxes), Layer(ERASED, erased.boxes)],
+        [regions.labels, erased.labels],
+    )
+    layers = _box_layers(image, {0: "a", 1: "b"})
+    (box,) = layers["ignored"]["box_data"]
+    assert (box["class_id"], box["box_caption"]) == (-1, "every class")
+    assert layers["ignored"]["class_labels"] == {0: "a", 1: "b", -1: "every class"}
+    (box,) = layers["erased"]["box_data"]
+    assert (box["class_id"], box["box_caption"]) == (1, "b")
+    assert layers["erased"]["class_labels"] == {0: "a", 1: "b"}
+    wandb.Image(GREY.permute(1, 2, 0).numpy(), boxes=layers)  # which refuses what it cannot show
 
 
 def test_drawing_does_not_disturb_training(tmp_path: Path) -> None:

@@ -8,13 +8,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from omegaconf import OmegaConf
+
 from comining.config import CONFIG_FOLDER, instantiate
 from comining.data.convert import main as convert
+from comining.data.sparsity import main as write_sparse_file
+from comining.runs.command_line import readable
+from comining.runs.outcome import knowledge_lines
 from tests.annotated_folders import WRITERS
-from tests.helpers import composed
+from tests.helpers import composed, edit_json, write_coco
 
 ROOT = CONFIG_FOLDER.parent
 README = (ROOT / "README.md").read_text()
+KNOWLEDGE = (ROOT / "docs" / "knowledge.md").read_text()
 
 
 def test_the_example_of_a_method_trains(tmp_path: Path) -> None:
@@ -77,6 +84,98 @@ def test_commands_for_your_own_data(tmp_path: Path) -> None:
         assert len(data.train_set) + len(data.val_set) <= 3
         read.add(chosen)
     assert read == {"auto", "yolo", "voc", "cvat", "labelme", "coco_folder", "custom"}
+
+
+def partly_annotated(root: Path) -> None:
+    """What the page on knowledge names: files for several classes, and sets in other formats."""
+    for folder, names in (("cats", ["cat"]), ("dogs", ["dog"]), ("train", [*"ab", "unsure"])):
+        records = [[(5.0 * n, 2.0, 9.0, 9.0, n) for n in range(1, len(names) + 1)]] * 3
+        for split in (folder, "val") if folder == "train" else (folder,):
+            file = write_coco(root, records, split=split)
+            edit_json(file, lambda content, names=names: content.update(categories=[
+                {"id": n, "name": name} for n, name in enumerate(names, start=1)
+            ]))  # fmt: skip
+    shutil.copy(root / "train.json", root / "full.json")
+
+
+def shown_commands(page: str) -> list[list[str]]:
+    """The words of every command in a code block."""
+    blocks = re.findall(r"^```\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    lines = [line for block in blocks for line in block.splitlines()]
+    return [shlex.split(line)[1:] for line in lines if line.startswith("python ")]
+
+
+def test_commands_of_the_page_on_knowledge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every one of training reads its set, and those that write a file do."""
+    coco = tmp_path / "coco"
+    partly_annotated(coco)
+    monkeypatch.chdir(coco)
+    small = [f"data.prepare.{split}_images=8" for split in ("train", "val", "test")]
+    read = []
+    for words in shown_commands(KNOWLEDGE):
+        if words[:2] == ["-m", "comining.data.sparsity"]:
+            write_sparse_file(words[2:])
+            images = json.loads((coco / words[3]).read_text())["images"]
+            assert any("neg_category_ids" in one for one in images) == ("classes" in words)
+            continue
+        if words[0] == "evaluate.py":
+            cfg = composed(*readable(words[1:], data_of_checkpoint=True), name="evaluate")
+            assert cfg.data_override == {"val_annotated": "partial"}
+            continue
+        assert words[0] == "train.py"
+        chosen = next((word[5:] for word in words if word.startswith("data=")), "shapes")
+        root = coco if chosen == "custom" else tmp_path / chosen
+        if chosen in WRITERS:
+            WRITERS[chosen](root)
+        given = [word for word in words[1:] if not word.startswith("data.root=")]
+        cfg = composed(*given, *(small if chosen == "shapes" else []))
+        cfg.data.root = str(root)
+        data = instantiate(cfg.data, "data", sparsity=instantiate(cfg.sparsity, "sparsity"), seed=0)
+        instantiate(cfg.checkpoint, "checkpoint")
+        data.setup("fit")
+        known = data.summary()["train"]["known"]
+        read.append((chosen, known["complete"], known["not_looked_for"], known["ignored_regions"]))
+        assert data.evaluated["val"].is_partial == (
+            "data.val_annotated=partial" in words
+            # A share of the training images.
+            or (chosen in ("custom", "voc") and "data.annotated=fields" not in words)
+        )
+    merged, by_fields, without_class, voc, yolo, classes, untold, regions, last = read
+    assert merged[0] == "custom"
+    assert merged[2] > 0
+    assert by_fields[1] > 0
+    assert without_class[3] > 0
+    assert voc[0] == "voc"
+    assert yolo[:1] == ("yolo",)
+    assert yolo[1] > 0
+    assert classes == ("shapes", 24, 24, 0)
+    assert untold == ("shapes", 0, 0, 0)
+    assert regions[3] > 0
+    assert last == ("custom", 0, 0, 0)
+
+
+def test_the_page_on_knowledge_has_the_options_and_their_defaults() -> None:
+    """Those that the configuration has; and what it links to is there."""
+    data = OmegaConf.to_container(OmegaConf.load(CONFIG_FOLDER / "data" / "base.yaml"))
+    rows = re.findall(r"^\| `data\.(\w+)` \| (`?)([\w.]+)", KNOWLEDGE, re.MULTILINE)
+    assert len(rows) == 7
+    for name, quote, default in rows:
+        of_file = data[name]
+        if isinstance(of_file, float):
+            assert float(default) == of_file
+        elif quote:
+            assert of_file == default
+        else:  # in words
+            assert of_file is None
+    for page in ("README.md", "docs/formats.md"):
+        assert "knowledge.md" in (ROOT / page).read_text()
+    printed = "\n".join(knowledge_lines(
+        {"complete": 3000, "not_looked_for": 3000, "partial": 0, "ignored_regions": 0, "classes": {
+            "circle": {"complete": 516, "not_looked_for": 484, "partial": 0}
+        }}
+    ))  # fmt: skip
+    for line in printed.splitlines():
+        assert f"  {line}\n" in KNOWLEDGE
 
 
 def test_every_choice_is_in_the_readme() -> None:

@@ -17,6 +17,7 @@ from comining.reports.paper_tables import ResultTable, report_text, result_table
 from comining.reports.published import LAYOUTS
 from comining.reports.records import find_results, read_results, runs_frame, validations_frame
 from comining.reports.sweep import SweepReport
+from tests.helpers import edit_json
 from tests.recorded import RunFolder
 
 Trained = tuple[Path, dict]
@@ -118,6 +119,39 @@ def test_a_report_of_every_status(trained: Trained, capsys: pytest.CaptureFixtur
     assert "| hard | interrupted |" in text
     assert "| hard | failed | failed |" in text
     assert text.count("stopped by SIGTERM") == 1
+
+
+def test_a_lower_bound_is_marked_and_explained(runs: RunFolder) -> None:
+    """Recall stands below the table, and a bound is never the best of a row."""
+    for seed, (ap, recall) in enumerate([(20.0, 40.0), (22.0, 44.0)]):
+        file = runs.add(ap, method="comining", seed=seed, table="table1", ap_is_lower_bound=True)
+        edit_json(file, lambda c, recall=recall: c["metrics"].update(AR1=1.0, AR100=recall))
+    runs.add(30.0, method="original", table="table1")
+    text = report(runs)
+    assert "≥ 21.0 ± 1.4" in row(text, "Hard")
+    assert "30.0" in row(text, "Hard")
+    assert "**" not in text
+    assert text.count("≥: a lower bound, because objects may be missing") == 1
+    assert "| Hard | comining | val | 1.0 | 21.0 | 42.0 |" in text
+    assert "Hard | original" not in text
+
+
+def test_of_metrics_only_ap_is_a_lower_bound(runs: RunFolder) -> None:
+    runs.add(20.0, method="comining", table="table6", ap_is_lower_bound=True)
+    text = report(runs)
+    assert row(text, "Co-mining")[:5:2] == ["≥ 20.0"] * 3
+    assert "| Co-mining | val | 20.0 | 20.0 | 20.0 |" in text
+    assert frame(runs.root)["ap_is_lower_bound"].tolist() == [True]
+
+
+def test_without_a_lower_bound_nothing_is_said(runs: RunFolder) -> None:
+    """Also of runs that an earlier version recorded, and of one that did not finish."""
+    file = runs.add(20.0, table="table1")
+    runs.add(21.0, table="table1", test_ap_is_lower_bound=True, seed=1)  # the table is of val
+    runs.add(status="failed", method="joint", table="table1", ap_is_lower_bound=True)
+    edit_json(file, lambda content: [content.pop(f"{p}ap_is_lower_bound") for p in ("", "test_")])
+    assert "≥" not in report(runs)
+    assert "lower bound" not in report(runs)
 
 
 def test_a_cell_with_a_diverged_seed_is_not_the_best(runs: RunFolder) -> None:

@@ -259,6 +259,28 @@ def test_many_wrong_pseudo_labels_are_shown_with_their_class(runs: RunFolder) ->
     assert section.count("| `comining` |") == 1
 
 
+def test_a_lower_bound_is_marked_with_its_recall(runs: RunFolder) -> None:
+    for seed in (0, 1):
+        add(runs, "original", seed, 40.0 + seed, test_ap_is_lower_bound=True)
+        add(runs, "comining", seed, 50.0, ap_is_lower_bound=True)
+    page = page_of(runs)
+    assert "| hard | `original` | ≥ 40.5 ± 0.7 (2 seeds) |" in page
+    assert "| hard | `comining` | 50.0 ± 0.0 (2 seeds) |" in page
+    assert page.count("≥: a lower bound, because objects may be missing") == 1
+    assert "| retinanet | hard | original | - | test | 40.5 | 40.5 | 40.5 |" in page
+    assert "| retinanet | hard | comining | 0.5 | val | 51.0 | 51.0 | 51.0 |" in page
+    assert page.count("| val |") == page.count("| test |") == 1
+
+
+def test_a_lower_bound_is_marked_in_tables_of_single_runs(runs: RunFolder) -> None:
+    for tau in (0.4, 0.5):
+        for seed in (0, 1):
+            changes: dict[str, Any] = {"val_ap": 50.0 + tau, "tau": tau}
+            add(runs, "comining", seed, 40.0, ap_is_lower_bound=seed == 1, **changes)
+    rows = [line for line in page_of(runs).splitlines() if line.startswith("| 0.4 |")]
+    assert "50.4, ≥ 50.4 | 40.0, 40.0" in rows[0]
+
+
 def test_a_diverged_run_is_the_worst_of_a_threshold_and_is_shown(runs: RunFolder) -> None:
     add(runs, "comining", 0, 0.5)
     add(runs, "comining", 0, None, tau=0.4)

@@ -96,7 +96,9 @@ class SplitReader:
                 )
             listed = [files] if isinstance(files, str) else list(files)
             places = [folders] * len(listed) if isinstance(folders, str) else list(folders)
-            if not listed or len(places) != len(listed):
+            if not listed:
+                raise ValueError(f"data.{split}_annotations names no file")
+            if len(places) != len(listed):
                 raise ValueError(
                     f"data.{split}_annotations names {len(listed)} files and data.{split}_images "
                     f"{len(places)} folders: give one folder for each file, or one for all"
@@ -179,7 +181,10 @@ class SplitReader:
     @property
     def val_is_train(self) -> bool:
         """Whether training images are validated on."""
-        return not self.shares_train and self.splits["val"] == self.splits.get("train")
+        if self.shares_train:
+            return False
+        val, train = self.splits["val"], self.splits.get("train", [])
+        return len(val) == len(train) and all(map(Split.is_same, val, train))
 
     def read(self, split: str) -> tuple[AnnotationSet, Path]:
         """Annotations of ``val`` or ``test``, and the folder of their images.

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from faster_coco_eval import COCO, COCOeval_faster
+from numpy.typing import NDArray
 
 from comining.data.annotations import AnnotationSet
 from comining.data.knowledge import PARTIAL, UNLOOKED
 from comining.errors import DivergedError
+from comining.evaluation.exact_precision import accumulate
 from comining.structures import Boxes
 
 log = logging.getLogger(__name__)
@@ -41,9 +43,9 @@ class CocoEvaluator:
     from 1, because COCOeval takes one with id 0 for unmatched.
 
     What fields of the file say of classes counts as in LVIS (Gupta et al., CVPR 2019): detections
-    of a class that nobody looked for in an image are left out, and where a class is annotated in
-    part, detections that cover no annotation are neither right nor wrong (the whole image is a
-    crowd). Regions to ignore are crowds, of one class or of all.
+    of a class that nobody looked for in an image are left out, and where a class is not
+    exhaustively annotated, detections that cover no annotation are neither right nor wrong (a crowd
+    covers the whole image). Regions to ignore are crowds, of one class or of all.
     """
 
     def __init__(self, annotations: AnnotationSet):
@@ -139,13 +141,13 @@ class CocoEvaluator:
     def compute(self) -> Metrics:
         """The 12 numbers on a scale of 0-100; None where nothing of that kind is annotated."""
         rows = self._judged(self.results())
-        truth = _coco(self._ground_truth())
-        nothing = {**self._ground_truth(), "annotations": []}
+        content = self._ground_truth(rows)
+        truth = _coco(content)
+        nothing = {**content, "annotations": []}
         found = truth.loadRes(rows) if rows else _coco(nothing)  # loadRes fails on an empty list
         # Twenty lines of progress at every validation would bury those of the run.
         evaluation = COCOeval_faster(truth, found, "bbox", print_function=log.debug)
-        evaluation.evaluate()
-        evaluation.accumulate()
+        accumulate(evaluation, self._num_objects(evaluation.params.areaRng))
         evaluation.summarize()
         # [10 IoUs, 101 recalls, K, 4 areas, 3 limits]; all areas, 100 detections; -1: nothing there
         precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
@@ -160,6 +162,16 @@ class CocoEvaluator:
             for name, value in zip(METRICS, evaluation.stats[: len(METRICS)], strict=True)
         }
 
+    def _num_objects(self, area_ranges: Sequence[Sequence[float]]) -> NDArray[np.int64]:
+        """[K, 4] how many objects there are of each class, by the order of ids, and area range."""
+        annotations = self.annotations
+        counts = []
+        for smallest, largest in area_ranges:
+            inside = (annotations.areas >= smallest) & (annotations.areas <= largest)
+            labels = annotations.labels[inside & ~annotations.crowd]
+            counts.append(np.bincount(labels, minlength=len(annotations.categories)))
+        return np.stack(counts, axis=1)[np.argsort(annotations.categories.ids)]
+
     def _judged(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Results without those of classes that nobody looked for in their image."""
         annotations = self.annotations
@@ -167,17 +179,34 @@ class CocoEvaluator:
             return rows
         position = {image_id: n for n, image_id in enumerate(annotations.image_ids.tolist())}
         label = {category_id: n for n, category_id in enumerate(annotations.categories.ids)}
-        said = annotations.said
-        return [
-            row
-            for row in rows
-            if said[position[row["image_id"]], label[row["category_id"]]] != UNLOOKED
-        ]
+        judged = []
+        for row in rows:
+            said = annotations.said[position[row["image_id"]], label[row["category_id"]]]
+            # A box without area overlaps no crowd, so that it would count as wrong.
+            ignored = said == PARTIAL and row["bbox"][2] * row["bbox"][3] <= 0
+            if said != UNLOOKED and not ignored:
+                judged.append(row)
+        return judged
 
-    def _ground_truth(self) -> dict[str, Any]:
+    def _ground_truth(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """The annotations, and crowds where detections are neither right nor wrong.
+
+        Args:
+            rows: the results. A crowd of every class is one of the classes that they have in the
+                image: elsewhere it changes nothing, and there may be a thousand classes.
+        """
         annotations = self.annotations
         image_ids = annotations.image_ids.tolist()
         category_ids = annotations.categories.ids
+        detected: dict[int, set[int]] = {}  # image id -> category ids
+        for row in rows:
+            detected.setdefault(row["image_id"], set()).add(row["category_id"])
+        found = [
+            [n for n, one in enumerate(category_ids) if one in detected[image_id]]
+            if image_id in detected
+            else []
+            for image_id in image_ids
+        ]
         columns: list[tuple[int, int, list[float], float, int]] = []
         for image, label, bbox, area, crowd in zip(
             annotations.image.tolist(),
@@ -187,13 +216,17 @@ class CocoEvaluator:
             annotations.crowd.astype(np.int64).tolist(),
             strict=True,
         ):
-            labels = [label] if label >= 0 else range(len(category_ids))
+            labels = [label] if label >= 0 else found[image]
             columns += [(image, of_class, bbox, area, crowd) for of_class in labels]
-        if annotations.said is not None:
-            for image, label in np.argwhere(annotations.said == PARTIAL).tolist():
-                height, width = annotations.sizes[image].tolist()
-                whole = [0.0, 0.0, float(width), float(height)]
-                columns.append((image, label, whole, float(width * height), 1))
+        for image, labels in enumerate(found if annotations.said is not None else []):
+            height, width = annotations.sizes[image].tolist()
+            # Detections may overhang.
+            whole = [-float(width), -float(height), 3.0 * width, 3.0 * height]
+            columns += [
+                (image, label, whole, whole[2] * whole[3], 1)
+                for label in labels
+                if annotations.said_of_all[image, label] == PARTIAL
+            ]
         return {
             "images": [{"id": image_id} for image_id in image_ids],
             "categories": [{"id": category_id} for category_id in category_ids],

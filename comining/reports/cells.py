@@ -8,14 +8,16 @@ import pandas as pd
 
 # The best that is known of a run comes first.
 STATUSES = ("finished", "diverged", "failed", "interrupted")
-CELL_COUNTS = ("runs", "seeds", *STATUSES, "settings")
+LOWER_BOUND = "≥ "  # in front of such a number
+CELL_COUNTS = ("runs", "seeds", *STATUSES, "settings", "lower_bounds")
 
 
 def summarise(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Mean and sample standard deviation of ``value`` over the finished runs of each cell.
 
     Args:
-        runs: with ``status``, ``value`` and ``setting``: what seeds of one another share.
+        runs: with ``status``, ``value`` and ``setting``: what seeds of one another share. Where
+            it has ``lower_bound``, that says which values are lower bounds.
         by: the columns that name a cell.
 
     Returns:
@@ -27,6 +29,7 @@ def summarise(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     flags = {status: runs["status"] == status for status in STATUSES}
     # A run that did not come to its end may not know its options.
     columns = runs.assign(**flags, setting=runs["setting"].where(settled))
+    columns["lower_bound"] = runs["value"].notna() & runs.get("lower_bound", False)
     cells = columns.groupby(by, observed=True).agg(
         mean=("value", "mean"),
         spread=("value", "std"),
@@ -34,6 +37,7 @@ def summarise(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
         seeds=("value", "count"),
         **{status: (status, "sum") for status in STATUSES},
         settings=("setting", "nunique"),
+        lower_bounds=("lower_bound", "sum"),
     )
     without_mean = (cells["diverged"] > 0) | (cells["settings"] > 1)
     cells[["mean", "spread"]] = cells[["mean", "spread"]].mask(without_mean)
@@ -58,7 +62,8 @@ def cell_text(cell: pd.Series, usual_seeds: int | None = None) -> str:
     if usual_seeds is not None and counts["seeds"] != usual_seeds:
         notes.insert(0, "1 seed" if counts["seeds"] == 1 else f"{counts['seeds']} seeds")
     spread = f" ± {cell['spread']:.1f}" if counts["seeds"] > 1 else ""
-    return f"{cell['mean']:.1f}{spread}" + (f" ({', '.join(notes)})" if notes else "")
+    mark = LOWER_BOUND if counts["lower_bounds"] else ""
+    return f"{mark}{cell['mean']:.1f}{spread}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 def number(value: float, form: str = ".2f", absent: str = "-") -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from comining.reports.cells import CELL_COUNTS, STATUSES, cell_text, summarise
+from comining.reports.lower_bounds import recall_lines
 from comining.reports.markdown import section, table
 from comining.reports.plots import draw_report
 from comining.reports.published import LAYOUTS, Layout
@@ -25,12 +26,17 @@ class ResultTable:
 
     def __init__(self, name: str, layout: Layout, kind: str, runs: pd.DataFrame):
         self.name, self.layout, self.kind = name, layout, kind
-        values = runs.assign(row=runs[layout.row], setting=runs["variant"])
+        values = runs.assign(
+            row=runs[layout.row], setting=runs["variant"], lower_bound=runs["ap_is_lower_bound"]
+        )
+        self.runs = values
         if layout.by_method:
             values = values.assign(column=values["method"], value=values["AP"])
         else:
             columns = list(layout.numbers.columns)
-            values = values.melt(["row", "status", "setting"], columns, "column", "value")
+            same = ["row", "status", "setting", "lower_bound"]
+            values = values.melt(same, columns, "column", "value")
+            values["lower_bound"] &= values["column"].str.startswith("AP")
         self.rows = list(dict.fromkeys([*layout.labels, *values["row"]]))
         self.columns = list(dict.fromkeys([*layout.numbers.columns, *values["column"]]))
         places = pd.MultiIndex.from_product([self.rows, self.columns], names=["row", "column"])
@@ -49,8 +55,11 @@ class ResultTable:
         return [f"{labels[row]} {column}" for row, column in absent.index]
 
     def best_cells(self) -> set[Any]:
-        """The best cell of each row, where methods are the columns; else of each column."""
-        means = self.cells["mean"].dropna()
+        """The best cell of each row, where methods are the columns; else of each column.
+
+        Lower bounds are compared with nothing.
+        """
+        means = self.cells["mean"].mask(self.cells["lower_bounds"] > 0).dropna()
         groups = means.groupby(level="row" if self.layout.by_method else "column")
         return {group.idxmax() for _, group in groups if len(group) > 1}
 
@@ -72,7 +81,11 @@ class ResultTable:
             notes.append("*paper*: published numbers, COCO val2017 at paper scale.")
         if missing := self.missing():
             notes.append(f"Missing: {', '.join(missing)}.")
-        return section(self.layout.title, self.kind, table(lines), *([notes] if notes else []))
+        by = {"row": "row", "method": "method"} if self.layout.by_method else {"row": "row"}
+        labelled = self.runs.assign(row=self.runs["row"].replace(self.layout.labels))
+        recalls = recall_lines(labelled, by, ("val",))
+        parts = [part for part in (notes, recalls) if part]
+        return section(self.layout.title, self.kind, table(lines), *parts)
 
     def csv_frame(self) -> pd.DataFrame:
         """A row per cell, in numbers."""

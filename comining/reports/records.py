@@ -33,13 +33,19 @@ TEXTS = (
     "kind", "threshold", "second_view", "options", "most_mined_class", "error", "hardware",
     "versions",
 )  # fmt: skip
+# The recall of what is annotated, which holds where AP is a lower bound, too.
+RECALLS = ("AR1", "AR10", "AR100")
+# Whether objects may be missing in the annotations that AP and test AP are measured on.
+LOWER_BOUNDS = ("ap_is_lower_bound", "test_ap_is_lower_bound")
 NUMBERS = (
-    *COCO_METRICS, "test_AP", *MINING, "most_mined_share", "score_threshold", "wall_time_s",
+    *COCO_METRICS, "test_AP", *(f"test_{name}" for name in RECALLS), *MINING, "most_mined_share",
+    "score_threshold", "wall_time_s",
 )  # fmt: skip
 TYPES = {
     **dict.fromkeys(TEXTS, "object"),
     **dict.fromkeys(("seed", "max_steps"), "Int64"),
     **dict.fromkeys(NUMBERS, "float64"),
+    **dict.fromkeys(LOWER_BOUNDS, "bool"),
 }
 
 
@@ -113,6 +119,7 @@ def _row(file: Path, result: RunResult) -> dict[str, Any]:
     }
     if finished:
         row |= {name: (result.metrics or {}).get(name) for name in COCO_METRICS}
+        row |= {f"test_{name}": (result.test or {}).get(name) for name in RECALLS}
     counts = {
         name: figures.get("pseudo_labels_per_image") or 0.0
         for name, figures in result.mining_classes.items()

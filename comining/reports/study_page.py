@@ -8,7 +8,15 @@ from typing import Any
 import pandas as pd
 
 from comining.errors import DataError
-from comining.reports.cells import cell_text, gap_closed_text, number, paired_text, summarise
+from comining.reports.cells import (
+    LOWER_BOUND,
+    cell_text,
+    gap_closed_text,
+    number,
+    paired_text,
+    summarise,
+)
+from comining.reports.lower_bounds import recall_lines
 from comining.reports.markdown import section, table
 from comining.reports.plots import draw_study
 from comining.reports.published import LAYOUTS
@@ -119,6 +127,10 @@ class Study:
             changed = self.changed.sort_values(["sparsity", "changed"], kind="stable")
             texts = run_texts(changed)[RUN + AP_AND_MINING]
             lines += section("With options changed", table(texts))
+        by = {"detector": "detector", "sparsity": "annotations", "method": "method"}
+        by |= {"threshold": "τ"}
+        if recalls := recall_lines(self.runs, by, ("val", "test")):
+            lines += section("Recall where AP is a lower bound", recalls)
         lines += wrong_labels_section(pd.concat([self.usual, self.changed]))
         if not self.repeats.empty:
             first = self.runs.set_index("file").loc[[*map(first_run, self.repeats["file"])]]
@@ -164,7 +176,9 @@ def method_table(runs: pd.DataFrame) -> list[str]:
     }
     none = test_ap_by_seed(runs.iloc[:0])
     full = cells.get(("full", "original"), none)
-    summary = summarise(runs.assign(value=runs["test_AP"]), by)
+    summary = summarise(
+        runs.assign(value=runs["test_AP"], lower_bound=runs["test_ap_is_lower_bound"]), by
+    )
     rows = []
     for (sparsity, method), seeds in cells.items():
         original, comining = (cells.get((sparsity, n), none) for n in ("original", "comining"))
@@ -184,7 +198,7 @@ def view_table(runs: pd.DataFrame) -> list[str]:
     """Second views of co-mining on the main sparse set (the paper's Table 4)."""
     choices = ["retinanet", MAIN_SPARSITY, "comining"]
     matches = (runs[["detector", "sparsity", "method"]] == choices).all(axis="columns")
-    runs = runs[matches].assign(value=runs["test_AP"])
+    runs = runs[matches].assign(value=runs["test_AP"], lower_bound=runs["test_ap_is_lower_bound"])
     cells: dict[Any, pd.Series[float]] = {
         view: test_ap_by_seed(cell) for view, cell in runs.groupby("view")
     }
@@ -226,6 +240,11 @@ def run_texts(runs: pd.DataFrame) -> pd.DataFrame:
     """What tables say about single runs: a row per run, a column per head of a table."""
     unfinished = runs["status"].where(runs["status"] != "finished")
     share = runs["most_mined_share"].map(lambda value: number(value, ".0%"))
+    ap, test_ap = (
+        runs[mark].map({True: LOWER_BOUND, False: ""}).mask(runs[name].isna(), "")
+        + runs[name].map(lambda value: number(value, ".1f"))
+        for name, mark in (("AP", "ap_is_lower_bound"), ("test_AP", "test_ap_is_lower_bound"))
+    )
     return pd.DataFrame({
         "detector": runs["detector"],
         "annotations": runs["sparsity"],
@@ -233,8 +252,8 @@ def run_texts(runs: pd.DataFrame) -> pd.DataFrame:
         "τ": runs["threshold"],
         "changed": ("`" + runs["changed"] + "`").mask(runs["changed"] == "", ""),
         "seed": runs["seed"].astype(str),
-        "val AP": unfinished.fillna(runs["AP"].map(lambda ap: number(ap, ".1f"))),
-        "test AP": unfinished.fillna(runs["test_AP"].map(lambda ap: number(ap, ".1f"))),
+        "val AP": unfinished.fillna(ap),
+        "test AP": unfinished.fillna(test_ap),
         "pseudo-labels per image": runs["pseudo_labels_per_image"].map(number),
         "most are of class": runs["most_mined_class"] + ": " + share,
         **{name.replace("_", " "): runs[name].map(number) for name in MINING[1:]},

@@ -292,7 +292,7 @@ def print_start(run: Path, data: Mapping[str, Any], device: torch.device) -> Non
                 f"{facts['images_trained_on']} of them trained on",
                 f"{facts['kept']} annotations kept",
                 f"{facts['erased']} erased",
-                f"{facts['crowds']} crowds and other regions to ignore",
+                f"{facts['crowds']} regions to ignore in the file",
                 f"{facts['classes']} classes",
             ]
         words += [f"repaired: {name}: {count}" for name, count in facts.get("repairs", {}).items()]

@@ -30,6 +30,7 @@ class Style:
     name: str  # in the legend
     colour: tuple[int, int, int]
     dash: tuple[int, int] | None  # lengths of stroke and gap, px; None for a solid line
+    hatch: int | None = None  # px between diagonals across the box; None for none
 
 
 ANNOTATED = Style("annotated", (86, 180, 233), None)
@@ -39,8 +40,8 @@ MINED_BY = {
     "original": Style("mined by original", (255, 255, 255), (3, 4)),
     "augmented": Style("mined by augmented", (240, 228, 66), (14, 3)),
 }
-# Grey, as what does not count.
-IGNORED = Style("ignored", (170, 170, 170), (2, 6))
+# Hatched, because it is a region and no object.
+IGNORED = Style("ignored", (204, 121, 167), None, hatch=12)
 DETECTED = Style("detected", (240, 228, 66), (7, 3))
 
 
@@ -177,6 +178,8 @@ def sheet(
 def _rectangle(
     pen: ImageDraw.ImageDraw, left: int, top: int, right: int, bottom: int, style: Style
 ) -> None:
+    if style.hatch is not None:
+        _diagonals(pen, left, top, right, bottom, style.colour, style.hatch)
     corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
     # The rim has no gaps: white dots on a white ground would not be seen without it.
     for width, colour, dash in ((4, RIM, None), (2, style.colour, style.dash)):
@@ -188,3 +191,21 @@ def _rectangle(
                 at = [start / max(1, length), end / max(1, length)]
                 points = [(round(x0 + (x1 - x0) * t), round(y0 + (y1 - y0) * t)) for t in at]
                 pen.line(points, fill=colour, width=width)
+
+
+def _diagonals(
+    pen: ImageDraw.ImageDraw,
+    left: int,
+    top: int,
+    right: int,
+    bottom: int,
+    colour: tuple[int, int, int],
+    distance: int,
+) -> None:
+    """Thin lines from the lower left to the upper right, cut at the box."""
+    width, height = right - left, bottom - top
+    for along in range(distance, width + height, distance):  # x + y of a line, in the box
+        start, end = max(0, along - height), min(along, width)
+        x, y = left + start, top + along - start
+        for shift, ink in ((1, RIM), (0, colour)):  # dark below, as with all lines
+            pen.line((x, y + shift, left + end, top + along - end + shift), fill=ink)

@@ -143,8 +143,9 @@ def _box_layers(labelled: LabelledImage, names: Mapping[int, str]) -> dict[str, 
     """The layers of an image in W&B's format, by the name of their style."""
     layers = {}
     for layer, labels in zip(labelled.layers, labelled.labels, strict=True):
+        of_layer = dict(names)
         if (labels < 0).any():  # regions to ignore
-            names = {**names, -1: "every class"}
+            of_layer[-1] = "every class"
         rows = zip(layer.boxes.tolist(), labels.tolist(), strict=True)
         layers[layer.style.name.replace(" ", "_")] = {
             "box_data": [
@@ -152,11 +153,11 @@ def _box_layers(labelled: LabelledImage, names: Mapping[int, str]) -> dict[str, 
                     "position": dict(zip(("minX", "minY", "maxX", "maxY"), box, strict=True)),
                     "domain": "pixel",
                     "class_id": label,
-                    "box_caption": names[label],
+                    "box_caption": of_layer[label],
                 }
                 for box, label in rows
             ],
-            "class_labels": names,
+            "class_labels": of_layer,
         }
     return layers
 

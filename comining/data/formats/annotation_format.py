@@ -7,10 +7,11 @@ categories 1 ... K. So a set that is converted to COCO and read again is the sam
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -76,7 +77,15 @@ class Split:
 
     path: Path
     required: tuple[Path, ...]
-    read: Callable[[ReadOptions], tuple[AnnotationSet, Path]]
+    read: functools.partial[tuple[AnnotationSet, Path]]  # called with ReadOptions
+
+    def is_same(self, other: Split) -> bool:
+        """Whether the same is read from the same files."""
+        ours, theirs = (
+            (one.path, one.required, one.read.func, one.read.args, one.read.keywords)
+            for one in (self, other)
+        )
+        return ours == theirs
 
 
 class AnnotationFormat(ABC):

@@ -153,7 +153,7 @@ class TrainingFigures(L.Callback):
             for name, of_class in zip(class_ap, mining.classes, strict=True):
                 row |= _numbers(f"mining/class/{name}", of_class)
         score.reset()
-        ap = {name: metrics[name] for name in ("AP", "AP50")}
+        ap = {name: metrics[name] for name in ("AP", "AP50", "AR1", "AR10", "AR100")}
         self.history.append({"step": trainer.global_step, **ap, **headline(mining.together)})
         self._log(trainer, row)
         self._restart_clock()
@@ -189,8 +189,11 @@ class TrainingFigures(L.Callback):
 
     def summary(self, module: DetectionModule) -> dict[str, float]:
         """Final and best figures, for the tables of runs that loggers show."""
-        aps = [row["AP"] for row in self.history if row["AP"] is not None]
-        best = {"best/AP": max(aps)} if aps else {}
+        best: dict[str, float] = {}
+        for name in ("AP", "AR100"):  # by which best.ckpt is chosen unless an option says otherwise
+            # The history of a run that an old version began has no AR.
+            values = [row[name] for row in self.history if row.get(name) is not None]
+            best |= {f"best/{name}": max(values)} if values else {}
         final = _numbers("final", module.metrics["val"])
         test = _numbers("test", module.metrics.get("test", {}))
         marks = {

@@ -191,10 +191,9 @@ class Pictures(L.Callback):
             image_id, image = images[index]
             detections = module.deployed.detect([image.to(module.device)])
             detections = detections[detections.known_scores >= self.score_threshold]
-            rows, regions = (
-                np.flatnonzero((annotations.image == index) & chosen)
-                for chosen in (~annotations.crowd, annotations.crowd)
-            )
+            of_image = annotations.image == index
+            rows = np.flatnonzero(of_image & ~annotations.crowd)
+            regions = np.flatnonzero(of_image & annotations.crowd)
             boxes, ignored = (
                 torch.from_numpy(annotations.boxes[of_kind]).float() for of_kind in (rows, regions)
             )
@@ -212,7 +211,7 @@ class Pictures(L.Callback):
             panels.append(captioned(panel(image, layers, _scale(image)), f"image {image_id}"))
             logged.append(LabelledImage(image, layers, labels))
         styles = [ANNOTATED, DETECTED]
-        if annotations.crowd.any():
+        if annotations.crowd[np.isin(annotations.image, chosen)].any():
             styles.insert(0, IGNORED)
         title = f"Step {step}: detections over {self.score_threshold:g} on validation images"
         page = sheet(panels, min(4, len(panels)), styles, title)
@@ -269,6 +268,7 @@ class WrongPseudoLabels:
         self.counts = dict.fromkeys(KINDS, 0)
         self.panels: dict[str, list[Image.Image]] = {kind: [] for kind in KINDS[1:]}
         self.judged = False
+        self.ignored = False  # whether there are regions to ignore in the images
 
     @property
     def total(self) -> int:
@@ -280,6 +280,7 @@ class WrongPseudoLabels:
         if not batch.judged.any():
             return
         self.judged = True
+        self.ignored |= len(batch.knowledge.ignored) > 0
         mined = mined[batch.judged[mined.image, mined.labels]]
         kinds = iter(judge(mined, batch.erased, batch.annotated).tolist())
         rows = zip(
@@ -312,7 +313,8 @@ class WrongPseudoLabels:
             panels += filled
         right = self.counts["right"]
         words = f"{title}: {right} of {self.total} mined boxes are right; these are not"
-        return sheet(panels, self.examples + 1, [ANNOTATED, ERASED, MINED], words)
+        styles = [*([IGNORED] if self.ignored else []), ANNOTATED, ERASED, MINED]
+        return sheet(panels, self.examples + 1, styles, words)
 
 
 @torch.no_grad()

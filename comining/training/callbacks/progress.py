@@ -14,6 +14,8 @@ from comining.training.callbacks.figures import TrainingFigures
 class Progress(L.Callback):
     """One bar over all steps, with loss, pseudo-labels per image and the last AP.
 
+    AP is marked, and AR100 stands beside it, where AP is a lower bound.
+
     Where standard output is no terminal, a line ``step=... loss=...`` ten times a run instead, so
     that a log file stays short and can be parsed.
 
@@ -63,9 +65,15 @@ class Progress(L.Callback):
             "AP": ("val/AP", ".1f"),
         }
         latest = self.figures.latest
-        return separator.join(
-            f"{name}={latest[key]:{form}}" for name, (key, form) in shown.items() if key in latest
-        )
+        words = {
+            name: f"{name}={latest[key]:{form}}"
+            for name, (key, form) in shown.items()
+            if key in latest
+        }
+        if "AP" in words and "val/AP_is_lower_bound" in latest:
+            words["AP"] = words["AP"].replace("=", ">=")
+            words["AR100"] = f"AR100={latest['val/AR100']:.1f}"
+        return separator.join(words.values())
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException

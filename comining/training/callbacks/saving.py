@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -20,6 +21,8 @@ from comining.option_types import NonNegativeInt
 from comining.runs.checkpoint import read_checkpoint
 from comining.runs.signals import SIGNALS, Interrupted
 from comining.training.training_module import DetectionModule
+
+log = logging.getLogger(__name__)
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -103,6 +106,7 @@ class StepCheckpoint(Checkpoint):
         self.validated_step: int | None = 0
         self.monitor = monitor
         self.best: float | None = None  # of the monitored number
+        self.best_by: Metric | None = None  # the number that `best` is one of
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if trainer.is_global_zero:
@@ -151,13 +155,31 @@ class StepCheckpoint(Checkpoint):
         if not isinstance(pl_module, DetectionModule):
             return
         self.validated_step = trainer.global_step
-        monitor = self.monitor or ("AR100" if pl_module.is_lower_bound("val") else "AP")
-        value = pl_module.metrics["val"][monitor]
-        if value is not None and (self.best is None or value > self.best):
-            self.best = value
+        if self._is_best(pl_module):
             trainer.save_checkpoint(self.folder / "best.ckpt")
         if trainer.state.fn == "fit":
             self._stop_if_told(trainer)
+
+    def _is_best(self, module: DetectionModule) -> bool:
+        """Whether the latest validation is the best so far, which is remembered."""
+        monitor: Metric = self.monitor or ("AR100" if module.is_lower_bound("val") else "AP")
+        if self.best_by not in (None, monitor):  # numbers of two kinds do not compare
+            log.warning(
+                "best.ckpt was chosen by %s; from here on it is the best by %s",
+                self.best_by, monitor,
+            )  # fmt: skip
+            self.best = None
+        value = module.metrics["val"][monitor]
+        if value is None and self.best_by != monitor:
+            log.warning(
+                "checkpoint.monitor=%s: no such objects are annotated in the validation split; "
+                "there is no best.ckpt", monitor,
+            )  # fmt: skip
+        self.best_by = monitor
+        if value is None or (self.best is not None and value <= self.best):
+            return False
+        self.best = value
+        return True
 
     def _stop_if_told(self, trainer: L.Trainer) -> None:
         signum = self._agreed_signal(trainer)
@@ -187,8 +209,12 @@ class StepCheckpoint(Checkpoint):
         SIGNALS.deferred = False
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "validated_step": self.validated_step}
+        return {
+            "best": self.best, "best_by": self.best_by, "validated_step": self.validated_step,
+        }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
+        # Versions that do not say it chose by AP.
+        self.best_by = state_dict.get("best_by", None if self.best is None else "AP")
         self.validated_step = state_dict.get("validated_step")
