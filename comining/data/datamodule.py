@@ -86,6 +86,8 @@ class DetectionData(L.LightningDataModule):
         num_workers: processes that decode images; 0 decodes in the main process.
         min_size, max_size: shortest and longest side that the network sees, px.
         flip: probability of a horizontal flip.
+        paste: annotated objects of other images that are pasted into each training image, at the
+            most, where nothing is annotated; see :mod:`comining.data.pasting`.
     """
 
     def __init__(
@@ -124,6 +126,7 @@ class DetectionData(L.LightningDataModule):
         min_size: PositiveInt,
         max_size: PositiveInt,
         flip: Fraction,
+        paste: NonNegativeInt,
     ):
         super().__init__()
         if max_size < min_size:
@@ -158,6 +161,7 @@ class DetectionData(L.LightningDataModule):
         self.min_size, self.max_size = min_size, max_size
         self.flip = flip
         self.ignored_overlap = ignored_overlap
+        self.paste = paste
         self.train_set: TrainingSet | None = None
         self.val_set: EvaluationSet | None = None
         self.test_set: EvaluationSet | None = None
@@ -219,6 +223,7 @@ class DetectionData(L.LightningDataModule):
             min_size=self.min_size,
             max_size=self.max_size,
             flip=self.flip,
+            paste=self.paste,
             seed=self.seed,
             load=load,
         )

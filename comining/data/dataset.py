@@ -18,13 +18,20 @@ from torchvision.transforms.v2 import functional as F
 from comining.data.annotations import AnnotationSet
 from comining.data.images import load_image
 from comining.data.knowledge import PARTIAL, UNLOOKED, counts, rates
+from comining.data.pasting import ObjectPaster
 from comining.data.sampler import SampleKey
 from comining.data.seeding import derive_seed
 from comining.data.sparsity import Erasure
-from comining.ops import resized_shape
+from comining.ops import resized_shape, share_inside
 from comining.structures import Batch, Boxes, EvaluationBatch, Images, Knowledge
 
 LoadImage = Callable[[Path, tuple[int, int]], Tensor]
+
+
+# Of pasted objects: the largest factor by which they grow or shrink, and the background that goes
+# along, as a share of their sides.
+PASTED_SCALE = 1.25
+PASTED_MARGIN = 0.1
 
 
 class Sample(NamedTuple):
@@ -51,6 +58,7 @@ class TrainingSet(Dataset[Sample]):
         flip: probability of a horizontal flip.
         seed: of the run; with the position it determines the flip.
         ignored_overlap: see :class:`Knowledge`.
+        paste: annotated objects of other images that are pasted into an image, at the most.
         load: decodes an image file of a given (height, width) to [3, H, W] uint8.
     """
 
@@ -65,6 +73,7 @@ class TrainingSet(Dataset[Sample]):
         flip: float,
         seed: int,
         ignored_overlap: float = 0.5,
+        paste: int = 0,
         load: LoadImage = load_image,
     ):
         self.annotations = annotations
@@ -86,6 +95,14 @@ class TrainingSet(Dataset[Sample]):
         # image id -> boxes in original pixels that a method attached before training began.
         self.pseudo_labels: dict[int, Boxes] = {}
         # Rows of every image, so that an item is found without a search.
+        self.paster = (
+            ObjectPaster(
+                annotations, kept, folder, load, min_size=min_size, max_size=max_size, count=paste,
+                scale=PASTED_SCALE, margin=PASTED_MARGIN,
+            )
+            if paste
+            else None
+        )  # fmt: skip
         self.kept_rows = _rows_of_image(annotations, kept)
         self.erased_rows = _rows_of_image(annotations, erased & ~erasure.ignored)
         self.ignored_rows = _rows_of_image(annotations, annotations.crowd | erasure.ignored)
@@ -130,11 +147,24 @@ class TrainingSet(Dataset[Sample]):
         image_id = int(self.annotations.image_ids[image_index])
         ignored = move(self._boxes(self.ignored_rows[image_index]))
         rate = self._rates[image_index : image_index + 1]
+        annotated = move(self._boxes(self.kept_rows[image_index]))
+        erased = move(self._boxes(self.erased_rows[image_index]))
+        if self.paster is not None:
+            pasted = self.paster(
+                image,
+                torch.cat([annotated.boxes, ignored.boxes]),
+                random.Random(derive_seed("paste", self.seed, key.position)),
+                flip=self.flip > 0,
+            )
+            image = pasted.image
+            gone = (share_inside(erased.boxes, pasted.boxes) > 0.5).any(dim=0)
+            erased = erased[~gone]
+            annotated = annotated.followed_by(Boxes.of_images([pasted.boxes], [pasted.labels]))
         return Sample(
             key,
             image,
-            annotated=move(self._boxes(self.kept_rows[image_index])),
-            erased=move(self._boxes(self.erased_rows[image_index])),
+            annotated=annotated,
+            erased=erased,
             knowledge=Knowledge.of(rate, ignored, self.ignored_overlap),
             judged=self._judged[image_index],
             pseudo_labels=move(self.pseudo_labels.get(image_id, Boxes.empty(1, scores=True))),
