@@ -87,7 +87,7 @@ class DetectionData(L.LightningDataModule):
         min_size, max_size: shortest and longest side that the network sees, px.
         flip: probability of a horizontal flip.
         paste: annotated objects of other images that are pasted into each training image, at the
-            most, where nothing is annotated; see :mod:`comining.data.pasting`.
+            most, where nothing is annotated; see :mod:`comining.data.pasting`. 0 pastes none.
     """
 
     def __init__(
@@ -142,7 +142,9 @@ class DetectionData(L.LightningDataModule):
                 "val": (val_annotations, val_images),
                 "test": (test_annotations, test_images),
             },
-            ReadOptions(on_invalid_box, crowd, missing_labels, names, difficult),
+            ReadOptions(
+                on_invalid_box, crowd, missing_labels, names, difficult, outlines=paste > 0
+            ),
             annotated={"train": annotated, "val": val_annotated, "test": test_annotated},
             ignore_category=ignore_category,
             val_fraction=val_fraction,

@@ -22,16 +22,10 @@ from comining.data.pasting import ObjectPaster
 from comining.data.sampler import SampleKey
 from comining.data.seeding import derive_seed
 from comining.data.sparsity import Erasure
-from comining.ops import resized_shape, share_inside
+from comining.ops import resized_shape
 from comining.structures import Batch, Boxes, EvaluationBatch, Images, Knowledge
 
 LoadImage = Callable[[Path, tuple[int, int]], Tensor]
-
-
-# Of pasted objects: the largest factor by which they grow or shrink, and the background that goes
-# along, as a share of their sides.
-PASTED_SCALE = 1.25
-PASTED_MARGIN = 0.1
 
 
 class Sample(NamedTuple):
@@ -45,6 +39,7 @@ class Sample(NamedTuple):
     judged: Tensor  # [K] bool, see :class:`Batch`
     pseudo_labels: Boxes
     image_id: int
+    pasted: int = 0  # how many of the annotated boxes, the last ones, were pasted
 
 
 class TrainingSet(Dataset[Sample]):
@@ -94,18 +89,19 @@ class TrainingSet(Dataset[Sample]):
         self.images = np.unique(annotations.image[kept])
         # image id -> boxes in original pixels that a method attached before training began.
         self.pseudo_labels: dict[int, Boxes] = {}
-        # Rows of every image, so that an item is found without a search.
+        ignored = annotations.crowd | erasure.ignored
         self.paster = (
             ObjectPaster(
-                annotations, kept, folder, load, min_size=min_size, max_size=max_size, count=paste,
-                scale=PASTED_SCALE, margin=PASTED_MARGIN,
+                annotations, kept, ignored, folder, load, min_size=min_size, max_size=max_size,
+                count=paste, flip=flip,
             )
             if paste
             else None
         )  # fmt: skip
+        # Rows of every image, so that an item is found without a search.
         self.kept_rows = _rows_of_image(annotations, kept)
         self.erased_rows = _rows_of_image(annotations, erased & ~erasure.ignored)
-        self.ignored_rows = _rows_of_image(annotations, annotations.crowd | erasure.ignored)
+        self.ignored_rows = _rows_of_image(annotations, ignored)
 
     def known(self) -> dict[str, Any]:
         """What is known of images and classes, and how many regions are ignored, as numbers."""
@@ -149,16 +145,18 @@ class TrainingSet(Dataset[Sample]):
         rate = self._rates[image_index : image_index + 1]
         annotated = move(self._boxes(self.kept_rows[image_index]))
         erased = move(self._boxes(self.erased_rows[image_index]))
+        pseudo_labels = move(self.pseudo_labels.get(image_id, Boxes.empty(1, scores=True)))
+        count = 0
         if self.paster is not None:
             pasted = self.paster(
                 image,
                 torch.cat([annotated.boxes, ignored.boxes]),
                 random.Random(derive_seed("paste", self.seed, key.position)),
-                flip=self.flip > 0,
             )
-            image = pasted.image
-            gone = (share_inside(erased.boxes, pasted.boxes) > 0.5).any(dim=0)
-            erased = erased[~gone]
+            image, count = pasted.image, len(pasted.labels)
+            # What was hidden is no truth any more, and no pseudo-label.
+            erased = erased[pasted.visible(erased.boxes)]
+            pseudo_labels = pseudo_labels[pasted.visible(pseudo_labels.boxes)]
             annotated = annotated.followed_by(Boxes.of_images([pasted.boxes], [pasted.labels]))
         return Sample(
             key,
@@ -167,8 +165,9 @@ class TrainingSet(Dataset[Sample]):
             erased=erased,
             knowledge=Knowledge.of(rate, ignored, self.ignored_overlap),
             judged=self._judged[image_index],
-            pseudo_labels=move(self.pseudo_labels.get(image_id, Boxes.empty(1, scores=True))),
+            pseudo_labels=pseudo_labels,
             image_id=image_id,
+            pasted=count,
         )
 
     def annotated_boxes(self, image_index: int) -> Boxes:
@@ -213,6 +212,7 @@ def collate(samples: list[Sample]) -> Batch:
         pseudo_labels=_flat([sample.pseudo_labels for sample in samples]),
         image_ids=[sample.image_id for sample in samples],
         positions=[sample.key.position for sample in samples],
+        pasted=[sample.pasted for sample in samples],
     )
 
 

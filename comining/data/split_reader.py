@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -252,7 +253,9 @@ class SplitReader:
 
     def _read(self, split: str) -> tuple[AnnotationSet, Path]:
         source = self._source(split)
-        annotations, folder = merge([self._read_part(part) for part in source])
+        # Objects are pasted into training images only.
+        options = replace(self.options, outlines=self.options.outlines and split == "train")
+        annotations, folder = merge([self._read_part(part, options) for part in source])
         ignored = self.ignore_category
         if ignored is not None and ignored in annotations.categories.names:
             annotations = without_category(annotations, ignored)
@@ -271,8 +274,8 @@ class SplitReader:
             )  # fmt: skip
         return self._known(split, annotations), folder
 
-    def _read_part(self, part: Split) -> tuple[AnnotationSet, Path]:
-        annotations, folder = part.read(self.options)
+    def _read_part(self, part: Split, options: ReadOptions) -> tuple[AnnotationSet, Path]:
+        annotations, folder = part.read(options)
         annotations, self.picture_facts[part.path] = check_images(
             annotations, folder, sizes=self.sizes, exif=self.exif
         )
