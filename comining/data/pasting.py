@@ -40,7 +40,7 @@ COVERED = 0.2
 # Objects with a side below this, px as the network sees them, are no sources: nothing of them is
 # left. Nor are those that take more than this share of their image: they would hide another one.
 SMALLEST_SIDE = 4
-LARGEST_SHARE = 0.25
+LARGEST_SHARE = 0.4
 # What each process keeps of the images that it has decoded for their objects, bytes.
 CACHE_BYTES = 64 * 2**20
 # What is covered by more than this share of its box is hidden.
