@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ from pycocotools import mask as coco_mask
 
 from comining.data.annotations import AnnotationSet
 from comining.data.category_matching import match_categories, without_category
+from comining.data.formats.annotation_format import ReadOptions
 from comining.data.formats.coco import read_coco
+from comining.data.formats.cvat import Cvat
 from comining.data.formats.labelme import LabelMe
+from comining.data.formats.yolo import Yolo
 from comining.data.merged_sets import merge
 from comining.data.outlines import FINE_WINDOW, Outline, Outlines, encoded
+from tests.annotated_folders import picture, text
 from tests.helpers import edit_json, write_coco
 
 HEIGHT, WIDTH = 48, 64
@@ -194,13 +199,6 @@ def test_regions_to_ignore_keep_none(tmp_path: Path) -> None:
 
 def test_polygons_of_other_formats_are_outlines(tmp_path: Path) -> None:
     """YOLO, LabelMe and CVAT."""
-    import json
-
-    from comining.data.formats.annotation_format import ReadOptions
-    from comining.data.formats.cvat import Cvat
-    from comining.data.formats.yolo import Yolo
-    from tests.annotated_folders import picture, text
-
     yolo = tmp_path / "yolo"
     picture(yolo / "images" / "a.png")
     text(yolo / "labels" / "a.txt", "0 0.2 0.2 0.6 0.2 0.4 0.7\n0 0.5 0.5 0.25 0.25\n")

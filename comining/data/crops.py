@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms.v2 import functional as F
@@ -82,12 +84,17 @@ def softened(cover: Tensor) -> Tensor:
 def faded(height: int, width: int, box: tuple[float, float, float, float]) -> Tensor:
     """Opacity [height, width]: 1 in the box, and falling to 0 towards the border around it."""
     left, top, right, bottom = box
-    x = torch.arange(width) + 0.5
-    y = torch.arange(height) + 0.5
-    outside_x = torch.maximum((left - x) / max(left, 1.0), (x - right) / max(width - right, 1.0))
-    outside_y = torch.maximum((top - y) / max(top, 1.0), (y - bottom) / max(height - bottom, 1.0))
-    ramp_x, ramp_y = (1 - side.clamp(0, 1) for side in (outside_x, outside_y))
-    return ramp_y[:, None] * ramp_x
+    across, down = _ramp(width, left, right), _ramp(height, top, bottom)
+    return torch.from_numpy(np.outer(down, across))
+
+
+def _ramp(length: int, start: float, end: float) -> NDArray[np.float32]:
+    """1 from start to end, and falling to 0 towards the pixel 0 and the last one."""
+    at = np.arange(length, dtype=np.float32) + 0.5
+    # Where there is nothing around the box, it ends without a ramp.
+    before, after = max(start, 1e-3), max(length - end, 1e-3)
+    rising_and_falling: NDArray[np.float32] = np.minimum(at / before, (length - at) / after)
+    return rising_and_falling.clip(max=1)
 
 
 def blend(image: Tensor, hidden: Tensor, pixels: Tensor, opacity: Tensor, x: int, y: int) -> None:
