@@ -1,5 +1,8 @@
 """The loader: one uint8 view an image, against the naive one that ships two float32 views.
 
+And against itself with three objects pasted into each image (``data.paste=3``), kept decoded or
+decoded for every object.
+
 python -m benchmarks.data [--images 24] [--json FILE]
 
 Both read the same JPEGs of 640 x 480 px with one worker process, which is one core, and are asked
@@ -140,19 +143,28 @@ def main(given: list[str] | None = None) -> None:
         folder = Path(name)
         annotations = read_coco(write_images(folder, chosen.images))
         files = [folder / "images" / file for file in annotations.file_names]
-        data = TrainingSet(
-            annotations,
-            Erasure.only(annotations, np.zeros(len(annotations.ids), dtype=np.bool_)),
-            folder / "images",
-            min_size=chosen.min_size,
-            max_size=chosen.max_size,
-            flip=0.5,
-            seed=0,
+        data, pasting, decoding = (
+            TrainingSet(
+                annotations,
+                Erasure.only(annotations, np.zeros(len(annotations.ids), dtype=np.bool_)),
+                folder / "images",
+                min_size=chosen.min_size,
+                max_size=chosen.max_size,
+                flip=0.5,
+                seed=0,
+                paste=paste,
+            )
+            for paste in (0, 3, 3)
         )
+        if decoding.paster is not None:
+            decoding.paster.crops.limit = 0  # as in a set that is larger than what is kept
         workers = 0 if chosen.quick else 1  # to start one takes seconds
         steps = chosen.images // chosen.batch
         sampler = StreamSampler(data.landscape.tolist(), chosen.batch, start=0, stop=steps, seed=0)
-        ours = Loader(data, workers, batch_sampler=sampler, collate_fn=collate)
+        ours, pasted, decoded = (
+            Loader(images, workers, batch_sampler=sampler, collate_fn=collate)
+            for images in (data, pasting, decoding)
+        )
         naive = Loader(
             TwoFloatViews(files, chosen.min_size, chosen.max_size, jitter),
             workers,
@@ -162,7 +174,7 @@ def main(given: list[str] | None = None) -> None:
         size = sum(file.stat().st_size for file in files) / len(files) / 1000
         print(f"{WIDTH}x{HEIGHT} JPEGs of {size:.0f} KB, shortest side to {chosen.min_size} px")
         taken = measure.interleave(
-            {"ours": ours, "naive": naive},
+            {"ours": ours, "naive": naive, "pasting": pasted, "pasting, all decoded": decoded},
             device,
             rounds=chosen.rounds,
             seconds=chosen.seconds,
@@ -189,7 +201,13 @@ def main(given: list[str] | None = None) -> None:
         print(f"  ours with the second view on the same core: {1 / with_view:.0f} images a second")
     # Images per second, so the naive loader's time comes first.
     measure.report_ratios(
-        {"loader_over_naive": measure.ratio(taken["naive"], taken["ours"])}, chosen.json
+        {
+            "loader_over_naive": measure.ratio(taken["naive"], taken["ours"]),
+            # Seconds per image.
+            "pasting_over_plain": measure.ratio(taken["pasting"], taken["ours"]),
+            "decoding_over_plain": measure.ratio(taken["pasting, all decoded"], taken["ours"]),
+        },
+        chosen.json,
     )
 
 

@@ -296,6 +296,8 @@ class Batch:
     pseudo_labels: Boxes  # with scores: what a method attached before training; often empty
     image_ids: list[int]  # B ids of the annotation file
     positions: list[int]  # B global positions in the training stream; they seed the second view
+    # B, how many of an image's annotated boxes, the last ones, were pasted into it; empty: none
+    pasted: list[int] = field(default_factory=list)
 
     def _boxes_and_images(self) -> dict[str, Boxes | Images | Knowledge | Tensor]:
         names = ("images", "annotated", "erased", "knowledge", "judged", "pseudo_labels")

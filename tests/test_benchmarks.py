@@ -78,7 +78,11 @@ def test_the_stock_model_has_nothing_of_ours_in_it(name: str) -> None:
 
 def test_data(tmp_path: Path) -> None:
     data.main(["--quick", "--json", str(tmp_path / "data.json")])
-    assert set(written(tmp_path / "data.json")) == {"loader_over_naive"}
+    assert set(written(tmp_path / "data.json")) == {
+        "loader_over_naive",
+        "pasting_over_plain",
+        "decoding_over_plain",
+    }
 
 
 def test_evaluation_compares_equal_numbers(tmp_path: Path) -> None:

@@ -22,7 +22,10 @@ from comining.data.images import largest_value, load_image, open_image, orientat
 from comining.data.sampler import SampleKey
 from comining.errors import DataError
 from comining.evaluation.evaluation_module import EvaluationModule
-from tests.helpers import detector, edit_json, write_coco
+from comining.methods import pseudo_label
+from comining.methods.method import RunInfo
+from comining.structures import Boxes
+from tests.helpers import boxes, detector, edit_json, method, write_coco
 from tests.test_datamodule import attach, coco_data
 
 BOX = (1, 2, 10, 12, 1)
@@ -134,6 +137,32 @@ def test_with_exif_applied_pixels_and_boxes_are_those_of_the_viewer(tmp_path: Pa
     assert torch.equal(data.val_set[0][1], expected)
     with pytest.raises(DataError, match="says 64x48; its EXIF orientation is not applied"):
         coco_data(tmp_path).setup("fit")
+
+
+def test_a_teacher_labels_pictures_as_they_are_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split in ("train", "val", "test"):
+        write_coco(tmp_path, [[BOX]], split=split)
+        for file in (tmp_path / split).iterdir():
+            oriented(file, 6, 64, 48)  # seen as 48 high, 64 wide
+    data = coco_data(tmp_path, exif="apply", flip=0.0)
+    data.setup("fit")
+    teacher = detector("retinanet", 3).eval()
+    seen: list[tuple[int, ...]] = []
+
+    def detect(images: list[torch.Tensor]) -> Boxes:
+        seen.extend(tuple(image.shape) for image in images)
+        return boxes([(20, 20, 40, 40, 0, 0.9)])
+
+    monkeypatch.setattr(teacher, "detect", detect)
+    description = {"category_names": list(data.categories.names)}
+    monkeypatch.setattr(pseudo_label, "load_detector", lambda path: (teacher, description))
+    chosen = method("pseudo_label", teacher="x.ckpt", score_threshold=0.5)
+    chosen.prepare(teacher, data, RunInfo(tmp_path, torch.device("cpu")))
+    assert seen == [(3, 48, 64)]
+    assert data.train_set is not None
+    assert len(data.train_set.pseudo_labels[1]) == 1
 
 
 # -- more than 8 bits --------------------------------------------------------------------

@@ -26,6 +26,7 @@ from comining.data.knowledge import (
     resolved,
     status_of_fields,
 )
+from comining.data.outlines import Outline, Outlines, encoded
 from comining.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,8 @@ class AnnotationSet:
     said: Status | None = None
     # What holds where they say nothing.
     otherwise: Literal["partial", "exhaustive"] = "partial"
+    # What the annotations enclose, for pasting; None where that was not asked for.
+    outlines: Outlines | None = None
 
     @property
     def said_of_all(self) -> Status:
@@ -179,6 +182,7 @@ class AnnotationSet:
             areas=self.areas[rows],
             crowd=self.crowd[rows],
             said=None if self.said is None else self.said[chosen],
+            outlines=None if self.outlines is None else self.outlines.of_rows(rows),
         )
 
 
@@ -194,6 +198,7 @@ class AnnotationBuilder:
         crowd: annotations that are marked as crowds are set aside (``ignore``), or taken as
             ordinary objects (``object``), as tools mean them that mark every mask so.
         unused_root: see :class:`AnnotationSet`.
+        outlines: whether outlines are kept; COCO's take 200 MB.
     """
 
     def __init__(
@@ -204,6 +209,7 @@ class AnnotationBuilder:
         crowd: Crowd = "ignore",
         *,
         unused_root: tuple[int, str] | None = None,
+        outlines: bool = False,
     ):
         self.path = path
         self.categories = categories
@@ -219,6 +225,7 @@ class AnnotationBuilder:
         self._rows: list[tuple[int, int, int, bool, float]] = []
         self._bboxes: list[tuple[float, float, float, float]] = []
         self._boxes: list[tuple[float, float, float, float]] = []
+        self._outlines: list[NDArray[np.int32]] | None = [] if outlines else None
         self._crowds = 0
         # Of an image: labels in neg_category_ids, and in not_exhaustive_category_ids.
         self._fields: dict[int, tuple[list[int], list[int]]] = {}
@@ -281,6 +288,7 @@ class AnnotationBuilder:
         area: float | None = None,
         crowd: bool = False,
         ignore: bool = False,
+        outline: Outline | None = None,
     ) -> None:
         """Add an annotation of an image that has been added.
 
@@ -291,6 +299,7 @@ class AnnotationBuilder:
             area: px^2, of the mask where there is one; None takes that of the box.
             crowd: of several objects; a region to ignore, unless the builder takes it as an object.
             ignore: a region to ignore.
+            outline: what it encloses, where that is known; kept if the builder keeps outlines.
 
         Raises:
             DataError: naming the record.
@@ -326,6 +335,13 @@ class AnnotationBuilder:
         self._rows.append((annotation_id, image, label, crowd or ignore, float(area)))
         self._bboxes.append(bbox)
         self._boxes.append(box)
+        if self._outlines is not None:
+            if outline is not None and not outline.fits(bbox):
+                self.repairs["outlines left out because they do not fit their box"] += 1
+                outline = None
+            # Regions to ignore are never pasted.
+            outline = None if crowd or ignore else outline
+            self._outlines.append(encoded(outline, height, width))
 
     def drop_annotation(self, where: str, problem: str) -> None:
         """Leave out and count an annotation whose box is invalid, if that is allowed.
@@ -376,6 +392,7 @@ class AnnotationBuilder:
             repairs=dict(self.repairs),
             unused_root=self.unused_root,
             said=said,
+            outlines=None if self._outlines is None else Outlines.of(self._outlines),
         )
         if file_names != self._file_names:
             built.check_file_names()

@@ -88,6 +88,8 @@ class DetectionData(L.LightningDataModule):
         num_workers: processes that decode images; 0 decodes in the main process.
         min_size, max_size: shortest and longest side that the network sees, px.
         flip: probability of a horizontal flip.
+        paste: annotated objects of other images that are pasted into each training image, at the
+            most, where nothing is annotated; see :mod:`comining.data.pasting`. 0 pastes none.
     """
 
     def __init__(
@@ -127,6 +129,7 @@ class DetectionData(L.LightningDataModule):
         min_size: PositiveInt,
         max_size: PositiveInt,
         flip: Fraction,
+        paste: NonNegativeInt,
     ):
         super().__init__()
         if max_size < min_size:
@@ -142,7 +145,9 @@ class DetectionData(L.LightningDataModule):
                 "val": (val_annotations, val_images),
                 "test": (test_annotations, test_images),
             },
-            ReadOptions(on_invalid_box, crowd, missing_labels, names, difficult),
+            ReadOptions(
+                on_invalid_box, crowd, missing_labels, names, difficult, outlines=paste > 0
+            ),
             annotated={"train": annotated, "val": val_annotated, "test": test_annotated},
             ignore_category=ignore_category,
             val_fraction=val_fraction,
@@ -161,6 +166,7 @@ class DetectionData(L.LightningDataModule):
         self.min_size, self.max_size = min_size, max_size
         self.flip = flip
         self.ignored_overlap, self.exclusive_classes = ignored_overlap, exclusive_classes
+        self.paste = paste
         self.train_set: TrainingSet | None = None
         self.val_set: EvaluationSet | None = None
         self.test_set: EvaluationSet | None = None
@@ -223,6 +229,7 @@ class DetectionData(L.LightningDataModule):
             min_size=self.min_size,
             max_size=self.max_size,
             flip=self.flip,
+            paste=self.paste,
             seed=self.seed,
             load=load,
         )

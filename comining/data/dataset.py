@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as F
 from comining.data.annotations import AnnotationSet
 from comining.data.images import load_image
 from comining.data.knowledge import PARTIAL, UNLOOKED, counts, rates
+from comining.data.pasting import ObjectPaster
 from comining.data.sampler import SampleKey
 from comining.data.seeding import derive_seed
 from comining.data.sparsity import Erasure
@@ -38,6 +39,7 @@ class Sample(NamedTuple):
     judged: Tensor  # [K] bool, see :class:`Batch`
     pseudo_labels: Boxes
     image_id: int
+    pasted: int = 0  # how many of the annotated boxes, the last ones, were pasted
 
 
 class TrainingSet(Dataset[Sample]):
@@ -51,6 +53,7 @@ class TrainingSet(Dataset[Sample]):
         flip: probability of a horizontal flip.
         seed: of the run; with the position it determines the flip.
         ignored_overlap, exclusive_classes: see :class:`Knowledge`.
+        paste: annotated objects of other images that are pasted into an image, at the most.
         load: decodes an image file of a given (height, width) to [3, H, W] uint8.
     """
 
@@ -66,6 +69,7 @@ class TrainingSet(Dataset[Sample]):
         seed: int,
         ignored_overlap: float = 0.5,
         exclusive_classes: bool = False,
+        paste: int = 0,
         load: LoadImage = load_image,
     ):
         self.annotations = annotations
@@ -86,10 +90,19 @@ class TrainingSet(Dataset[Sample]):
         self.images = np.unique(annotations.image[kept])
         # image id -> boxes in original pixels that a method attached before training began.
         self.pseudo_labels: dict[int, Boxes] = {}
+        ignored = annotations.crowd | erasure.ignored
+        self.paster = (
+            ObjectPaster(
+                annotations, kept, ignored, folder, load, min_size=min_size, max_size=max_size,
+                count=paste, flip=flip,
+            )
+            if paste
+            else None
+        )  # fmt: skip
         # Rows of every image, so that an item is found without a search.
         self.kept_rows = _rows_of_image(annotations, kept)
         self.erased_rows = _rows_of_image(annotations, erased & ~erasure.ignored)
-        self.ignored_rows = _rows_of_image(annotations, annotations.crowd | erasure.ignored)
+        self.ignored_rows = _rows_of_image(annotations, ignored)
 
     def known(self) -> dict[str, Any]:
         """What is known of images and classes, and how many regions are ignored, as numbers."""
@@ -131,15 +144,31 @@ class TrainingSet(Dataset[Sample]):
         image_id = int(self.annotations.image_ids[image_index])
         ignored = move(self._boxes(self.ignored_rows[image_index]))
         rate = self._rates[image_index : image_index + 1]
+        annotated = move(self._boxes(self.kept_rows[image_index]))
+        erased = move(self._boxes(self.erased_rows[image_index]))
+        pseudo_labels = move(self.pseudo_labels.get(image_id, Boxes.empty(1, scores=True)))
+        count = 0
+        if self.paster is not None:
+            pasted = self.paster(
+                image,
+                torch.cat([annotated.boxes, ignored.boxes]),
+                random.Random(derive_seed("paste", self.seed, key.position)),
+            )
+            image, count = pasted.image, len(pasted.labels)
+            # What was hidden is no truth any more, and no pseudo-label.
+            erased = erased[pasted.visible(erased.boxes)]
+            pseudo_labels = pseudo_labels[pasted.visible(pseudo_labels.boxes)]
+            annotated = annotated.followed_by(Boxes.of_images([pasted.boxes], [pasted.labels]))
         return Sample(
             key,
             image,
-            annotated=move(self._boxes(self.kept_rows[image_index])),
-            erased=move(self._boxes(self.erased_rows[image_index])),
+            annotated=annotated,
+            erased=erased,
             knowledge=Knowledge.of(rate, ignored, self.ignored_overlap, self.exclusive),
             judged=self._judged[image_index],
-            pseudo_labels=move(self.pseudo_labels.get(image_id, Boxes.empty(1, scores=True))),
+            pseudo_labels=pseudo_labels,
             image_id=image_id,
+            pasted=count,
         )
 
     def annotated_boxes(self, image_index: int) -> Boxes:
@@ -185,6 +214,7 @@ def collate(samples: list[Sample]) -> Batch:
         pseudo_labels=_flat([sample.pseudo_labels for sample in samples]),
         image_ids=[sample.image_id for sample in samples],
         positions=[sample.key.position for sample in samples],
+        pasted=[sample.pasted for sample in samples],
     )
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from comining.data.annotations import AnnotationSet, Categories
 from comining.data.category_matching import match_categories
 from comining.data.knowledge import COMPLETE, PARTIAL, UNLOOKED, UNSAID
+from comining.data.outlines import Outlines
 from comining.errors import DataError
 
 # Which of two statements about the same class of the same picture holds: what was looked for by
@@ -143,4 +144,9 @@ def _joined(
         unused_root=None,
         found_as={},
         said=said,
+        outlines=None
+        if first.outlines is None
+        else Outlines.joined(
+            [one.outlines.of_rows(r) for one, r in parts if one.outlines is not None]
+        ),
     )

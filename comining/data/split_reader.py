@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -258,7 +259,9 @@ class SplitReader:
 
     def _read(self, split: str) -> tuple[AnnotationSet, Path]:
         source = self._source(split)
-        annotations, folder = merge([self._read_part(part) for part in source])
+        # Objects are pasted into training images only.
+        options = replace(self.options, outlines=self.options.outlines and split == "train")
+        annotations, folder = merge([self._read_part(part, options) for part in source])
         ignored = self.ignore_category
         # What is evaluated may lack the class; in what is trained on it is a misspelt one.
         if ignored is not None and (split == "train" or ignored in annotations.categories.names):
@@ -273,8 +276,8 @@ class SplitReader:
             )  # fmt: skip
         return self._known(split, annotations), folder
 
-    def _read_part(self, part: Split) -> tuple[AnnotationSet, Path]:
-        annotations, folder = part.read(self.options)
+    def _read_part(self, part: Split, options: ReadOptions) -> tuple[AnnotationSet, Path]:
+        annotations, folder = part.read(options)
         annotations, self.picture_facts[part.path] = check_images(
             annotations, folder, sizes=self.sizes, exif=self.exif
         )

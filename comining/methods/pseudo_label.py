@@ -76,7 +76,7 @@ class PseudoLabel(Method):
                 f"data have {list(data.categories.names)}"
             )
         images = Subset(
-            EvaluationSet(train_set.annotations, train_set.folder),
+            EvaluationSet(train_set.annotations, train_set.folder, train_set.load),
             train_set.images[run.rank :: run.world_size].tolist(),
         )
         loader = DataLoader(

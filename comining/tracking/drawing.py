@@ -34,6 +34,7 @@ class Style:
 
 
 ANNOTATED = Style("annotated", (86, 180, 233), None)
+PASTED = Style("pasted", (0, 158, 115), (12, 4))
 ERASED = Style("erased", (230, 159, 0), (9, 6))
 MINED = Style("mined", (255, 255, 255), (3, 4))
 MINED_BY = {

@@ -14,6 +14,7 @@ from comining.data.annotations import AnnotationSet
 from comining.data.datamodule import DetectionData
 from comining.data.dataset import TrainingSet
 from comining.data.knowledge import COMPLETE
+from comining.data.pasting import LARGEST_SHARE, SMALLEST_SIDE
 from comining.detectors.detector import Detector
 from comining.ops import resized_shape
 from comining.training.training_module import DetectionModule
@@ -53,6 +54,7 @@ def pointless(data: DetectionData, detector: Detector, mines: bool = False) -> I
             "exhaustive, or fields of the file): there is nothing to mine"
         )
     yield from _too_small(train, kept, detector.smallest_region)
+    yield from _never_pasted(train)
     for split, evaluated in data.evaluated.items():
         judged = ~evaluated.crowd
         if not judged.any():
@@ -80,6 +82,19 @@ def _missing_classes(
             f"{annotations.path}: classes without a box {purpose}: {', '.join(missing[:NAMED])}"
             f"{more}; they {outcome}"
         )
+
+
+def _never_pasted(train: TrainingSet) -> Iterator[str]:
+    """Classes that are annotated, but not so that they could be pasted."""
+    if train.paster is None or not train.paster.never_pasted:
+        return
+    names = [repr(train.annotations.categories.names[k]) for k in train.paster.never_pasted]
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    yield (
+        f"{train.annotations.path}: data.paste={train.paster.count} pastes nothing of the classes "
+        f"{', '.join(names[:NAMED])}{more}: all their boxes have a side below {SMALLEST_SIDE} px "
+        f"once resized, or take more than {LARGEST_SHARE:.0%} of their image"
+    )
 
 
 def _too_small(train: TrainingSet, kept: NDArray[np.bool_], smallest: float) -> Iterator[str]:

@@ -56,6 +56,7 @@ class ReadOptions:
             that shall not count. None takes the format's own.
         difficult: objects that VOC marks as difficult are read like all others (``object``), or
             are regions to ignore (``ignore``), as in its own evaluation.
+        outlines: whether the outlines of objects are kept, where the format has them.
     """
 
     on_invalid_box: OnInvalidBox = "error"
@@ -63,6 +64,7 @@ class ReadOptions:
     missing_labels: MissingLabels | None = None
     names: Sequence[str] | None = None
     difficult: Difficult = "object"
+    outlines: bool = False
 
 
 @dataclass(frozen=True)

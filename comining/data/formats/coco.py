@@ -17,7 +17,8 @@ from comining.data.annotations import (
     OnInvalidBox,
 )
 from comining.data.formats.annotation_format import ReadOptions, Split
-from comining.data.formats.segmentation import segmentation_box
+from comining.data.formats.segmentation import segmentation_box, segmentation_outline
+from comining.data.outlines import Outline
 from comining.data.record_values import (
     bbox,
     file_name,
@@ -40,7 +41,11 @@ FIELDS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
 def read_coco(
-    path: str | Path, on_invalid_box: OnInvalidBox = "error", crowd: Crowd = "ignore"
+    path: str | Path,
+    on_invalid_box: OnInvalidBox = "error",
+    crowd: Crowd = "ignore",
+    *,
+    outlines: bool = False,
 ) -> AnnotationSet:
     """Read and validate a COCO detection file.
 
@@ -55,7 +60,7 @@ def read_coco(
         on_invalid_box: boxes that are empty, inverted, not finite or (mostly) outside of their
             image are an error that names the record, or are dropped and counted. COCO's own
             train2017 holds two empty boxes.
-        crowd: see :class:`comining.data.annotations.AnnotationBuilder`.
+        crowd, outlines: see :class:`comining.data.annotations.AnnotationBuilder`.
 
     Raises:
         DataError: naming the file and the first record that is wrong.
@@ -64,7 +69,9 @@ def read_coco(
     content = _read_json(path)
     mended: Counter[str] = Counter()
     categories, root = _read_categories(path, content, mended)
-    builder = AnnotationBuilder(path, categories, on_invalid_box, crowd, unused_root=root)
+    builder = AnnotationBuilder(
+        path, categories, on_invalid_box, crowd, unused_root=root, outlines=outlines
+    )
     repairs = builder.repairs
     repairs.update(mended)
     sizes: dict[int, tuple[int, int]] = {}
@@ -94,14 +101,16 @@ def read_coco(
         category_id = integer(where, record, "category_id", repairs)
         if category_id not in label_of:
             raise DataError(f"{where}: category_id {category_id} is not among the categories")
+        image_size = sizes.get(image_id)
         if is_turned(record):
             repairs["turned boxes read without their angle: they do not fit objects"] += 1
         builder.add_annotation(
             where, annotation_id, image_id, label_of[category_id],
-            _read_box(where, record, sizes.get(image_id), repairs),
+            _read_box(where, record, image_size, repairs),
             area=_read_area(where, record, repairs),
             crowd=flag(where, record, "iscrowd", repairs),
             ignore=flag(where, record, "ignore", repairs),
+            outline=_read_outline(where, record, image_size, repairs) if outlines else None,
         )  # fmt: skip
     return builder.build()
 
@@ -145,6 +154,21 @@ def _read_box(
     return box
 
 
+def _read_outline(
+    where: str, record: dict[str, Any], size: tuple[int, int] | None, repairs: Counter[str]
+) -> Outline | None:
+    """The segmentation of a record that has a box, too; None where it cannot be used.
+
+    Without pasting nobody looks at it, and a set that trains shall train with pasting, too.
+    """
+    try:
+        # What is not written as COCO does counts where a box is taken from it.
+        return segmentation_outline(where, record.get("segmentation"), size, Counter())
+    except DataError:
+        repairs["outlines left out because they cannot be read"] += 1
+        return None
+
+
 def _read_area(where: str, record: dict[str, Any], repairs: Counter[str]) -> float | None:
     """The area px^2 that a record gives; None where it gives none."""
     value = record.get("area")
@@ -168,7 +192,8 @@ def coco_split(file: Path, folder: Path) -> Split:
 def _read_split(file: Path, folder: Path, options: ReadOptions) -> tuple[AnnotationSet, Path]:
     if options.names is not None:
         raise DataError(f"{file}: names its classes itself; data.names is for other formats")
-    return read_coco(file, options.on_invalid_box, options.crowd), folder
+    annotations = read_coco(file, options.on_invalid_box, options.crowd, outlines=options.outlines)
+    return annotations, folder
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def _read_split(
 ) -> tuple[AnnotationSet, Path]:
     if options.names is not None:
         raise DataError(f"{file}: names its classes itself; data.names is for other formats")
-    annotations = read_coco(file, options.on_invalid_box, options.crowd)
+    annotations = read_coco(file, options.on_invalid_box, options.crowd, outlines=options.outlines)
     subset = file.stem.removeprefix("instances_")
     folders = [root / subset, root / "images" / subset]
     folders += [folder for folder in (split_folders(root).get(split),) if folder is not None]

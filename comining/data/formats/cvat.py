@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+
 from comining.data.annotations import AnnotationBuilder, AnnotationSet, Categories
 from comining.data.formats.annotation_format import (
     AnnotationFormat,
@@ -19,6 +21,7 @@ from comining.data.formats.annotation_format import (
     split_of,
 )
 from comining.data.formats.xml_elements import XmlElement, as_number, as_side, read_xml
+from comining.data.outlines import Outline
 from comining.data.record_values import file_name, short
 from comining.errors import DataError
 
@@ -98,7 +101,9 @@ def _read_split(
     top: XmlElement, images: list[XmlElement], options: ReadOptions
 ) -> tuple[AnnotationSet, Path]:
     categories = _categories(top, options.names)
-    builder = AnnotationBuilder(top.file, categories, options.on_invalid_box)
+    builder = AnnotationBuilder(
+        top.file, categories, options.on_invalid_box, outlines=options.outlines
+    )
     names = [file_name(image.where, {"file_name": image.attribute("name")}) for image in images]
     subset = images[0].attributes.get("subset", "")
     folder = _picture_folder(top.file.parent, subset, names[0])
@@ -116,7 +121,10 @@ def _read_split(
             if label not in categories.names:
                 raise DataError(f"{shape.where}: label {short(label)} is not among the classes")
             number, bbox = categories.names.index(label), _bbox(shape, builder)
-            builder.add_annotation(shape.where, annotation_id, image_id, number, bbox)
+            outline = _outline(shape) if options.outlines else None
+            builder.add_annotation(
+                shape.where, annotation_id, image_id, number, bbox, outline=outline
+            )
     return builder.build(), folder
 
 
@@ -157,6 +165,12 @@ def _bbox(shape: XmlElement, builder: AnnotationBuilder) -> tuple[float, float, 
         corner_names = [f"{side}{n}" for side in ("tl", "bl", "tr", "br") for n in (1, 2)]
         return enclosing([(number(f"x{name}"), number(f"y{name}")) for name in corner_names])
     raise DataError(f"{shape.where}: no shape that is known here")
+
+
+def _outline(shape: XmlElement) -> Outline | None:
+    """What a polygon encloses; None for other shapes."""
+    points = _points(shape) if shape.tag == "polygon" else []
+    return Outline([np.array(points, dtype=np.float64)]) if len(points) >= 3 else None
 
 
 def _points(shape: XmlElement) -> list[Point]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
+import numpy as np
+
 from comining.data.annotations import AnnotationBuilder, AnnotationSet
 from comining.data.formats.annotation_format import (
     AnnotationFormat,
@@ -29,6 +31,7 @@ from comining.data.formats.picture_folder import (
     is_picture,
     size_of,
 )
+from comining.data.outlines import Outline
 from comining.data.record_values import is_number, is_text, short
 from comining.errors import DataError
 
@@ -106,6 +109,13 @@ class _Shape:
         (cx, cy), rim = self.points
         radius = math.dist((cx, cy), rim)
         return enclosing([(cx - radius, cy - radius), (cx + radius, cy + radius)])
+
+    @property
+    def outline(self) -> Outline | None:
+        """What a polygon encloses; None for other shapes."""
+        if self.kind != "polygon" or len(self.points) < 3:
+            return None
+        return Outline([np.array(self.points, dtype=np.float64)])
 
 
 @dataclass(frozen=True)
@@ -195,7 +205,9 @@ def _read_split(
         categories = numbered_categories(classes.by_name, str(folder))
     else:
         categories = numbered_categories(options.names, "data.names")
-    builder = AnnotationBuilder(folder, categories, options.on_invalid_box)
+    builder = AnnotationBuilder(
+        folder, categories, options.on_invalid_box, outlines=options.outlines
+    )
     below = by_stem(file for file in files_below(folder) if is_picture(file))
     read: dict[Path, _LabelFile] = {}
     for file in labels:
@@ -227,7 +239,9 @@ def _read_split(
             if shape.kind != "rectangle":
                 builder.repairs[f"boxes taken from another shape: {shape.kind}"] += 1
             label = categories.names.index(shape.label)
-            builder.add_annotation(shape.where, annotation_id, image_id, label, shape.bbox)
+            builder.add_annotation(
+                shape.where, annotation_id, image_id, label, shape.bbox, outline=shape.outline
+            )
         for kind in known.left_out if known is not None else ():
             builder.repairs[f"left out because it has no box: {kind}"] += 1
     return builder.build(), place

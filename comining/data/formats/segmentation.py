@@ -1,4 +1,4 @@
-"""The box around a COCO segmentation: polygons, or a run-length mask, compressed or not.
+"""What a COCO segmentation encloses: polygons, or a run-length mask, compressed or not.
 
 Masks are decoded here and not by pycocotools, which reads beyond the end of a broken text.
 """
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from comining.data.outlines import Outline
 from comining.data.record_values import number, short
 from comining.errors import DataError
 
@@ -20,6 +21,17 @@ def segmentation_box(
     where: str, segmentation: object, size: tuple[int, int] | None, repairs: Counter[str]
 ) -> Box | None:
     """The smallest box around a segmentation, xywh px; None if it encloses nothing.
+
+    See :func:`segmentation_outline`.
+    """
+    outline = segmentation_outline(where, segmentation, size, repairs)
+    return None if outline is None else outline.box
+
+
+def segmentation_outline(
+    where: str, segmentation: object, size: tuple[int, int] | None, repairs: Counter[str]
+) -> Outline | None:
+    """What a segmentation encloses; None if it is empty.
 
     Args:
         where: the words that name the record in an error.
@@ -34,7 +46,7 @@ def segmentation_box(
     if not segmentation:
         return None
     if isinstance(segmentation, dict):
-        return _mask_box(where, segmentation, size)
+        return _mask(where, segmentation, size)
     if not isinstance(segmentation, list):
         raise DataError(
             f"{where}: segmentation must be polygons or a mask, got {short(segmentation)}"
@@ -55,11 +67,7 @@ def segmentation_box(
             corners.append(points)
         elif len(points):
             repairs["parts of polygons of fewer than three points left out"] += 1
-    if not corners:
-        return None
-    left, top = np.concatenate(corners).min(axis=0).tolist()
-    right, bottom = np.concatenate(corners).max(axis=0).tolist()
-    return left, top, right - left, bottom - top
+    return Outline(corners) if corners else None
 
 
 def _points(where: str, polygon: object, repairs: Counter[str]) -> np.ndarray[Any, Any]:
@@ -76,8 +84,8 @@ def _points(where: str, polygon: object, repairs: Counter[str]) -> np.ndarray[An
     return np.array(numbers, dtype=np.float64).reshape(-1, 2)
 
 
-def _mask_box(where: str, mask: dict[str, Any], size: tuple[int, int] | None) -> Box | None:
-    """The box of a run-length mask: counts of 0 and 1 in turn, down the columns."""
+def _mask(where: str, mask: dict[str, Any], size: tuple[int, int] | None) -> Outline:
+    """A run-length mask: counts of 0 and 1 in turn, down the columns."""
     shape, counts = mask.get("size"), mask.get("counts")
     whole = isinstance(shape, list) and [type(side) for side in shape] == [int, int]
     whole = whole and min(shape or (0,)) >= 1
@@ -89,16 +97,7 @@ def _mask_box(where: str, mask: dict[str, Any], size: tuple[int, int] | None) ->
     height, width = shape or (0, 0)
     if not sound or sum(runs or ()) != height * width:
         raise DataError(f"{where}: the counts of the mask do not fill {width}x{height} px")
-    ends = np.cumsum(np.array(runs, dtype=np.int64))
-    first, last = ends[:-1:2], ends[1::2] - 1  # of every run of 1
-    first, last = first[last >= first], last[last >= first]
-    if not len(first):
-        return None
-    left, right = int(first.min()) // height, int(last.max()) // height
-    top, bottom = int((first % height).min()), int((last % height).max())
-    if (first // height != last // height).any():  # a run that goes on in the next column
-        top, bottom = 0, height - 1
-    return float(left), float(top), float(right - left + 1), float(bottom - top + 1)
+    return Outline(runs=np.array(runs, dtype=np.int64), height=height)
 
 
 def _decompressed(text: str) -> list[int] | None:

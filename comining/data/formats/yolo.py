@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+
 from comining.data.annotations import AnnotationBuilder, AnnotationSet
 from comining.data.formats.annotation_format import (
     AnnotationFormat,
@@ -25,6 +27,7 @@ from comining.data.formats.yolo_layout import (
     pictures_of,
     show_of_yolo,
 )
+from comining.data.outlines import Outline
 from comining.data.record_values import short
 from comining.errors import DataError
 
@@ -70,7 +73,9 @@ def _read_split(
             f"{description.root}: neither data.yaml nor classes.txt; tell the class names in the "
             "order of their numbers by data.names=[...]"
         )
-    builder = AnnotationBuilder(places[0], categories, options.on_invalid_box)
+    builder = AnnotationBuilder(
+        places[0], categories, options.on_invalid_box, outlines=options.outlines
+    )
     pictures = [picture for place in places for picture in pictures_of(place, description.root)]
     if not pictures:
         raise DataError(f"{places[0]}: no pictures")
@@ -151,7 +156,13 @@ class _RowReader:
                 )
                 continue
             bbox = _bbox(shares, columns[1 : len(shares) + 1], height, width)
-            self.builder.add_annotation(where, self.annotation_id, image_id, label, bbox)
+            outline = None
+            if len(shares) > 4:
+                points = np.array(shares, dtype=np.float64).reshape(-1, 2)
+                outline = Outline([points * (width, height)])
+            self.builder.add_annotation(
+                where, self.annotation_id, image_id, label, bbox, outline=outline
+            )
 
     def _label(self, where: str, text: str) -> int:
         value = float(text) if NUMBER.fullmatch(text) else -1.0

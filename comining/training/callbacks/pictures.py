@@ -25,6 +25,7 @@ from comining.tracking.drawing import (
     IGNORED,
     MINED,
     MINED_BY,
+    PASTED,
     Layer,
     Style,
     captioned,
@@ -117,12 +118,13 @@ class Pictures(L.Callback):
         views, mined = mine(module, batch, step)
         if not mined:
             return
+        annotated, pasted = _targets(batch)
         sides: dict[str, list[Image.Image]] = {}
         for view, images in views.items():
             sides[view] = [
                 panel(image, _layers(MINED, *of_image), _scale(image))
                 for image, *of_image in zip(
-                    images, batch.annotated.split(), batch.erased.split(),
+                    images, annotated.split(), pasted.split(), batch.erased.split(),
                     batch.knowledge.ignored.split(), mined[view].split(), strict=True,
                 )
             ]  # fmt: skip
@@ -140,7 +142,8 @@ class Pictures(L.Callback):
         self.tracker.picture("pictures/mined", page, step)
         self._draw_over_time(next(iter(sides.values())), batch.image_ids, step, styles)
         logged = []
-        drawn = [(ANNOTATED, batch.annotated), (ERASED, batch.erased)]
+        drawn = [(ANNOTATED, annotated), (ERASED, batch.erased)]
+        drawn += [(PASTED, pasted)] if PASTED in styles else []
         drawn += [(IGNORED, batch.knowledge.ignored)] if IGNORED in styles else []
         drawn += [(MINED_BY[view], boxes) for view, boxes in mined.items()]
         for n, image in enumerate(batch.images):
@@ -269,6 +272,7 @@ class WrongPseudoLabels:
         self.panels: dict[str, list[Image.Image]] = {kind: [] for kind in KINDS[1:]}
         self.judged = False
         self.ignored = False  # whether there are regions to ignore in the images
+        self.pasted = False  # whether an image had pasted objects
 
     @property
     def total(self) -> int:
@@ -281,13 +285,15 @@ class WrongPseudoLabels:
             return
         self.judged = True
         self.ignored |= len(batch.knowledge.ignored) > 0
+        self.pasted |= any(batch.pasted)
         mined = mined[batch.judged[mined.image, mined.labels]]
         kinds = iter(judge(mined, batch.erased, batch.annotated).tolist())
+        annotated_of, pasted_of = _targets(batch)
         rows = zip(
-            images, batch.image_ids, batch.annotated.split(), batch.erased.split(),
+            images, batch.image_ids, annotated_of.split(), pasted_of.split(), batch.erased.split(),
             batch.knowledge.ignored.split(), mined.split(), strict=True,
         )  # fmt: skip
-        for image, image_id, annotated, erased, ignored, of_image in rows:
+        for image, image_id, annotated, pasted, erased, ignored, of_image in rows:
             for n in range(len(of_image)):
                 kind = KINDS[next(kinds)]
                 self.counts[kind] += 1
@@ -295,7 +301,8 @@ class WrongPseudoLabels:
                     continue
                 box = of_image[torch.tensor([n], device=of_image.image.device)]
                 words = f"{self.class_names[int(box.labels)]} {box.known_scores.item():.2f}"
-                around = crop(image, box.boxes[0], _layers(MINED, annotated, erased, ignored, box))
+                layers = _layers(MINED, annotated, pasted, erased, ignored, box)
+                around = crop(image, box.boxes[0], layers)
                 small = panel(*around, 180 / max(around[0].shape[-2:]))
                 self.panels[kind].append(captioned(small, f"{words}\n{view}, image {image_id}"))
 
@@ -313,7 +320,8 @@ class WrongPseudoLabels:
             panels += filled
         right = self.counts["right"]
         words = f"{title}: {right} of {self.total} mined boxes are right; these are not"
-        styles = [*([IGNORED] if self.ignored else []), ANNOTATED, ERASED, MINED]
+        ignored, pasted = [IGNORED] if self.ignored else [], [PASTED] if self.pasted else []
+        styles = [*ignored, ANNOTATED, *pasted, ERASED, MINED]
         return sheet(panels, self.examples + 1, styles, words)
 
 
@@ -368,18 +376,36 @@ def _spread_where_erased(data: DetectionData, count: int) -> list[int]:
     return [items[n] for n in np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)]
 
 
+def _targets(batch: Batch) -> tuple[Boxes, Boxes]:
+    """The boxes that are annotated in the images themselves, and those that were pasted."""
+    counts = batch.annotated.counts
+    pasted = batch.pasted or [0] * len(counts)
+    own = [
+        number < count - last
+        for count, last in zip(counts, pasted, strict=True)
+        for number in range(count)
+    ]
+    chosen = torch.tensor(own, dtype=torch.bool, device=batch.annotated.labels.device)
+    return batch.annotated[chosen], batch.annotated[~chosen]
+
+
 def _layers(
-    style: Style, annotated: Boxes, erased: Boxes, ignored: Boxes, mined: Boxes
+    style: Style, annotated: Boxes, pasted: Boxes, erased: Boxes, ignored: Boxes, mined: Boxes
 ) -> list[Layer]:
-    columns = ((IGNORED, ignored), (ANNOTATED, annotated), (ERASED, erased), (style, mined))
+    columns = (
+        (IGNORED, ignored), (ANNOTATED, annotated), (PASTED, pasted), (ERASED, erased),
+        (style, mined),
+    )  # fmt: skip
     # An empty layer would move the others outwards.
-    return [Layer(s, boxes.boxes) for s, boxes in columns if s is not IGNORED or len(boxes)]
+    some = (IGNORED, PASTED)
+    return [Layer(s, boxes.boxes) for s, boxes in columns if s not in some or len(boxes)]
 
 
 def _styles(batch: Batch) -> list[Style]:
     """What is drawn of a batch, for the legend."""
     ignored = [IGNORED] if len(batch.knowledge.ignored) else []
-    return [*ignored, ANNOTATED, ERASED, MINED]
+    pasted = [PASTED] if any(batch.pasted) else []
+    return [*ignored, ANNOTATED, *pasted, ERASED, MINED]
 
 
 def _scale(image: Tensor) -> float:
