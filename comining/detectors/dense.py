@@ -309,7 +309,7 @@ class DenseDetector(Detector):
             said = self._said(background, predictions, assignment, logits, knowledge)
         count = normalizer(assignment.positive.sum().to(logits.dtype), smallest=1.0)
         classification = self.focal_loss(
-            logits, assignment.labels, self.focal_alpha, self.focal_gamma, said.weights
+            logits, assignment.labels, self.focal_alpha, self.focal_gamma, said.weights, said.rate
         )
         losses = {"classification": classification / count}
         losses |= self.location_losses(predictions, assignment, count)
@@ -334,10 +334,13 @@ class DenseDetector(Detector):
         closed = without_own_entries(complete.expand_as(logits).contiguous(), assignment)
         open_logits = logits.masked_fill(closed, NO_OBJECT)
         said = background(DenseRegions(self, predictions, assignment, open_logits))
-        if said.weights is None:
-            return said
-        weights = said.weights if said.weights.dim() == 3 else said.weights.unsqueeze(-1)
-        return replace(said, weights=torch.where(complete, 1.0, weights))
+        weights, rate = said.weights, said.rate
+        if weights is not None:
+            weights = weights if weights.dim() == 3 else weights.unsqueeze(-1)
+            weights = torch.where(complete, 1.0, weights)
+        if rate is not None:
+            rate = torch.where(complete, 1.0, rate)
+        return replace(said, weights=weights, rate=rate)
 
     @abstractmethod
     def location_losses(

@@ -65,6 +65,8 @@ class Background:
     """
 
     weights: Tensor | None = None  # [B, A] or [B, A, K], a factor on the classification loss
+    # [B, A, K], the chance that an object is annotated, 1 at positives; None: background is known
+    rate: Tensor | None = None
     # further losses by name, summed over the batch; the detector divides by its positives
     terms: Mapping[str, Tensor] = field(default_factory=dict)
 

@@ -17,6 +17,22 @@ def focal_background(logits: Tensor, alpha: float, gamma: float) -> Tensor:
     return (1 - alpha) * _power(logits.sigmoid(), gamma) * F.softplus(logits)
 
 
+def unannotated_focal(logits: Tensor, rate: Tensor | float, alpha: float, gamma: float) -> Tensor:
+    """Focal loss of not being annotated, element by element.
+
+    An object is annotated with a chance of ``rate``, c, so that a region of probability p is
+    annotated with q = c * p: ``(1 - alpha) * q ** gamma * -log(1 - q)``. With a rate of 1 it is
+    :func:`focal_background`, with 0 it is 0.
+
+    Args:
+        rate: in 0 ... 1, broadcast against ``logits``.
+    """
+    rate = torch.as_tensor(rate, dtype=logits.dtype, device=logits.device)
+    # 1 - c * sigmoid(x) as a quotient, so that nothing is lost where the sigmoid is near 1.
+    likelihood = F.softplus(logits) - F.softplus(logits + torch.log1p(-rate))
+    return (1 - alpha) * _power(rate * logits.sigmoid(), gamma) * likelihood
+
+
 def focal_foreground(logits: Tensor, alpha: float, gamma: float) -> Tensor:
     """Focal loss of logits whose target is 1, element by element."""
     return alpha * _power((-logits).sigmoid(), gamma) * F.softplus(-logits)
@@ -35,6 +51,7 @@ def focal_loss_sum(
     alpha: float,
     gamma: float,
     weights: Tensor | None = None,
+    rate: Tensor | None = None,
 ) -> Tensor:
     """Focal loss summed over anchors and classes, without a one-hot target.
 
@@ -45,6 +62,8 @@ def focal_loss_sum(
         logits: [B, A, K].
         labels: [B, A], class, K for background, -1 for ignored anchors (no loss).
         weights: [B, A] or [B, A, K], a factor on every term; None means 1.
+        rate: [B, A, K], the chance that an object is annotated: background counts as in
+            :func:`unannotated_focal`; 1 at the entries of positives. None means 1.
     """
     num_classes = logits.shape[-1]
     factor = (labels >= 0).unsqueeze(-1).to(logits.dtype)
@@ -52,8 +71,16 @@ def focal_loss_sum(
         factor = factor * (weights if weights.dim() == 3 else weights.unsqueeze(-1))
     positive = (labels >= 0) & (labels < num_classes)
     entry = labels.clamp(0, num_classes - 1).unsqueeze(-1)
-    if torch.compiler.is_compiling():  # the compiler does by itself what the function below does
-        background = (focal_background(logits, alpha, gamma) * factor).sum()
+    if torch.compiler.is_compiling():  # the compiler does by itself what the functions below do
+        background = (
+            focal_background(logits, alpha, gamma)
+            if rate is None
+            else unannotated_focal(logits, rate, alpha, gamma)
+        )
+        background = (background * factor).sum()
+        true_logit = logits.gather(-1, entry)
+    elif rate is not None:
+        background = _UnannotatedSum.apply(logits, factor, rate, alpha, gamma)
         true_logit = logits.gather(-1, entry)
     else:
         background, true_logit = _BackgroundSum.apply(logits, entry, factor, alpha, gamma)
@@ -107,6 +134,41 @@ class _BackgroundSum(torch.autograd.Function):
             kept.scatter_add_(1, true, of_entry)
             kept.add_(torch.ops.aten.sigmoid_backward(inner, probability))
         return softplus, None, None, None, None
+
+
+class _UnannotatedSum(torch.autograd.Function):
+    """The sum of :func:`unannotated_focal`; part by part, as :class:`_BackgroundSum` does it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, factor: Tensor, rate: Tensor, alpha: float, gamma: float
+    ) -> Tensor:
+        """Sum, for logits and rate [B, A, K], factor [B, A, 1 or K]."""
+        total = logits.new_zeros(())
+        for logit, weight, chance in _parts(logits, factor, rate):
+            likelihood = F.softplus(logit).sub_(F.softplus(logit + torch.log1p(-chance)))
+            term = logit.sigmoid().mul_(chance).pow_(gamma).mul_(1 - alpha).mul_(likelihood)
+            total += term.mul_(weight).sum()
+        ctx.save_for_backward(logits, factor, rate)
+        ctx.alpha, ctx.gamma = alpha, gamma
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_sum: Tensor) -> tuple[Tensor, None, None, None, None]:
+        logits, factor, rate = ctx.saved_tensors
+        alpha, gamma = ctx.alpha, ctx.gamma
+        gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
+        for logit, weight, chance, out in _parts(logits, factor * of_sum, rate, gradient):
+            probability = logit.sigmoid()
+            shifted = logit + torch.log1p(-chance)
+            likelihood = F.softplus(logit).sub_(F.softplus(shifted))
+            annotated = probability * chance
+            # q^g * (sigmoid(x) - sigmoid(x + log(1 - c))) + g * q^(g-1) * q (1 - p) * likelihood
+            out.copy_(probability).sub_(shifted.sigmoid_())
+            out.add_(likelihood.mul_(1 - probability).mul_(gamma))
+            out.mul_(annotated.pow_(gamma)).mul_(weight).mul_(1 - alpha)
+        return gradient, None, None, None, None
 
 
 # Elements of a part, by the type of device: what the cache holds, or launches are worth.

@@ -56,4 +56,4 @@ class BackgroundRecalibration(Method):
         far = regions.overlap(batch.annotated) < self.confusion_iou
         confusing = (regions.negative & far).to(regions.logits.dtype)
         mirrored = (self.mirrored(regions.logits) * confusing.unsqueeze(-1)).sum()
-        return Background(1 - confusing, {"confusion": self.loss_weight * mirrored})
+        return Background(1 - confusing, terms={"confusion": self.loss_weight * mirrored})
