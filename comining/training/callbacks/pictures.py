@@ -119,11 +119,12 @@ class Pictures(L.Callback):
             return
         sides: dict[str, list[Image.Image]] = {}
         for view, images in views.items():
+            seen, boxes = module.method.seen_in(view, batch, mined[view])
             sides[view] = [
                 panel(image, _layers(MINED, *of_image), _scale(image))
                 for image, *of_image in zip(
-                    images, batch.annotated.split(), batch.erased.split(),
-                    batch.knowledge.ignored.split(), mined[view].split(), strict=True,
+                    images, seen.annotated.split(), seen.erased.split(),
+                    seen.knowledge.ignored.split(), boxes.split(), strict=True,
                 )
             ]  # fmt: skip
         panels = [
@@ -236,7 +237,8 @@ class Pictures(L.Callback):
             batch = _batch(data, chosen[start : start + size].tolist(), module.device)
             views, mined = mine(module, batch, step)
             for view, boxes in mined.items():
-                wrong.add(view, views[view], batch, boxes)
+                seen, in_view = module.method.seen_in(view, batch, boxes)
+                wrong.add(view, views[view], seen, in_view)
         if not wrong.judged:
             return
         page = wrong.sheet(f"Step {step}, {len(chosen)} training images")
