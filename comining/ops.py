@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -79,6 +80,17 @@ def _separated_nms(boxes: Boxes, group: Tensor, iou_threshold: float) -> Tensor:
     moved = corners + (group.to(work) * extent).unsqueeze(-1)
     keep: Tensor = nms(moved, boxes.known_scores.to(work).double(), iou_threshold)
     return keep.to(device)
+
+
+def clip(boxes: Boxes, image_sizes: Sequence[tuple[int, int]], min_size: float) -> Boxes:
+    """Cut boxes at the border of their image and drop those with a side under ``min_size`` px."""
+    if len(boxes) == 0:
+        return boxes
+    sizes = torch.tensor(image_sizes, dtype=torch.float32).to(boxes.boxes.device)
+    limit = sizes[boxes.image][:, [1, 0, 1, 0]]
+    corners = torch.minimum(boxes.boxes.clamp(min=0), limit)
+    large = ((corners[:, 2:] - corners[:, :2]) >= min_size).all(dim=1)
+    return Boxes(corners, boxes.labels, boxes.image, boxes.num_images, boxes.scores)[large]
 
 
 def iou_in_image(boxes: Boxes, others: Boxes) -> tuple[Tensor, Tensor]:

@@ -428,7 +428,8 @@ class StepResult:
     """What a method makes of a batch. Whoever called it sums, logs and judges."""
 
     losses: dict[str, Tensor]  # "view/term" -> scalar with gradient
-    # view -> the pseudo-labels that were found in this view (they may supervise another one)
+    # view -> the pseudo-labels that were found in this view (they may supervise another one), where
+    # they lie in the original view
     pseudo_labels: Mapping[str, Boxes] = field(default_factory=dict)
     # view -> [B, 5] int64: class scores, and how many remain after Step 1, Step 2, the image
     # border and Step 3 (and what is known); for methods that go these steps

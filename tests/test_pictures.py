@@ -14,6 +14,7 @@ from PIL import Image
 
 from comining.data.views import ColorJitter
 from comining.evaluation.mining_metric import KINDS
+from comining.methods.method import RunInfo
 from comining.structures import Batch, Images
 from comining.tracking.drawing import (
     ANNOTATED,
@@ -119,7 +120,7 @@ def trained_module(name: str) -> DetectionModule:
         "retinanet", 3, "backbone=resnet18", "backbone.norm=batch", "backbone.trainable_layers=5"
     )
     chosen = method(name, score_threshold=0.01, max_per_image=20)
-    chosen.prepare(built, None, None)
+    chosen.prepare(built, None, RunInfo(Path("unused"), torch.device("cpu")))
     return DetectionModule(
         built, chosen, ColorJitter(brightness=0.8, contrast=0.0, saturation=0.0, hue=0.0, p=1.0),
         lambda groups: torch.optim.SGD(groups, lr=0.0), ParameterGroups(1.0, True),
@@ -133,7 +134,7 @@ def noise_batch() -> Batch:
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("name", ["comining", "self_mining", "mean_teacher"])
+@pytest.mark.parametrize("name", ["comining", "self_mining", "mean_teacher", "costudent"])
 def test_a_sheet_mines_as_a_training_step_does(name: str, training: bool) -> None:
     module = trained_module(name)
     module.train(training)
@@ -249,6 +250,18 @@ def test_a_label_of_every_class_has_a_name_in_the_layers() -> None:
     assert (box["class_id"], box["box_caption"]) == (1, "b")
     assert layers["erased"]["class_labels"] == {0: "a", 1: "b"}
     wandb.Image(GREY.permute(1, 2, 0).numpy(), boxes=layers)  # which refuses what it cannot show
+
+
+def test_a_view_of_another_geometry_is_drawn(tmp_path: Path) -> None:
+    options = [*SHEETS, f"data.root={tmp_path / 'shapes'}", "method=costudent",
+               "method.score_threshold=0.008", "method.teacher_score_threshold=0.008"]  # fmt: skip
+    train(tmp_path / "a", *options)
+    folder = tmp_path / "a" / "pictures"
+    assert {"mined_000004.png", "mined_over_time.png", "wrong.json"} <= {
+        file.name for file in folder.iterdir()
+    }
+    wrong = json.loads((folder / "wrong.json").read_text())
+    assert wrong["mined"] == sum(wrong[kind] for kind in KINDS) > 0
 
 
 def test_drawing_does_not_disturb_training(tmp_path: Path) -> None:

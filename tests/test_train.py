@@ -73,10 +73,14 @@ def evaluate(run: Path, *overrides: str) -> dict[str, Any]:
 def test_every_detector_trains_by_every_method(
     tmp_path: Path, shapes: list[str], detector: str, method: str
 ) -> None:
-    mines = method in ("comining", "self_mining", "pseudo_label", "mean_teacher")
+    confident = ("comining", "self_mining", "pseudo_label", "mean_teacher", "costudent")
+    # The last one merges nothing before its scores are calibrated, which takes longer.
+    mines = method in (*confident, "calibrated_teacher")
     options = [*shapes, f"detector={detector}", "trainer.max_steps=4"]
     if mines:  # an untrained network is sure of nothing
         options += ["tau=0.008"]
+    if method == "costudent":
+        options += ["method.score_threshold=0.008", "method.teacher_score_threshold=0.008"]
     if method == "pseudo_label":  # its teacher is the original run beside it
         options += ["detector.score_threshold=0.0"]
         train(tmp_path / "original", *options, "method=original")
@@ -89,7 +93,7 @@ def test_every_detector_trains_by_every_method(
     assert (result["mining"]["pseudo_labels_per_image"] is not None) == mines
     assert list(result["test"]) == list(METRICS)
     rows = list(csv.DictReader((run / "metrics.csv").open()))
-    if mines:
+    if method in confident:
         # At some step, not at the last: after two updates of an untrained FCOS all its boxes may be
         # so small that they are dropped, on some processors and not on others.
         logged = [row for row in rows if row["mining/pseudo_labels_per_image"]]
@@ -106,6 +110,7 @@ def test_every_detector_trains_by_every_method(
     augmented = {"augmented"}
     expected = {
         "augmented": augmented, "mean_teacher": augmented, "joint": both, "comining": both,
+        "costudent": {"augmented", "strong"}, "calibrated_teacher": {"recoloured"},
     }  # fmt: skip
     assert views == expected.get(method, {"original"})
 

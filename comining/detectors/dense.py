@@ -277,15 +277,14 @@ class DenseDetector(Detector):
     @torch.no_grad()
     def overlap(self, predictions: DensePredictions, targets: Boxes) -> Tensor:
         """The largest IoU [B, A] of every anchor's region with a target, 0 in images without."""
-        boxes, labels = targets.padded()
-        regions = self.regions(predictions)
-        rows = []
-        for image in range(len(boxes)):  # one tensor [G, A] at a time
-            real = labels[image] >= 0
-            region = regions if regions.dim() == 2 else regions[image]
-            iou = torch.where(real[:, None], paired_iou(boxes[image], region), 0)
-            rows.append(iou.amax(dim=0))
-        return torch.stack(rows)
+        return largest_overlap(self.regions(predictions), targets)
+
+    @torch.no_grad()
+    def predicted_overlap(self, predictions: DensePredictions, targets: Boxes) -> Tensor:
+        """The same [B, A] of the box that every anchor predicts."""
+        deltas, anchors = predictions.deltas, predictions.anchors
+        decoded = self.decode_boxes(deltas.flatten(0, 1), anchors.repeat(len(deltas), 1))
+        return largest_overlap(decoded.view_as(deltas), targets)
 
     @abstractmethod
     def regions(self, predictions: DensePredictions) -> Tensor:
@@ -372,8 +371,23 @@ class DenseRegions(Regions):
     def overlap(self, boxes: Boxes) -> Tensor:
         return self.detector.overlap(self.predictions, boxes)
 
+    def predicted_overlap(self, boxes: Boxes) -> Tensor:
+        return self.detector.predicted_overlap(self.predictions, boxes)
+
     def assign(self, boxes: Boxes) -> Tensor:
         return self.detector.assign(self.predictions, boxes).labels
+
+
+def largest_overlap(regions: Tensor, targets: Boxes) -> Tensor:
+    """The largest IoU [B, A] of regions [A, 4] or [B, A, 4] with a target of their image, or 0."""
+    boxes, labels = targets.padded()
+    rows = []
+    for image in range(len(boxes)):  # one tensor [G, A] at a time
+        real = labels[image] >= 0
+        region = regions if regions.dim() == 2 else regions[image]
+        iou = torch.where(real[:, None], paired_iou(boxes[image], region), 0)
+        rows.append(iou.amax(dim=0))
+    return torch.stack(rows)
 
 
 def silent_entries(knowledge: Knowledge, anchors: Tensor, assignment: Assignment) -> Tensor:

@@ -51,6 +51,13 @@ class Regions(ABC):
     def overlap(self, boxes: Boxes) -> Tensor:
         """The largest IoU [B, A] of each region with a box, 0 in images without boxes."""
 
+    def predicted_overlap(self, boxes: Boxes) -> Tensor:
+        """The largest IoU [B, A] of the box that each region predicts with a box.
+
+        Without a gradient. That of the region itself, in a detector that predicts no boxes.
+        """
+        return self.overlap(boxes)
+
     @abstractmethod
     def assign(self, boxes: Boxes) -> Tensor:
         """The labels [B, A] that the regions would have if these boxes were the targets."""

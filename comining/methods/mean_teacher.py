@@ -58,7 +58,7 @@ class MeanTeacher(Method):
         self.start_step = start_step
 
     @property
-    def mined_views(self) -> tuple[View, ...]:
+    def mined_views(self) -> tuple[str, ...]:
         return ("original",)
 
     def prepare(self, detector: Detector, data: DetectionData, run: RunInfo) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from comining.data.datamodule import DetectionData
+from comining.data.geometry import Geometry
 from comining.detectors.detector import Background, Detector, Regions
 from comining.methods.known import drop_known
 from comining.structures import Batch, Boxes, Predictions, StepResult
@@ -26,17 +27,19 @@ class RunInfo(NamedTuple):
     device: torch.device  # of this process
     rank: int = 0
     world_size: int = 1
+    seed: int = 0  # with the position of an image it determines what is random about it
 
 
 class Supervision(NamedTuple):
     """What every view is trained by beside the annotations, and which pseudo-labels were found."""
 
-    added: Mapping[str, Boxes] = MappingProxyType({})  # view -> further targets of its B images
+    # view -> further targets of its B images, where they lie in the original view
+    added: Mapping[str, Boxes] = MappingProxyType({})
     pseudo_labels: Mapping[str, Boxes] = MappingProxyType({})  # see :class:`StepResult`
     remaining_counts: Mapping[str, Tensor] = MappingProxyType({})  # see :class:`StepResult`
 
     def targets(self, view: str, annotated: Boxes) -> Boxes:
-        """All targets of a view."""
+        """All targets of a view, where they lie in the original one."""
         return annotated.followed_by(self.added[view]) if view in self.added else annotated
 
 
@@ -58,12 +61,32 @@ class Method(nn.Module):
         super().__init__()
         if not views or len(set(views)) != len(views):
             raise ValueError(f"method.views must name different views, got {list(views)}")
-        self.views: tuple[View, ...] = tuple(views)
+        self.views: tuple[str, ...] = tuple(views)
 
     @property
-    def mined_views(self) -> tuple[View, ...]:
+    def mined_views(self) -> tuple[str, ...]:
         """The views in which pseudo-labels are looked for, where the method looks for any."""
         return self.views
+
+    def own_views(self, originals: Sequence[Tensor], batch: Batch) -> dict[str, Sequence[Tensor]]:
+        """Views that this method makes beside the original and the augmented one, by name.
+
+        Args:
+            originals: B images [3, H, W] uint8, to be left unchanged.
+            batch: of the same images; its positions seed what is random.
+        """
+        return {}
+
+    def geometry(self, view: str, batch: Batch) -> Geometry | None:
+        """How the images of the original view lie in another one; None where nothing is moved."""
+        return None
+
+    def seen_in(self, view: str, batch: Batch, boxes: Boxes) -> tuple[Batch, Boxes]:
+        """The boxes of a batch, and others of the same images, as they lie in a view."""
+        geometry = self.geometry(view, batch)
+        if geometry is None:
+            return batch, boxes
+        return geometry.batch(batch), geometry.objects(boxes)
 
     def prepare(self, detector: Detector, data: DetectionData, run: RunInfo) -> None:
         """What is to be done once, before training begins or goes on.
@@ -83,17 +106,18 @@ class Method(nn.Module):
         """Losses of one batch.
 
         Args:
-            views: for every view B images [3, H, W] uint8 of equal geometry.
-            batch: annotations of the B images, shared by the views.
+            views: for every view B images [3, H, W] uint8 of equal size.
+            batch: annotations of the B images, where they lie in the original view.
             step: optimizer steps done so far.
         """
         predictions = detector.predict([image for view in self.views for image in views[view]])
         supervision = self.supervise_unknown(detector, predictions, views, batch, step)
-        background = partial(self.background, batch=batch)
         losses: dict[str, Tensor] = {}
         for view, branch in zip(self.views, predictions.split(len(batch.images)), strict=True):
             targets = supervision.targets(view, batch.annotated)
-            of_view = detector.losses(branch, targets, background, batch.knowledge)
+            seen, targets = self.seen_in(view, batch, targets)
+            background = partial(self.background, batch=seen)
+            of_view = detector.losses(branch, targets, background, seen.knowledge)
             losses |= {f"{view}/{term}": loss for term, loss in of_view.items()}
         return StepResult(losses, supervision.pseudo_labels, supervision.remaining_counts)
 
@@ -143,6 +167,7 @@ class Method(nn.Module):
 
         Args:
             regions: under the targets of :meth:`supervise`.
+            batch: where things lie in the view of the branch.
         """
         return Background()
 

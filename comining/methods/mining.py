@@ -6,14 +6,13 @@ how a detector encodes its boxes and is therefore :meth:`Detector.candidates`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from comining.detectors.detector import Detector
-from comining.ops import iou_in_image, suppress
+from comining.ops import clip, iou_in_image, suppress
 from comining.structures import Boxes, Predictions
 
 
@@ -64,17 +63,6 @@ class Miner:
         remaining.append(boxes.counts_on_device())
         all_scores = torch.full_like(remaining[0], predictions.scores_per_image)
         return boxes, torch.stack([all_scores, *remaining], dim=1)
-
-
-def clip(boxes: Boxes, image_sizes: Sequence[tuple[int, int]], min_size: float) -> Boxes:
-    """Cut boxes at the border of their image and drop those with a side under ``min_size`` px."""
-    if len(boxes) == 0:
-        return boxes
-    sizes = torch.tensor(image_sizes, dtype=torch.float32).to(boxes.boxes.device)
-    limit = sizes[boxes.image][:, [1, 0, 1, 0]]
-    corners = torch.minimum(boxes.boxes.clamp(min=0), limit)
-    large = ((corners[:, 2:] - corners[:, :2]) >= min_size).all(dim=1)
-    return Boxes(corners, boxes.labels, boxes.image, boxes.num_images, boxes.scores)[large]
 
 
 def drop_annotated(

@@ -20,12 +20,24 @@ class Teacher(nn.Module):
         detector: copied as it is now.
         momentum: m in ``teacher = m * teacher + (1 - m) * detector``. In the first steps it is
             smaller, ``min(m, 1 - 1 / (step + 1))``, so that the initial weights are forgotten.
+        warm_up: False for the full momentum from the first step on.
+        average_buffers: whether the statistics of batch norm are averaged as the parameters are;
+            False takes those of the detector as they are now. Frozen ones are the same either way.
     """
 
-    def __init__(self, detector: Detector, momentum: float):
+    def __init__(
+        self,
+        detector: Detector,
+        momentum: float,
+        *,
+        warm_up: bool = True,
+        average_buffers: bool = True,
+    ):
         super().__init__()
         self.detector = copy.deepcopy(detector).requires_grad_(False)
         self.momentum = momentum
+        self.warm_up = warm_up
+        self.average_buffers = average_buffers
         self.train(False)
 
     def train(self, mode: bool = True) -> Teacher:
@@ -39,13 +51,13 @@ class Teacher(nn.Module):
         Args:
             step: optimizer steps done; 1 takes half of the detector's weights.
         """
-        momentum = min(self.momentum, 1 - 1 / (step + 1))
-        for mine, theirs in (
-            (self.detector.parameters(), detector.parameters()),
-            (self.detector.buffers(), detector.buffers()),
+        momentum = min(self.momentum, 1 - 1 / (step + 1)) if self.warm_up else self.momentum
+        for mine, theirs, averaged in (
+            (self.detector.parameters(), detector.parameters(), True),
+            (self.detector.buffers(), detector.buffers(), self.average_buffers),
         ):
             for average, value in zip(mine, theirs, strict=True):
-                if average.is_floating_point():
+                if averaged and average.is_floating_point():
                     average.lerp_(value, 1 - momentum)
-                else:  # counters of batch norm
+                else:  # counters of batch norm, too
                     average.copy_(value)

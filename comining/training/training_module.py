@@ -83,6 +83,7 @@ class DetectionModule(EvaluationModule):
             self.trainer.strategy.root_device,
             self.trainer.global_rank,
             self.trainer.world_size,
+            self.seed,
         )
         self.method.prepare(self.detector, data, run)
 
@@ -92,12 +93,15 @@ class DetectionModule(EvaluationModule):
         return self.method.deployed(self.detector)
 
     def views(self, batch: Batch, wanted: Sequence[str]) -> dict[str, Sequence[Tensor]]:
-        """The images of the original view and of those wanted: B times [3, H, W] uint8 each."""
+        """The images of the original view, of those wanted, and of those that the method makes.
+
+        B times [3, H, W] uint8 each.
+        """
         original = list(batch.images)
         images: dict[str, Sequence[Tensor]] = {"original": original}
         if "augmented" in wanted:
             images["augmented"] = self.view(original, batch.positions, self.seed)
-        return images
+        return images | self.method.own_views(original, batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         views = self.views(batch, self.method.views)

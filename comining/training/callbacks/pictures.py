@@ -118,14 +118,15 @@ class Pictures(L.Callback):
         views, mined = mine(module, batch, step)
         if not mined:
             return
-        annotated, pasted = _targets(batch)
         sides: dict[str, list[Image.Image]] = {}
         for view, images in views.items():
+            seen, boxes = module.method.seen_in(view, batch, mined[view])
+            seen_annotated, seen_pasted = _targets(seen)
             sides[view] = [
                 panel(image, _layers(MINED, *of_image), _scale(image))
                 for image, *of_image in zip(
-                    images, annotated.split(), pasted.split(), batch.erased.split(),
-                    batch.knowledge.ignored.split(), mined[view].split(), strict=True,
+                    images, seen_annotated.split(), seen_pasted.split(), seen.erased.split(),
+                    seen.knowledge.ignored.split(), boxes.split(), strict=True,
                 )
             ]  # fmt: skip
         panels = [
@@ -142,6 +143,7 @@ class Pictures(L.Callback):
         self.tracker.picture("pictures/mined", page, step)
         self._draw_over_time(next(iter(sides.values())), batch.image_ids, step, styles)
         logged = []
+        annotated, pasted = _targets(batch)
         drawn = [(ANNOTATED, annotated), (ERASED, batch.erased)]
         drawn += [(PASTED, pasted)] if PASTED in styles else []
         drawn += [(IGNORED, batch.knowledge.ignored)] if IGNORED in styles else []
@@ -238,7 +240,8 @@ class Pictures(L.Callback):
             batch = _batch(data, chosen[start : start + size].tolist(), module.device)
             views, mined = mine(module, batch, step)
             for view, boxes in mined.items():
-                wrong.add(view, views[view], batch, boxes)
+                seen, in_view = module.method.seen_in(view, batch, boxes)
+                wrong.add(view, views[view], seen, in_view)
         if not wrong.judged:
             return
         page = wrong.sheet(f"Step {step}, {len(chosen)} training images")
