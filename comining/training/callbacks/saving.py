@@ -98,7 +98,7 @@ class StepCheckpoint(Checkpoint):
             lower for a detector that finds them.
     """
 
-    def __init__(self, folder: str, every_n_steps: NonNegativeInt, monitor: Metric | None = None):
+    def __init__(self, folder: str, every_n_steps: NonNegativeInt, monitor: Metric | None):
         self.folder = Path(folder)
         self.every_n_steps = every_n_steps
         self.saved: tuple[int, int | None] | None = None  # step and validated step
