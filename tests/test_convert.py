@@ -199,7 +199,8 @@ def test_real_sets_there_and_back(tmp_path: Path, name: str, to: str) -> None:
     before = read_sets(real_data(name), "coco_folder", ReadOptions(), pictures=False)
     writers = {"yolo": set_export.YoloExport(), "voc": set_export.VocExport()}
     export_files.write_export(writers[to].export(before), tmp_path / to, "copy")
-    after = sets(tmp_path / to, to)
+    # Crowds are difficult objects in VOC.
+    after = sets(tmp_path / to, to, difficult="ignore")
     assert after.keys() == before.keys()
     for split, (one, _) in before.items():
         assert named_boxes(after[split]) == named_boxes(one)

@@ -182,9 +182,13 @@ def holds(annotations: AnnotationSet, folder: Path) -> None:
 
 
 PROTOCOLS = [
-    RandomErasure(per=["image"], fraction=0.5, count=None, keep_at_least=0, seed=0),
-    RandomErasure(per=["category"], fraction=1.0, count=None, keep_at_least=2**70, seed=2**63 - 1),
-    RandomErasure(per=["image", "category"], fraction=None, count=2**70, keep_at_least=1, seed=7),
+    RandomErasure(per=["image"], fraction=0.5, count=None, keep_at_least=0, regions=0.0, seed=0),
+    RandomErasure(
+        per=["category"], fraction=1.0, count=None, keep_at_least=2**70, regions=1.0, seed=2**63 - 1
+    ),
+    RandomErasure(
+        per=["image", "category"], fraction=None, count=2**70, keep_at_least=1, regions=0.5, seed=7
+    ),
     ClassErasure(fraction=0.5, known=True, regions=0.5, seed=2**63 - 1),
 ]
 

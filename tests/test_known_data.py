@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -635,6 +636,23 @@ def test_a_written_file_says_all_that_training_is_told(
     whole = sparse.annotated_as("exhaustive").status
     if with_fields and name != "full":
         assert np.array_equal(whole, expected.status)
+
+
+def test_a_class_that_lost_its_boxes_may_be_called_absent(file: Path, tmp_path: Path) -> None:
+    """By a ready-made file: complete before and after, but told by the box before."""
+    from comining.data.sparsity import main
+
+    edit_json(file, fields(1, **{NEG: []}))
+    shutil.copy(file, tmp_path / "sparse.json")
+
+    def lose(content: dict[str, Any]) -> None:
+        del content["annotations"][3]
+        content["images"][1][NEG] = [2]
+
+    edit_json(tmp_path / "sparse.json", lose)
+    output = tmp_path / "out.json"
+    main([str(file), str(output), "--protocol", "file", "--sparse-file", f"{tmp_path}/sparse.json"])
+    assert read_coco(output).status[1].tolist() == [UNLOOKED, COMPLETE, UNLOOKED]
 
 
 def test_the_command_prints_what_is_known(

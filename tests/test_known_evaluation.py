@@ -529,6 +529,7 @@ class Validations:
             self.module.metrics = {"val": {"AP": ap, "AR100": recall, "APs": None}}
             trainer: Any = types.SimpleNamespace(
                 global_step=self.step, state=types.SimpleNamespace(fn="validate"),
+                is_global_zero=True,
                 save_checkpoint=lambda path: setattr(self, "best", self.step),
             )  # fmt: skip
             callback.on_validation_end(trainer, self.module)
@@ -555,8 +556,8 @@ def test_a_number_that_is_never_there_is_named_once(
     callback = StepCheckpoint("unused", 0, "APs")
     Validations().show(callback, (30.0, 50.0), (20.0, 60.0))
     assert [record.message for record in caplog.records] == [
-        "checkpoint.monitor=APs: no such objects are annotated in the validation split; there is "
-        "no best.ckpt"
+        "checkpoint.monitor=APs: no such objects are annotated in the validation split, so that "
+        "no best.ckpt is chosen"
     ]
 
 

@@ -120,8 +120,8 @@ class RandomErasure(Sparsity):
         fraction: Fraction | None,
         count: NonNegativeInt | None,
         keep_at_least: NonNegativeInt,
+        regions: Fraction,
         seed: Seed,
-        regions: Fraction = 0.0,
     ):
         super().__init__(regions, seed)
         if not per:

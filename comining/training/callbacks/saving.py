@@ -98,7 +98,7 @@ class StepCheckpoint(Checkpoint):
             lower for a detector that finds them.
     """
 
-    def __init__(self, folder: str, every_n_steps: NonNegativeInt, monitor: Metric | None = None):
+    def __init__(self, folder: str, every_n_steps: NonNegativeInt, monitor: Metric | None):
         self.folder = Path(folder)
         self.every_n_steps = every_n_steps
         self.saved: tuple[int, int | None] | None = None  # step and validated step
@@ -155,25 +155,26 @@ class StepCheckpoint(Checkpoint):
         if not isinstance(pl_module, DetectionModule):
             return
         self.validated_step = trainer.global_step
-        if self._is_best(pl_module):
+        if self._is_best(trainer, pl_module):
             trainer.save_checkpoint(self.folder / "best.ckpt")
         if trainer.state.fn == "fit":
             self._stop_if_told(trainer)
 
-    def _is_best(self, module: DetectionModule) -> bool:
+    def _is_best(self, trainer: L.Trainer, module: DetectionModule) -> bool:
         """Whether the latest validation is the best so far, which is remembered."""
         monitor: Metric = self.monitor or ("AR100" if module.is_lower_bound("val") else "AP")
+        value = module.metrics["val"][monitor]
+        told = logging.WARNING if trainer.is_global_zero else logging.DEBUG
         if self.best_by not in (None, monitor):  # numbers of two kinds do not compare
-            log.warning(
-                "best.ckpt was chosen by %s; from here on it is the best by %s",
+            log.log(
+                told, "best.ckpt was chosen by %s; from here on it is the best by %s",
                 self.best_by, monitor,
             )  # fmt: skip
             self.best = None
-        value = module.metrics["val"][monitor]
         if value is None and self.best_by != monitor:
-            log.warning(
-                "checkpoint.monitor=%s: no such objects are annotated in the validation split; "
-                "there is no best.ckpt", monitor,
+            log.log(
+                told, "checkpoint.monitor=%s: no such objects are annotated in the validation "
+                "split, so that no best.ckpt is chosen", monitor,
             )  # fmt: skip
         self.best_by = monitor
         if value is None or (self.best is not None and value <= self.best):
