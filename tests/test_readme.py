@@ -158,7 +158,7 @@ def test_the_page_on_knowledge_has_the_options_and_their_defaults() -> None:
     """Those that the configuration has; and what it links to is there."""
     data = OmegaConf.to_container(OmegaConf.load(CONFIG_FOLDER / "data" / "base.yaml"))
     rows = re.findall(r"^\| `data\.(\w+)` \| (`?)([\w.]+)", KNOWLEDGE, re.MULTILINE)
-    assert len(rows) == 7
+    assert len(rows) == 8
     for name, quote, default in rows:
         of_file = data[name]
         if isinstance(of_file, float):
