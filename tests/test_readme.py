@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 from comining.config import CONFIG_FOLDER, instantiate
@@ -164,7 +165,7 @@ def test_the_page_on_knowledge_has_the_options_and_their_defaults() -> None:
         if isinstance(of_file, float):
             assert float(default) == of_file
         elif quote:
-            assert of_file == default
+            assert of_file == yaml.safe_load(default)
         else:  # in words
             assert of_file is None
     for page in ("README.md", "docs/formats.md"):
