@@ -324,7 +324,7 @@ def test_crowds_as_objects_reach_training_and_evaluation(tmp_path: Path) -> None
     for split in ("train", "val", "test"):
         path = write_coco(tmp_path, RECORDS, split=split)  # type: ignore[arg-type]
         edit_json(path, each("annotations", lambda one: one.update(iscrowd=1)))
-    with pytest.raises(DataError, match=r"all 3 annotations are marked as crowds.*data\.crowd"):
+    with pytest.raises(DataError, match=r"all 3 annotations are crowds.*data\.crowd"):
         coco_data(tmp_path).setup("fit")
     data = coco_data(tmp_path, crowd="object")
     data.setup("fit")

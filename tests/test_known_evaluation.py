@@ -577,7 +577,7 @@ def test_a_resumed_run_keeps_its_best(
     other.load_state_dict(again.state_dict())
     assert validations.show(other, (45.0, 10.0), (44.0, 99.0)) == 3
     assert "best.ckpt was chosen by AR100; from here on it is the best by AP" in caplog.text
-    old = StepCheckpoint("unused", 0)
+    old = StepCheckpoint("unused", 0, None)
     old.load_state_dict({"best": 47.0, "validated_step": 3})  # of a version without the option
     assert validations.show(old, (46.0, 10.0), (48.0, 5.0)) == 6
 

@@ -256,7 +256,7 @@ def test_a_folder_for_each_file(root: Path) -> None:
             {"train_annotations": "one.json", "train_images": ["train"] * 2},
             "names 1 files and data.train_images 2 folders",
         ),
-        ({"train_annotations": []}, "names 0 files"),
+        ({"train_annotations": []}, "names no file"),
         ({"train_annotations": ["one.json", "one.json"]}, "names a file twice"),
         ({"train_annotations": ["one.json", "./one.json"]}, "names a file twice"),
         ({"train_annotations": ["one.json", 3]}, "data.train_annotations"),
