@@ -67,6 +67,7 @@ class Setting:
             images=Images.of(images[:count]),
             annotated=truth,
             erased=Boxes.empty(count, self.device),
+            held_back=Boxes.empty(count, self.device),
             knowledge=Knowledge.nothing(count, self.classes, self.device),
             judged=torch.ones(count, self.classes, dtype=torch.bool, device=self.device),
             pseudo_labels=Boxes.empty(count, self.device, scores=True),

@@ -289,6 +289,7 @@ class Batch:
     images: Images  # resized and flipped
     annotated: Boxes  # the annotations that were kept: the targets
     erased: Boxes  # those that sparsity erased, for judging pseudo-labels; empty on a user's data
+    held_back: Boxes  # annotations that training does not see for now, see TrainingSet.hold_back
     knowledge: Knowledge
     # [B, K] bool: `annotated` and `erased` are all objects of the class, so that a pseudo-label can
     # be judged
@@ -300,7 +301,7 @@ class Batch:
     pasted: list[int] = field(default_factory=list)
 
     def _boxes_and_images(self) -> dict[str, Boxes | Images | Knowledge | Tensor]:
-        names = ("images", "annotated", "erased", "knowledge", "judged", "pseudo_labels")
+        names = ("images", "annotated", "erased", "held_back", "knowledge", "judged", "pseudo_labels")
         return {name: getattr(self, name) for name in names}
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:

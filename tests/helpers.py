@@ -102,6 +102,7 @@ def batch_of(
         images=Images.of([torch.zeros(3, 1, 1, dtype=torch.uint8)] * count),
         annotated=annotated,
         erased=Boxes.empty(count) if erased is None else erased,
+        held_back=Boxes.empty(count),
         knowledge=Knowledge.nothing(count, 3),
         judged=torch.ones(count, 3, dtype=torch.bool),
         pseudo_labels=Boxes.empty(count, scores=True) if pseudo_labels is None else pseudo_labels,

@@ -35,6 +35,7 @@ class Sample(NamedTuple):
     image: Tensor  # [3, H, W] uint8, resized and flipped as the boxes are
     annotated: Boxes
     erased: Boxes
+    held_back: Boxes
     knowledge: Knowledge
     judged: Tensor  # [K] bool, see :class:`Batch`
     pseudo_labels: Boxes
@@ -91,18 +92,40 @@ class TrainingSet(Dataset[Sample]):
         # image id -> boxes in original pixels that a method attached before training began.
         self.pseudo_labels: dict[int, Boxes] = {}
         ignored = annotations.crowd | erasure.ignored
-        self.paster = (
-            ObjectPaster(
-                annotations, kept, ignored, folder, load, min_size=min_size, max_size=max_size,
-                count=paste, flip=flip,
-            )
-            if paste
-            else None
-        )  # fmt: skip
+        self.kept, self.ignored, self.paste = kept, ignored, paste
+        self.paster = self._paster(kept)
+        self.held_back = np.zeros(len(kept), dtype=np.bool_)  # [M], until a position of the stream
+        self.held_back_until = 0
+        self._other_paster: ObjectPaster | None = None  # of what is not held back
         # Rows of every image, so that an item is found without a search.
         self.kept_rows = _rows_of_image(annotations, kept)
         self.erased_rows = _rows_of_image(annotations, erased & ~erasure.ignored)
         self.ignored_rows = _rows_of_image(annotations, ignored)
+
+    def _paster(self, kept: NDArray[np.bool_]) -> ObjectPaster | None:
+        if not self.paste:
+            return None
+        return ObjectPaster(
+            self.annotations, kept, self.ignored, self.folder, self.load, min_size=self.min_size,
+            max_size=self.max_size, count=self.paste, flip=self.flip,
+        )  # fmt: skip
+
+    def hold_back(self, share: float, until: int) -> NDArray[np.bool_]:
+        """Hide a share of the annotations of every class from training for a while.
+
+        They stand in :attr:`Batch.held_back` and not among the annotations, and are not pasted.
+
+        Args:
+            share: of the annotations of a class, rounded down.
+            until: the position in the training stream from which on all are annotated again.
+
+        Returns:
+            [M] which.
+        """
+        self.held_back = held_back_rows(self.annotations, self.kept, share, self.seed)
+        self.held_back_until = until
+        self._other_paster = self._paster(self.kept & ~self.held_back)
+        return self.held_back
 
     def known(self) -> dict[str, Any]:
         """What is known of images and classes, and how many regions are ignored, as numbers."""
@@ -144,12 +167,18 @@ class TrainingSet(Dataset[Sample]):
         image_id = int(self.annotations.image_ids[image_index])
         ignored = move(self._boxes(self.ignored_rows[image_index]))
         rate = self._rates[image_index : image_index + 1]
-        annotated = move(self._boxes(self.kept_rows[image_index]))
+        kept, paster = self.kept_rows[image_index], self.paster
+        held = self.held_back[kept] & (key.position < self.held_back_until)
+        if key.position < self.held_back_until:
+            paster = self._other_paster
+        annotated = move(self._boxes(kept[~held]))
+        held_back = move(self._boxes(kept[held]))
         erased = move(self._boxes(self.erased_rows[image_index]))
         pseudo_labels = move(self.pseudo_labels.get(image_id, Boxes.empty(1, scores=True)))
         count = 0
-        if self.paster is not None:
-            pasted = self.paster(
+        if paster is not None:
+            # What is held back may be covered, as what is not annotated is.
+            pasted = paster(
                 image,
                 torch.cat([annotated.boxes, ignored.boxes]),
                 random.Random(derive_seed("paste", self.seed, key.position)),
@@ -164,6 +193,7 @@ class TrainingSet(Dataset[Sample]):
             image,
             annotated=annotated,
             erased=erased,
+            held_back=held_back,
             knowledge=Knowledge.of(rate, ignored, self.ignored_overlap, self.exclusive),
             judged=self._judged[image_index],
             pseudo_labels=pseudo_labels,
@@ -198,12 +228,26 @@ def _rows_of_image(
     return np.split(rows, np.cumsum(counts)[:-1])
 
 
+def held_back_rows(
+    annotations: AnnotationSet, kept: NDArray[np.bool_], share: float, seed: int
+) -> NDArray[np.bool_]:
+    """[M] a share of the kept annotations of every class, by a hash of their ids."""
+    chosen = np.zeros_like(kept)
+    for label in range(len(annotations.categories)):
+        rows = np.flatnonzero(kept & (annotations.labels == label))
+        chance = [derive_seed("held_back", seed, number) for number in annotations.ids[rows]]
+        first = np.argsort(np.array(chance, dtype=np.int64), kind="stable")
+        chosen[rows[first[: int(len(rows) * share)]]] = True
+    return chosen
+
+
 def collate(samples: list[Sample]) -> Batch:
     """Samples of a :class:`TrainingSet` to a :class:`Batch`."""
     return Batch(
         images=Images.of([sample.image for sample in samples]),
         annotated=_flat([sample.annotated for sample in samples]),
         erased=_flat([sample.erased for sample in samples]),
+        held_back=_flat([sample.held_back for sample in samples]),
         knowledge=Knowledge.of(
             torch.cat([sample.knowledge.rate for sample in samples]),
             _flat([sample.knowledge.ignored for sample in samples]),

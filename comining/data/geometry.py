@@ -71,6 +71,7 @@ class Geometry:
             batch,
             annotated=self.objects(batch.annotated),
             erased=self.objects(batch.erased),
+            held_back=self.objects(batch.held_back),
             pseudo_labels=self.objects(batch.pseudo_labels),
             knowledge=replace(batch.knowledge, ignored=ignored),
             pasted=[],  # some may be out of sight, so that those that are left are not counted
