@@ -128,9 +128,9 @@ def test_a_batch_holds_the_same_few_tensors_however_large(tmp_path: Path, size: 
     attach(data, 0, 1, global_step=0, max_steps=1, accumulate_grad_batches=1)
     (batch,) = data.train_dataloader()
     assert len(batch.images) == size
-    # pixels, rate, what is judged, three columns for each of three kinds of boxes, and four with
+    # pixels, rate, what is judged, three columns for each of four kinds of boxes, and four with
     # scores
-    assert tensors(batch) == 1 + 1 + 1 + 3 * 3 + 4
+    assert tensors(batch) == 1 + 1 + 1 + 4 * 3 + 4
     (batch,) = data.val_dataloader()
     assert len(batch.images) == size
     assert tensors(batch) == 1
