@@ -301,7 +301,15 @@ class Batch:
     pasted: list[int] = field(default_factory=list)
 
     def _boxes_and_images(self) -> dict[str, Boxes | Images | Knowledge | Tensor]:
-        names = ("images", "annotated", "erased", "held_back", "knowledge", "judged", "pseudo_labels")
+        names = (
+            "images",
+            "annotated",
+            "erased",
+            "held_back",
+            "knowledge",
+            "judged",
+            "pseudo_labels",
+        )
         return {name: getattr(self, name) for name in names}
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:

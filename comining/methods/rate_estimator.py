@@ -1,0 +1,169 @@
+"""How much of the objects is annotated, estimated without knowing what is missing."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from comining.detectors.detector import Detector
+from comining.ops import clip, iou_in_image, suppress
+from comining.structures import Batch, Boxes, Predictions
+
+BINS = 50
+# Detections below it are not looked at.
+LOWEST_SCORE = 0.1
+NMS_THRESHOLD = 0.5
+MAX_PER_IMAGE = 100
+# A detection belongs to an annotation if it overlaps it by more than this, whatever the classes.
+TOUCHING_IOU = 0.3
+# A spy is found by a detection of its class that covers it by this IoU.
+FOUND_IOU = 0.5
+# The share of found spies of a class is drawn towards that of all classes, as if so many spies of
+# an average class had been seen, too.
+PRIOR_SPIES = 10.0
+# A score at which fewer of the spies are found says nothing.
+LEAST_FOUND = 0.05
+# Standard deviations on each side of an interval of 90 %.
+DEVIATIONS = 1.645
+
+
+class RateEstimate(NamedTuple):
+    """Of every class the share of its objects that is annotated; NaN where none is."""
+
+    rate: Tensor  # [K]
+    low: Tensor  # [K] of an interval of 90 %
+    high: Tensor  # [K]
+
+
+class RateEstimator(nn.Module):
+    """Counts detections beside held-back annotations, the spies (Liu et al., ICML 2002).
+
+    Training treats the spies as it treats objects that nobody annotated, so that both are found
+    equally often. If a share r of the spies has a detection that scores at least t, and u
+    detections of that score belong to no annotation, then there are about u / r objects that
+    training does not know, spies included. Fewer, where some of the u are wrong: the estimate of
+    the rate errs low.
+
+    Args:
+        num_classes: K.
+    """
+
+    spies: Tensor  # [K, BINS] float64: visits of spies, by the score of their best detection
+    unmatched: Tensor  # [K, BINS] float64: detections that belong to no annotation
+    images: Tensor  # [] float64: images looked at
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        shape = (num_classes, BINS)
+        self.register_buffer("spies", torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("unmatched", torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("images", torch.zeros((), dtype=torch.float64))
+
+    @torch.no_grad()
+    def observe(self, detector: Detector, predictions: Predictions, batch: Batch) -> None:
+        """Count what is detected in a batch of images.
+
+        Args:
+            predictions: of the B images of the batch.
+        """
+        boxes = detector.candidates(predictions, LOWEST_SCORE)
+        boxes = suppress(boxes, predictions.num_classes, NMS_THRESHOLD, MAX_PER_IMAGE)
+        boxes = clip(boxes, predictions.image_sizes, 1.0)
+        if len(boxes) and len(batch.annotated):
+            overlap, _ = iou_in_image(boxes, batch.annotated)
+            boxes = boxes[overlap.amax(dim=1) <= TOUCHING_IOU]
+        _count(self.unmatched, boxes.labels, boxes.known_scores)
+        spies = batch.held_back
+        if len(spies):
+            _count(self.spies, spies.labels, best_scores(spies, boxes))
+        self.images += batch.annotated.num_images
+
+    def estimate(self, annotated: Tensor, num_spies: Tensor, num_images: int) -> RateEstimate:
+        """The rates by all that was counted, on all processes.
+
+        Args:
+            annotated: [K] annotations of the set, spies included.
+            num_spies: [K] how many of them are spies.
+            num_images: of the set.
+        """
+        columns = [self.spies.clone(), self.unmatched.clone(), self.images.clone()]
+        if dist.is_available() and dist.is_initialized():
+            for column in columns:
+                dist.all_reduce(column)
+        spies, unmatched, images = columns
+        visits = (images / num_images).clamp(min=1e-9)  # of each image, on average
+        return estimate_rate(spies, unmatched / visits, annotated, num_spies)
+
+
+def best_scores(objects: Boxes, detections: Boxes) -> Tensor:
+    """The best score [N] of a detection that covers an object of its class, 0 where none does."""
+    if len(detections) == 0:
+        return torch.zeros(len(objects), device=objects.labels.device)
+    overlap, labels = iou_in_image(objects, detections)
+    scores = torch.zeros_like(overlap)
+    first = torch.searchsorted(detections.image, detections.image)
+    column = torch.arange(len(detections), device=first.device) - first
+    table = torch.zeros(
+        detections.num_images, overlap.shape[1], dtype=overlap.dtype, device=overlap.device
+    )
+    table[detections.image, column] = detections.known_scores.to(overlap.dtype)
+    scores = table[objects.image]
+    covers = (overlap >= FOUND_IOU) & (labels == objects.labels[:, None])
+    return torch.where(covers, scores, 0).amax(dim=1)
+
+
+def _count(table: Tensor, labels: Tensor, scores: Tensor) -> None:
+    bins = (scores * BINS).long().clamp(0, BINS - 1)
+    ones = torch.ones_like(scores, dtype=table.dtype)
+    table.view(-1).index_add_(0, labels * BINS + bins, ones)
+
+
+def estimate_rate(
+    spies: Tensor, unmatched: Tensor, annotated: Tensor, num_spies: Tensor
+) -> RateEstimate:
+    """The annotation rate of every class.
+
+    Args:
+        spies: [K, BINS] how often a spy's best detection fell into a bin of the score.
+        unmatched: [K, BINS] detections that belong to no annotation, in one pass over the set.
+        annotated: [K] annotations of the set, spies included.
+        num_spies: [K] different spies; repeated visits of one are no further evidence.
+    """
+    seen = spies.sum(dim=1, keepdim=True)
+    found = _at_least(spies)
+    pooled = found.sum(dim=0) / seen.sum().clamp(min=1)
+    weight = num_spies.to(found.dtype).unsqueeze(1)
+    own = found / seen.clamp(min=1)
+    recall = (own * weight + PRIOR_SPIES * pooled) / (weight + PRIOR_SPIES)
+    detections = _at_least(unmatched)
+    hidden = detections / recall.clamp(min=1e-9)  # objects that training does not know
+    # Relative deviations of the two counts.
+    deviation = (
+        (1 - recall).clamp(min=0) / (recall.clamp(min=1e-9) * (weight + PRIOR_SPIES))
+        + 1 / detections.clamp(min=1)
+    ).sqrt()
+    # The score at which the upper end is lowest: below it detections are wrong, above it few.
+    scores = torch.arange(BINS, device=spies.device) / BINS
+    usable = (scores >= LOWEST_SCORE) & (recall >= LEAST_FOUND)
+    upper = torch.where(usable, hidden * (1 + deviation), torch.inf)
+    best = upper.argmin(dim=1, keepdim=True)
+    chosen, spread = (column.gather(1, best).squeeze(1) for column in (hidden, deviation))
+    unknown = ~usable.any(dim=1)
+
+    def rate(factor: Tensor) -> Tensor:
+        missing = (chosen * factor - num_spies).clamp(min=0)
+        known = annotated / (annotated + missing).clamp(min=1e-9)
+        return known.masked_fill(unknown | (annotated == 0), torch.nan)
+
+    spread = DEVIATIONS * spread
+    return RateEstimate(
+        rate(torch.ones_like(spread)), rate(1 + spread), rate((1 - spread).clamp(min=0))
+    )
+
+
+def _at_least(counts: Tensor) -> Tensor:
+    """How many lie in a bin or in one above it."""
+    return counts.flip(1).cumsum(1).flip(1)
