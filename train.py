@@ -92,6 +92,8 @@ def main(cfg: DictConfig, config: dict[str, Any], run: Run) -> Mapping[str, Any]
         tracker.summary(figures.summary(module))
     if trainer.is_global_zero:
         lower_bounds = [split for split in module.metrics if module.is_lower_bound(split)]
+        for line in method.closing_lines():
+            print(line)
         print_outcome(run.path, module.metrics, lower_bounds, figures.mining)
     return figures.facts(module)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ class RunInfo(NamedTuple):
     rank: int = 0
     world_size: int = 1
     seed: int = 0  # with the position of an image it determines what is random about it
+    max_steps: int = 0  # optimizer steps of the whole run
+    images_per_step: int = 0  # positions of the training stream, of all processes
 
 
 class Supervision(NamedTuple):
@@ -177,6 +179,18 @@ class Method(nn.Module):
         Args:
             step: optimizer steps done, this one included.
         """
+
+    def figures(self) -> dict[str, float]:
+        """What the method knows of itself, to be logged by name with the figures of training."""
+        return {}
+
+    def outcome(self) -> dict[str, Any]:
+        """What ``result.json`` tells of the method at the end, by fields of its record."""
+        return {}
+
+    def closing_lines(self) -> list[str]:
+        """The same for a person, printed at the end of a run."""
+        return []
 
     def deployed(self, detector: Detector) -> Detector:
         """The network that is evaluated, and that is meant by a checkpoint: one of the training

@@ -58,6 +58,9 @@ class RunResult(BaseModel):
     test_ap_is_lower_bound: bool = False
     mining: Figures = Field(default_factory=dict)  # over the last quarter of training
     mining_classes: dict[str, Figures] = Field(default_factory=dict)
+    # How much of the objects is annotated: `estimated` and `true` {class: share}, `interval`
+    # {class: [low, high]}; true is None where nobody knows, the whole where nothing was estimated.
+    rate: dict[str, Any] | None = None
     history: list[dict[str, float | None]] = Field(default_factory=list)  # a row per validation
 
     # Why it did not finish.

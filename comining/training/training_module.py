@@ -84,6 +84,8 @@ class DetectionModule(EvaluationModule):
             self.trainer.global_rank,
             self.trainer.world_size,
             self.seed,
+            self.trainer.max_steps,
+            data.batch_size * self.trainer.accumulate_grad_batches,
         )
         self.method.prepare(self.detector, data, run)
 

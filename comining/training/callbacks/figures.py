@@ -27,9 +27,10 @@ class TrainingFigures(L.Callback):
 
     Names: ``train/...`` (losses per view, learning rate, gradient norm, images per second),
     ``mining/...`` (all views), ``mining/VIEW/...``, ``mining/class/NAME/...``, ``val/...``,
-    ``val/class/NAME``; ``val/AP_is_lower_bound`` where objects may be missing in the validation
-    split. The step of a row is the number of optimizer steps done. Nothing waits for
-    the device but the steps that log. Figures are those of all processes together.
+    ``val/class/NAME``, and what the method adds (``rate/NAME``); ``val/AP_is_lower_bound`` where
+    objects may be missing in the validation split. The step of a row is the number of optimizer
+    steps done. Nothing waits for the device but the steps that log. Figures are those of all
+    processes together.
 
     Args:
         every_n_steps: how often training is logged; validation always is.
@@ -130,6 +131,7 @@ class TrainingFigures(L.Callback):
         figures["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         figures["images_per_s"] = self.images / (time.perf_counter() - self.since)
         row = {f"train/{name}": value for name, value in figures.items()}
+        row |= module.method.figures()
         if result.pseudo_labels:
             mining = self.scores["recent"].compute()
             row |= _numbers("mining", mining.together)
@@ -184,7 +186,8 @@ class TrainingFigures(L.Callback):
             facts["test_class_ap"] = module.class_ap["test"]
             facts["test_ap_is_lower_bound"] = module.is_lower_bound("test")
         return {
-            **facts, "mining": self.mining, "mining_classes": self.classes, "history": self.history,
+            **facts, **module.method.outcome(), "mining": self.mining,
+            "mining_classes": self.classes, "history": self.history,
         }  # fmt: skip
 
     def summary(self, module: DetectionModule) -> dict[str, float]:
