@@ -15,19 +15,24 @@ from comining.structures import Batch, Boxes, Predictions
 BINS = 50
 # Detections below it are not looked at.
 LOWEST_SCORE = 0.1
-NMS_THRESHOLD = 0.5
+# Low, as the two that follow: that an object is found counts here, not how well it is placed.
+NMS_THRESHOLD = 0.3
 MAX_PER_IMAGE = 100
 # A detection belongs to an annotation if it overlaps it by more than this, whatever the classes.
 TOUCHING_IOU = 0.3
 # A spy is found by a detection of its class that covers it by this IoU.
-FOUND_IOU = 0.5
+FOUND_IOU = 0.3
 # The share of found spies of a class is drawn towards that of all classes, as if so many spies of
 # an average class had been seen, too.
 PRIOR_SPIES = 10.0
 # A score at which fewer of the spies are found says nothing.
 LEAST_FOUND = 0.05
-# Standard deviations on each side of an interval of 90 %.
+# Standard deviations by which the score is chosen.
+CARE = 3.0
+# Standard deviations on each side of an interval of 90 %, and the relative deviation that is left
+# with any number of spies: by wrong detections, and by objects that are found by halves.
 DEVIATIONS = 1.645
+OWN_DEVIATION = 0.1
 
 
 class RateEstimate(NamedTuple):
@@ -145,10 +150,11 @@ def estimate_rate(
         (1 - recall).clamp(min=0) / (recall.clamp(min=1e-9) * (weight + PRIOR_SPIES))
         + 1 / detections.clamp(min=1)
     ).sqrt()
-    # The score at which the upper end is lowest: below it detections are wrong, above it few.
+    # The score at which a careful upper end is lowest: below it detections are wrong, above it
+    # few. A less careful one would choose the scores at which spies were found by good luck.
     scores = torch.arange(BINS, device=spies.device) / BINS
     usable = (scores >= LOWEST_SCORE) & (recall >= LEAST_FOUND)
-    upper = torch.where(usable, hidden * (1 + deviation), torch.inf)
+    upper = torch.where(usable, hidden * (1 + CARE * deviation), torch.inf)
     best = upper.argmin(dim=1, keepdim=True)
     chosen, spread = (column.gather(1, best).squeeze(1) for column in (hidden, deviation))
     unknown = ~usable.any(dim=1)
@@ -158,7 +164,7 @@ def estimate_rate(
         known = annotated / (annotated + missing).clamp(min=1e-9)
         return known.masked_fill(unknown | (annotated == 0), torch.nan)
 
-    spread = DEVIATIONS * spread
+    spread = DEVIATIONS * (spread**2 + OWN_DEVIATION**2).sqrt()
     return RateEstimate(
         rate(torch.ones_like(spread)), rate(1 + spread), rate((1 - spread).clamp(min=0))
     )
