@@ -120,10 +120,12 @@ def gathered(rows: Tensor) -> Tensor:
     """The rows [n, C] of all processes, those of the first one first."""
     if not (dist.is_available() and dist.is_initialized()):
         return rows
-    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device)] * dist.get_world_size()
-    counts = [count.clone() for count in counts]
-    dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+    mine = torch.tensor([len(rows)], device=rows.device)
+    counts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, mine)
     lengths = [int(count) for count in counts]
+    if not any(lengths):
+        return rows
     padded = rows.new_zeros(max(lengths), rows.shape[1])
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in lengths]
