@@ -116,7 +116,7 @@ def test_the_best_detection_of_the_class_finds_an_object() -> None:
     detections = boxes(
         [(0, 0, 10, 11, 0, 0.4), (1, 0, 10, 10, 0, 0.7), (0, 0, 10, 10, 1, 0.9)],
         [(30, 30, 40, 40, 1, 0.8)],
-        [(0, 0, 10, 4, 2, 0.9)],
+        [(0, 0, 10, 2, 2, 0.9)],
     )
     assert best_scores(objects, detections).tolist() == pytest.approx([0.7, 0, 0])
     assert best_scores(objects, Boxes.empty(3, scores=True)).tolist() == [0, 0, 0]
