@@ -347,7 +347,7 @@ def test_regions_of_every_class_are_no_trouble_for_warnings_and_pictures(file: P
     batch = _batch(data, [0, 1], torch.device("cpu"))
     assert IGNORED in _styles(batch)
     nothing = boxes([], [])
-    layers = _layers(IGNORED, nothing, nothing, batch.knowledge.ignored, nothing)
+    layers = _layers(IGNORED, nothing, nothing, nothing, batch.knowledge.ignored, nothing)
     assert len(layers[0].boxes) == 2
     labels = batch.knowledge.ignored.labels
     image = LabelledImage(batch.images[0], [Layer(IGNORED, layers[0].boxes)], [labels])

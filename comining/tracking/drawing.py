@@ -40,7 +40,7 @@ MINED = Style("mined", (255, 255, 255), (3, 4))
 MINED_BY = {
     "original": Style("mined by original", (255, 255, 255), (3, 4)),
     "augmented": Style("mined by augmented", (240, 228, 66), (14, 3)),
-    "strong": Style("mined by strong", (204, 121, 167), (2, 3)),
+    "strong": Style("mined by strong", (213, 94, 0), (2, 3)),
 }
 # Hatched, because it is a region and no object.
 IGNORED = Style("ignored", (204, 121, 167), None, hatch=12)
