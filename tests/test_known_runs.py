@@ -45,6 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_says_what_is_known(folder: Path) -> None:
     result = json.loads((folder / "one" / "result.json").read_text())
     known = result["data"]["train"]["known"]

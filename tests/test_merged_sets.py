@@ -113,7 +113,8 @@ def test_a_merged_set_is_that_of_the_fields(root: Path) -> None:
     assert found.repairs == {"pictures of several annotation files": 2}
 
 
-@pytest.mark.parametrize("method", ["comining", pytest.param("original", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["comining", "original"])
 def test_losses_are_those_of_the_fields(root: Path, method: str) -> None:
     """Some steps of training, to the last bit; and what is mined and evaluated."""
     options = [

@@ -25,6 +25,7 @@ README = (ROOT / "README.md").read_text()
 KNOWLEDGE = (ROOT / "docs" / "knowledge.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_example_of_a_method_trains(tmp_path: Path) -> None:
     """One Python file and one yaml, in a copy of the project; nothing else is touched."""
     for name in ("comining", "conf"):
