@@ -62,7 +62,7 @@ def rendered(crop: Crop, cut: Cut) -> tuple[Tensor, Tensor]:
     """What is pasted: pixels [3, h, w] uint8, and their opacity [h, w] float32, 0 ... 1."""
     pixels, size = crop.pixels, list(cut.size)
     if pixels.shape[-2:] != cut.size:
-        # As images are resized for the network: pasted pixels must not be told by their sharpness.
+        # As images are resized for the network: pasted pixels are as sharp as others.
         pixels = F.resize(pixels, size, antialias=False)
     pixels = pixels.flip(-1) if cut.mirrored else pixels
     if crop.cover is None:

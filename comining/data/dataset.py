@@ -81,12 +81,8 @@ class TrainingSet(Dataset[Sample]):
         self.load = load
         self.ignored_overlap, self.exclusive = ignored_overlap, exclusive_classes
         self.status = erasure.status
-        self._rates = torch.from_numpy(rates(erasure.status))
         erased = erasure.erased
-        # Without erased truth, or where the file itself says that objects may be missing, nothing
-        # that is mined can be called wrong.
-        unsure = (annotations.said_of_all == PARTIAL) | (annotations.said_of_all == UNLOOKED)
-        self._judged = torch.from_numpy(~unsure & erased.any())
+        self.knows_truth = bool(erased.any())
         kept = ~erased & ~annotations.crowd
         self.images = np.unique(annotations.image[kept])
         # image id -> boxes in original pixels that a method attached before training began.
@@ -166,7 +162,7 @@ class TrainingSet(Dataset[Sample]):
 
         image_id = int(self.annotations.image_ids[image_index])
         ignored = move(self._boxes(self.ignored_rows[image_index]))
-        rate = self._rates[image_index : image_index + 1]
+        rate = torch.from_numpy(rates(self.status[image_index : image_index + 1]))
         kept, paster = self.kept_rows[image_index], self.paster
         held = self.held_back[kept] & (key.position < self.held_back_until)
         if key.position < self.held_back_until:
@@ -195,11 +191,21 @@ class TrainingSet(Dataset[Sample]):
             erased=erased,
             held_back=held_back,
             knowledge=Knowledge.of(rate, ignored, self.ignored_overlap, self.exclusive),
-            judged=self._judged[image_index],
+            judged=self._judged(image_index),
             pseudo_labels=pseudo_labels,
             image_id=image_id,
             pasted=count,
         )
+
+    def _judged(self, image_index: int) -> Tensor:
+        """[K] bool, see :class:`Batch`.
+
+        Without erased truth, or where the file itself says that objects may be missing, nothing
+        that is mined can be called wrong.
+        """
+        said = self.annotations.said_of_all[image_index]
+        sure = (said != PARTIAL) & (said != UNLOOKED)
+        return torch.from_numpy(sure & self.knows_truth)
 
     def annotated_boxes(self, image_index: int) -> Boxes:
         """The annotations of an image that were kept, float32 in original pixels.

@@ -87,7 +87,7 @@ class Sparsity(ABC):
         return ignored
 
     def status(self, annotations: AnnotationSet, erased: Mask) -> Status:
-        """[N, K] what is known afterwards: by default nobody is told where something was erased.
+        """[N, K] what is known afterwards: by default not where something was erased.
 
         What was complete may then lack objects, but for classes that the file itself calls absent.
         """

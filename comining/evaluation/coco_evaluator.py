@@ -201,12 +201,8 @@ class CocoEvaluator:
         detected: dict[int, set[int]] = {}  # image id -> category ids
         for row in rows:
             detected.setdefault(row["image_id"], set()).add(row["category_id"])
-        found = [
-            [n for n, one in enumerate(category_ids) if one in detected[image_id]]
-            if image_id in detected
-            else []
-            for image_id in image_ids
-        ]
+        label_of = {category_id: label for label, category_id in enumerate(category_ids)}
+        found = [sorted(label_of[one] for one in detected.get(i, ())) for i in image_ids]
         columns: list[tuple[int, int, list[float], float, int]] = []
         for image, label, bbox, area, crowd in zip(
             annotations.image.tolist(),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-
+from comining.ops import share_inside
 from comining.structures import Boxes, Knowledge
 
 
@@ -18,12 +17,7 @@ def drop_known(boxes: Boxes, knowledge: Knowledge) -> Boxes:
     known = knowledge.rate[boxes.image, boxes.labels] == 1
     ignored = knowledge.ignored
     if len(ignored):
-        corner = torch.maximum(boxes.boxes[:, None, :2], ignored.boxes[:, :2])  # [N, R, 2]
-        end = torch.minimum(boxes.boxes[:, None, 2:], ignored.boxes[:, 2:])
-        shared = (end - corner).clamp(min=0).prod(dim=-1)
-        inside = shared > knowledge.overlap * (
-            (boxes.boxes[:, 2:] - boxes.boxes[:, :2]).prod(dim=-1, keepdim=True)
-        )
+        inside = (share_inside(boxes.boxes, ignored.boxes) > knowledge.overlap).T  # [N, R]
         same_image = boxes.image[:, None] == ignored.image
         same_class = (boxes.labels[:, None] == ignored.labels) | (ignored.labels < 0)
         known |= (inside & same_image & same_class).any(dim=1)
