@@ -15,7 +15,8 @@ import pytest
 from omegaconf import open_dict
 
 from comining.config import instantiate
-from comining.data.annotations import AnnotationBuilder, AnnotationSet, Categories
+from comining.data.annotation_builder import AnnotationBuilder
+from comining.data.annotations import AnnotationSet, Categories
 from comining.data.datamodule import DetectionData
 from comining.data.formats.coco import read_coco
 from comining.data.validation_share import validation_share

@@ -20,8 +20,9 @@ from comining.detectors.detector import (
     Detector,
     Regions,
 )
+from comining.detectors.known_entries import silent_entries, without_own_entries
 from comining.detectors.losses import focal_loss_sum, normalizer
-from comining.ops import paired_iou, rank_in_group, resized_shape, share_inside
+from comining.ops import paired_iou, rank_in_group, resized_shape
 from comining.structures import Assignment, Boxes, DensePredictions, Knowledge
 
 # The largest tensor of (image, box, anchor) triples that assignment builds at once, in elements of
@@ -388,40 +389,6 @@ def largest_overlap(regions: Tensor, targets: Boxes) -> Tensor:
         iou = torch.where(real[:, None], paired_iou(boxes[image], region), 0)
         rows.append(iou.amax(dim=0))
     return torch.stack(rows)
-
-
-def silent_entries(knowledge: Knowledge, anchors: Tensor, assignment: Assignment) -> Tensor:
-    """Which entries [B, A, K] have no loss.
-
-    No anchor has one as background of a class that nobody looked for in the image, nor of the class
-    of an ignored region that it lies in. Its entry of the class that it is trained to stays, and
-    where classes exclude each other all of its entries.
-
-    Args:
-        anchors: [A, 4], a point as the square around it with the stride as its side.
-    """
-    ignored = knowledge.ignored
-    size = (*assignment.labels.shape, assignment.num_classes)
-    silent = (knowledge.rate == 0).unsqueeze(1).expand(size).contiguous()
-    for image, count in enumerate(ignored.counts):
-        if not count:
-            continue
-        regions = ignored.of_image(image)
-        inside = share_inside(anchors, regions.boxes) > knowledge.overlap  # [G, A]
-        for_all = (regions.labels < 0).unsqueeze(1)
-        silent[image] |= (inside & for_all).any(dim=0).unsqueeze(1)
-        one_hot = F.one_hot(regions.labels.clamp(min=0), size[-1]) * ~for_all  # [G, K]
-        silent[image] |= (inside.T.float() @ one_hot.float()) > 0
-    if knowledge.exclusive:
-        return silent & ~assignment.positive.unsqueeze(-1)
-    return without_own_entries(silent, assignment)
-
-
-def without_own_entries(entries: Tensor, assignment: Assignment) -> Tensor:
-    """Entries [B, A, K] but for those of the classes that anchors are trained to; in place."""
-    own = assignment.labels.clamp(0, assignment.num_classes - 1).unsqueeze(-1)
-    kept = entries.gather(-1, own) & ~assignment.positive.unsqueeze(-1)
-    return entries.scatter_(-1, own, kept)
 
 
 def chunks(counts: Sequence[int], limit: int) -> Iterator[slice]:

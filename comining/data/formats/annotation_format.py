@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from comining.data.annotation_builder import AnnotationBuilder
 from comining.data.annotations import (
-    AnnotationBuilder,
     AnnotationSet,
     Categories,
     Crowd,
@@ -46,7 +46,7 @@ class ReadOptions:
     """What a user may say about the reading of any format.
 
     Args:
-        on_invalid_box: see :class:`comining.data.annotations.AnnotationBuilder`.
+        on_invalid_box: see :class:`comining.data.annotation_builder.AnnotationBuilder`.
         crowd: annotations that are marked as crowds are set aside (``ignore``) or taken as objects
             (``object``).
         missing_labels: what a picture without a label file is: an ``empty`` one, which shows

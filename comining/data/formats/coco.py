@@ -9,8 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from comining.data.annotation_builder import AnnotationBuilder
 from comining.data.annotations import (
-    AnnotationBuilder,
     AnnotationSet,
     Categories,
     Crowd,
@@ -60,7 +60,7 @@ def read_coco(
         on_invalid_box: boxes that are empty, inverted, not finite or (mostly) outside of their
             image are an error that names the record, or are dropped and counted. COCO's own
             train2017 holds two empty boxes.
-        crowd, outlines: see :class:`comining.data.annotations.AnnotationBuilder`.
+        crowd, outlines: see :class:`comining.data.annotation_builder.AnnotationBuilder`.
 
     Raises:
         DataError: naming the file and the first record that is wrong.

@@ -10,7 +10,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from comining.data.annotations import AnnotationBuilder, AnnotationSet, Categories
+from comining.data.annotation_builder import AnnotationBuilder
+from comining.data.annotations import AnnotationSet, Categories
 from comining.data.formats.annotation_format import (
     AnnotationFormat,
     ReadOptions,

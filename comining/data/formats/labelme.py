@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from comining.data.annotations import AnnotationBuilder, AnnotationSet
+from comining.data.annotation_builder import AnnotationBuilder
+from comining.data.annotations import AnnotationSet
 from comining.data.formats.annotation_format import (
     AnnotationFormat,
     ReadOptions,

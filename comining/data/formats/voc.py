@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from comining.data.annotations import AnnotationBuilder, AnnotationSet, Categories
+from comining.data.annotation_builder import AnnotationBuilder
+from comining.data.annotations import AnnotationSet, Categories
 from comining.data.formats.annotation_format import (
     AnnotationFormat,
     ReadOptions,
