@@ -24,7 +24,7 @@ LAYERS = (
     ("detectors", "tracking"),
     ("structures", "ops", "errors", "config", "option_types", "program_options"),
 )
-COMMANDS = {"report", "study"}
+COMMANDS = {"report", "select", "study"}
 
 
 def folder_of(parts: tuple[str, ...]) -> str:

@@ -20,7 +20,8 @@ DETECTORS = ("retinanet", "fcos")
 SPARSITIES = ("full", "easy", "hard", "extreme", "miss50", "keep1", "file")
 METHODS = (
     "original", "augmented", "joint", "self_mining", "comining", "pseudo_label", "soft_sampling",
-    "background_recalibration", "part_aware",
+    "background_recalibration", "part_aware", "mean_teacher", "costudent", "calibrated_teacher",
+    "annotation_rate", "comining_rate",
 )  # fmt: skip
 
 COCO_METRICS = (
@@ -30,8 +31,8 @@ WRONG_KINDS = ("duplicate", "wrong_class", "poor_localisation", "background")
 MINING = ("pseudo_labels_per_image", "precision", "recall", *WRONG_KINDS)
 TEXTS = (
     "file", "status", "method", "detector", "sparsity", "view", "variant", "recipe", "table",
-    "kind", "threshold", "second_view", "options", "most_mined_class", "error", "hardware",
-    "versions",
+    "kind", "pasting", "threshold", "second_view", "options", "most_mined_class", "error",
+    "hardware", "versions",
 )  # fmt: skip
 # The recall of what is annotated, which holds where AP is a lower bound, too.
 RECALLS = ("AR1", "AR10", "AR100")
@@ -102,13 +103,15 @@ def _row(file: Path, result: RunResult) -> dict[str, Any]:
     finished = result.status == "finished"  # else the numbers would be those of some earlier step
     options = {k: v for k, v in result.method_options.items() if k != "score_threshold"}
     tau = result.score_threshold
+    pasting = f"data.paste={result.paste}" if result.paste else ""
     row = {
         **{name: value for name, value in result if name in TYPES},
         **{name: result.mining.get(name) for name in MINING},
         "file": str(file),
         "table": result.table or "runs",
         "kind": f"{result.detector}, {result.backbone}, data {result.dataset}, "
-        f"{result.max_steps} steps",
+        f"{result.max_steps} steps" + (f", {pasting}" if pasting else ""),
+        "pasting": pasting,
         "threshold": "-" if tau is None else number(tau, "g"),
         "second_view": "baseline" if result.method == "original" else result.view,
         "options": json.dumps({"max_steps": result.max_steps, **options}),

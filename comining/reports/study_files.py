@@ -76,7 +76,7 @@ def _place(folder: Path, result: RunResult) -> Path:
 def _identity(result: RunResult) -> tuple[Any, ...]:
     """What makes two runs the same; ``variant`` also counts options that change no number."""
     choices = (result.detector, result.sparsity, result.method, result.view)
-    return (*choices, result.method_options, result.max_steps, result.seed)
+    return (*choices, result.method_options, result.max_steps, result.paste, result.seed)
 
 
 def read_study(folder: Path) -> tuple[dict[Path, RunResult], dict[Path, RunResult]]:

@@ -146,10 +146,11 @@ class Study:
         sentences = []
         for first in self.usual.head(1).itertuples():
             usual = "" if self.changed.empty else " (where no other length is said)"
+            pasting = f" with `{first.pasting!s}`" if first.pasting else ""
             sentences.append(
-                f"{len(self.runs) + len(self.repeats)} runs of {first.max_steps} steps{usual}, "
-                f"{hours:.1f} hours in all on {first.hardware} (the machine did other work, too); "
-                f"{first.versions}."
+                f"{len(self.runs) + len(self.repeats)} runs of {first.max_steps} steps{usual}"
+                f"{pasting}, {hours:.1f} hours in all on {first.hardware} (the machine did other "
+                f"work, too); {first.versions}."
             )
         if not self.not_ended.empty:
             counts = [f"{count} {status}" for status, count in self.not_ended.items()]

@@ -259,10 +259,13 @@ def identity(config: Any) -> dict[str, Any]:
     max_steps = trainer.get("max_steps") if isinstance(trainer, dict) else None
     options = method if isinstance(method, dict) else {}
     table, seed = config.get("table"), config.get("seed")
+    data = config.get("data")
+    paste = data.get("paste") if isinstance(data, dict) else None
     return {
         **fields,
         "experiment": given[-1].removeprefix("experiment=") if given else None,
         "table": None if table is None else str(table),
+        "paste": paste if type(paste) is int else 0,
         "seed": seed if type(seed) is int else None,
         "max_steps": max_steps if type(max_steps) is int else None,
         "method_options": {k: v for k, v in options.items() if not str(k).startswith("_")},

@@ -40,6 +40,7 @@ class RunResult(BaseModel):
     dataset: str
     experiment: str | None = None
     table: str | None = None
+    paste: int = 0  # data.paste: annotated objects pasted into a training image, at the most
     seed: int | None  # None only where the option was no seed
     max_steps: int | None  # optimizer steps; None only where the option was no number
     method_options: dict[str, Any] = Field(default_factory=dict)

@@ -1,0 +1,34 @@
+"""Choose among methods, thresholds or options: ``python -m comining.select RUN...``.
+
+Ranks runs by AP on the validation split, mean over seeds, best first. The annotations of that split
+may be incomplete, as those of training are: see docs/selection.md. Reads the ``result.json`` files
+below the directories, and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from comining.errors import UserError, one_line
+from comining.reports.ranking import rank_folders
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code: 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="python -m comining.select", description=__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, help="directories of runs or sweeps")
+    parser.add_argument("--by", default="AP", help="one of COCO's 12 numbers; default: AP")
+    given = parser.parse_args(arguments)
+    try:
+        print(rank_folders(given.folders, given.by))
+    except (UserError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

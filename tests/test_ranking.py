@@ -1,0 +1,112 @@
+"""Rankings of runs, out of records that runs wrote, with numbers worked out by hand."""
+
+from pathlib import Path
+
+import pytest
+
+from comining.reports.ranking import agreement, ranked
+from comining.reports.records import find_results, read_results, runs_frame
+from comining.select import main
+from tests.recorded import RunFolder
+
+
+def rows_of(runs: RunFolder, by: str = "AP") -> list[tuple[str, str, int, float]]:
+    frame = runs_frame(read_results(find_results([runs.root])[0]))
+    rows = ranked(frame, by)
+    columns = [rows[name].tolist() for name in ("method", "threshold", "seeds", "value")]
+    return list(zip(*columns, strict=True))
+
+
+def test_settings_are_ranked_by_their_mean(runs: RunFolder) -> None:
+    for seed, (low, high, other) in enumerate([(30.0, 34.0, 32.0), (32.0, 31.0, 34.0)]):
+        runs.add(low, tau=0.4, seed=seed)
+        runs.add(high, tau=0.6, seed=seed)
+        runs.add(other, method="original", seed=seed)
+    assert rows_of(runs) == [
+        ("original", "-", 2, 33.0),
+        ("comining", "0.6", 2, 32.5),
+        ("comining", "0.4", 2, 31.0),
+    ]
+
+
+def test_only_common_seeds_are_compared(runs: RunFolder) -> None:
+    """The second seed of one setting alone would make it the first."""
+    runs.add(30.0, tau=0.4, seed=0)
+    runs.add(90.0, tau=0.4, seed=1)
+    runs.add(31.0, tau=0.6, seed=0)
+    assert rows_of(runs) == [("comining", "0.6", 1, 31.0), ("comining", "0.4", 1, 30.0)]
+
+
+def test_settings_without_a_common_seed(runs: RunFolder) -> None:
+    runs.add(30.0, tau=0.4, seed=0)
+    runs.add(31.0, tau=0.6, seed=1)
+    assert rows_of(runs) == [("comining", "0.6", 1, 31.0), ("comining", "0.4", 1, 30.0)]
+
+
+def test_a_diverged_run_counts_as_0_and_a_failed_one_not(runs: RunFolder) -> None:
+    runs.add(30.0, tau=0.4, seed=0)
+    runs.add(status="diverged", tau=0.6, seed=0)
+    runs.add(status="failed", tau=0.7, seed=0)
+    assert rows_of(runs) == [("comining", "0.4", 1, 30.0), ("comining", "0.6", 1, 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("test_aps", "expected"),
+    [([10.0, 20.0, 30.0], 1.0), ([30.0, 20.0, 10.0], -1.0), ([20.0, 10.0, 30.0], 0.5)],
+)
+def test_the_correlation_with_test_ap(
+    runs: RunFolder, test_aps: list[float], expected: float
+) -> None:
+    for ap, test_ap in zip([1.0, 2.0, 3.0], test_aps, strict=True):
+        runs.add(ap, tau=ap / 10, test_ap=test_ap, seed=0)
+    frame = runs_frame(read_results(find_results([runs.root])[0]))
+    assert agreement(ranked(frame, "AP")) == pytest.approx(expected)
+    assert agreement(ranked(frame, "AP").iloc[:2]) is None
+
+
+def test_the_command(runs: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (0, 1):
+        runs.add(30.0 + seed, tau=0.4, seed=seed, ap_is_lower_bound=True)
+        runs.add(31.0 + seed, tau=0.6, seed=seed, ap_is_lower_bound=True)
+        runs.add(20.0 + seed, method="original", seed=seed, ap_is_lower_bound=True)
+    assert main([str(runs.root)]) == 0
+    printed = capsys.readouterr().out
+    rows = [line for line in printed.splitlines() if line.startswith("| ")]
+    assert rows[1].startswith("| comining | 0.6 | - | 2 | ≥ 31.5 | 31.0 to 32.0 | 31.5 |")
+    assert "overlap with those of 1 more (comining)" in printed
+    assert "AP is too low" in printed
+    assert "(Spearman): 1.00" in printed
+    assert main([str(runs.root), "--by", "AR100"]) == 0
+    assert "≥" not in capsys.readouterr().out
+
+
+def test_sparse_sets_are_not_mixed(runs: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    for sparsity in ("hard", "extreme"):
+        runs.add(30.0, sparsity=sparsity, seed=0)
+    assert main([str(runs.root)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("### ") == 2
+    assert "One seed each" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--by", "mAP"], "--by mAP: must be one of AP, AP50"),
+        (["--by", "APl"], "has finished with APl"),
+        ([], "no result.json in it or below it"),
+    ],
+)
+def test_what_cannot_be_ranked(
+    runs: RunFolder, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    runs.root.mkdir(exist_ok=True)
+    if arguments:
+        runs.add(30.0, seed=0)
+    assert main([str(runs.root), *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_folder_that_does_not_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "none")]) == 2
+    assert "no such directory" in capsys.readouterr().err
