@@ -155,11 +155,11 @@ def configuration(*overrides: str) -> dict[str, Any]:
     return {k: OmegaConf.to_container(cfg[k], resolve=True) for k in ("backbone", "detector")}
 
 
-def part(*overrides: str, key: str = "method") -> Any:
+def part(*overrides: str, key: str = "method", **given: Any) -> Any:
     """Another object of the configuration."""
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         cfg = compose("train", overrides=list(overrides))
-    return instantiate(cfg[key], key)
+    return instantiate(cfg[key], key, **given)
 
 
 def noise(count: int, size: tuple[int, int], device: torch.device) -> list[Tensor]:

@@ -41,6 +41,12 @@ SCHEDULE_STEPS, SCHEDULE_BATCH = 90_000, 16
 def arguments(given: list[str] | None) -> argparse.Namespace:
     """Options; what is not given depends on the device."""
     options = measure.parser("One training step, with and without mining.")
+    add_setting(options)
+    return with_defaults(options.parse_args(given))
+
+
+def add_setting(options: argparse.ArgumentParser) -> None:
+    """Options of the network and of the images."""
     options.add_argument("--detector", default="retinanet", choices=("retinanet", "fcos"))
     options.add_argument("--backbone", help="a file of conf/backbone")
     options.add_argument("--precision", choices=("fp32", "bf16"))
@@ -52,7 +58,10 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     options.add_argument("--candidates", type=int, default=8, help="an image and view")
     options.add_argument("--compile", action="store_true", help="detector.compile=true")
     options.add_argument("--channels-last", action="store_true", help="detector.channels_last=true")
-    chosen = options.parse_args(given)
+
+
+def with_defaults(chosen: argparse.Namespace) -> argparse.Namespace:
+    """Fill in what was not given."""
     cuda = chosen.device.startswith("cuda")
     defaults: dict[str, Any] = {
         "backbone": "resnet50" if cuda else "resnet18",

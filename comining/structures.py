@@ -300,6 +300,18 @@ class Batch:
     # B, how many of an image's annotated boxes, the last ones, were pasted into it; empty: none
     pasted: list[int] = field(default_factory=list)
 
+    def own_and_pasted(self) -> tuple[Boxes, Boxes]:
+        """The boxes that are annotated in the images themselves, and those that were pasted."""
+        counts = self.annotated.counts
+        pasted = self.pasted or [0] * len(counts)
+        own = [
+            number < count - last
+            for count, last in zip(counts, pasted, strict=True)
+            for number in range(count)
+        ]
+        chosen = torch.tensor(own, dtype=torch.bool, device=self.annotated.labels.device)
+        return self.annotated[chosen], self.annotated[~chosen]
+
     def _boxes_and_images(self) -> dict[str, Boxes | Images | Knowledge | Tensor]:
         names = (
             "images",

@@ -10,7 +10,7 @@ from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import FrozenBatchNorm2d
 
-from benchmarks import data, evaluation, measure, step
+from benchmarks import data, evaluation, measure, methods, step
 from benchmarks.setting import Setting, stock_copy
 from tests.helpers import detector
 
@@ -44,6 +44,13 @@ def test_step(tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[
         "cogeneration_over_torchvision",
     }
     assert "torch" in capsys.readouterr().out
+
+
+def test_methods(tmp_path: Path) -> None:
+    names = "annotation_rate,costudent,calibrated_teacher"
+    file = tmp_path / "methods.json"
+    methods.main(["--quick", "--json", str(file), "--methods", names])
+    assert set(written(file)) == {f"{name}_over_original" for name in names.split(",")}
 
 
 def test_the_steps_that_are_compared_mine_and_train_the_same_weights() -> None:

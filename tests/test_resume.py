@@ -38,7 +38,8 @@ def same(whole: Path, other: Path) -> None:
     ]
     assert states[0]["global_step"] == states[1]["global_step"]
     for name, value in states[0]["state_dict"].items():
-        assert torch.equal(states[1]["state_dict"][name], value), name
+        other_value = states[1]["state_dict"][name]
+        torch.testing.assert_close(other_value, value, rtol=0, atol=0, equal_nan=True)
     moments = [one["optimizer_states"][0]["state"] for one in states]
     for number, of_parameter in moments[0].items():
         for name, value in of_parameter.items():

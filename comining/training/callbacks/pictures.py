@@ -121,7 +121,7 @@ class Pictures(L.Callback):
         sides: dict[str, list[Image.Image]] = {}
         for view, images in views.items():
             seen, boxes = module.method.seen_in(view, batch, mined[view])
-            seen_annotated, seen_pasted = _targets(seen)
+            seen_annotated, seen_pasted = seen.own_and_pasted()
             sides[view] = [
                 panel(image, _layers(MINED, *of_image), _scale(image))
                 for image, *of_image in zip(
@@ -143,7 +143,7 @@ class Pictures(L.Callback):
         self.tracker.picture("pictures/mined", page, step)
         self._draw_over_time(next(iter(sides.values())), batch.image_ids, step, styles)
         logged = []
-        annotated, pasted = _targets(batch)
+        annotated, pasted = batch.own_and_pasted()
         drawn = [(ANNOTATED, annotated), (ERASED, batch.erased)]
         drawn += [(PASTED, pasted)] if PASTED in styles else []
         drawn += [(IGNORED, batch.knowledge.ignored)] if IGNORED in styles else []
@@ -291,7 +291,7 @@ class WrongPseudoLabels:
         self.pasted |= any(batch.pasted)
         mined = mined[batch.judged[mined.image, mined.labels]]
         kinds = iter(judge(mined, batch.erased, batch.annotated).tolist())
-        annotated_of, pasted_of = _targets(batch)
+        annotated_of, pasted_of = batch.own_and_pasted()
         rows = zip(
             images, batch.image_ids, annotated_of.split(), pasted_of.split(), batch.erased.split(),
             batch.knowledge.ignored.split(), mined.split(), strict=True,
@@ -377,19 +377,6 @@ def _spread_where_erased(data: DetectionData, count: int) -> list[int]:
     ]
     items = lost or list(range(len(data.train_set)))
     return [items[n] for n in np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)]
-
-
-def _targets(batch: Batch) -> tuple[Boxes, Boxes]:
-    """The boxes that are annotated in the images themselves, and those that were pasted."""
-    counts = batch.annotated.counts
-    pasted = batch.pasted or [0] * len(counts)
-    own = [
-        number < count - last
-        for count, last in zip(counts, pasted, strict=True)
-        for number in range(count)
-    ]
-    chosen = torch.tensor(own, dtype=torch.bool, device=batch.annotated.labels.device)
-    return batch.annotated[chosen], batch.annotated[~chosen]
 
 
 def _layers(

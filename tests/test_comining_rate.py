@@ -1,0 +1,266 @@
+"""Mining whose thresholds and cap follow from the annotation rate."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from comining.methods.comining_rate import best_of_each_class
+from comining.methods.method import RunInfo
+from comining.methods.rate_estimator import RateEstimator
+from comining.structures import Boxes
+from tests.ddp import ROOT, TWO, train
+from tests.helpers import batch_of, boxes, method
+from tests.test_resume import call, same
+
+SIZE = (64, 96)
+
+
+class Said:
+    """Predictions of two images that a stand-in detector knows by heart."""
+
+    num_classes, scores_per_image = 3, 12
+    image_sizes = (SIZE, SIZE)
+
+    def split(self, size: int) -> list[Said]:
+        return [self]
+
+    def detach(self) -> Said:
+        return self
+
+
+class Detecting:
+    def __init__(self, found: Boxes):
+        self.found = found
+
+    def candidates(self, predictions: Any, threshold: float) -> Boxes:
+        return self.found[self.found.known_scores > threshold]
+
+
+def ready(**options: Any) -> Any:
+    chosen = method("comining_rate", **options)
+    data: Any = SimpleNamespace(categories=SimpleNamespace(names=("a", "b", "c")))
+    chosen.prepare(None, data, RunInfo(Path("unused"), torch.device("cpu"), max_steps=100))
+    return chosen
+
+
+def mine(chosen: Any, found: Boxes, annotated: Boxes, step: int = 50, pasted: Any = ()) -> Any:
+    batch: Any = replace(batch_of(annotated), pasted=list(pasted))
+    return chosen.supervise(Detecting(found), Said(), {}, batch, step)
+
+
+def scores_of(supervision: Any) -> list[float]:
+    return [round(score, 3) for score in supervision.pseudo_labels["original"].scores.tolist()]
+
+
+ANNOTATED = boxes([(0, 0, 20, 20, 0)], [(40, 0, 60, 20, 0)])
+
+
+def detections(*scores: float, label: int = 0) -> Boxes:
+    """Both annotations found with 0.9, and others in the first image that nobody annotated."""
+    free = [(5 * n + 4, 34, 5 * n + 8, 60, label, s) for n, s in enumerate(scores)]
+    return boxes([(0, 0, 20, 21, 0, 0.9), *free], [(40, 0, 60, 21, 0, 0.9)])
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.25, 0.6, 1.0])
+@pytest.mark.parametrize("probability", [0.3, 0.5, 0.8])
+def test_at_the_threshold_the_posterior_is_the_probability(rate: float, probability: float) -> None:
+    chosen = ready(rate=rate, probability=probability)
+    (score, *_) = chosen.thresholds(chosen._rate()).tolist()
+    posterior = (1 - rate) * score / (1 - rate * score) if rate < 1 else probability
+    assert posterior == pytest.approx(probability, rel=1e-5)
+    assert probability <= score <= 1
+
+
+def test_what_is_likely_an_object_is_mined() -> None:
+    """With a rate of 1/4, at 1 / (2 - 1/4) = 0.571."""
+    supervision = mine(ready(rate=0.25), detections(0.58, 0.56), ANNOTATED)
+    assert scores_of(supervision) == [0.58]
+    assert len(supervision.added["original"]) == 1
+    remaining = supervision.remaining_counts["original"]
+    assert remaining.tolist() == [[12, 2, 2, 2, 1], [12, 1, 1, 1, 0]]
+
+
+def test_the_cap_follows_the_rate() -> None:
+    """Two annotated objects are found. With 1/2 two others may be mined, with 1/4 six."""
+    found = detections(0.81, 0.82, 0.83, 0.84, 0.85, 0.86, 0.87)
+    assert sorted(scores_of(mine(ready(rate=0.5), found, ANNOTATED))) == [0.86, 0.87]
+    assert len(scores_of(mine(ready(rate=0.25), found, ANNOTATED))) == 6
+    assert scores_of(mine(ready(rate=1.0), detections(0.999), ANNOTATED)) == []
+
+
+def test_what_is_not_mined_may_be_mined_later() -> None:
+    chosen = ready(rate=0.5)
+    assert scores_of(mine(chosen, detections(), ANNOTATED)) == []
+    assert len(scores_of(mine(chosen, detections(0.8, 0.8, 0.8, 0.8, 0.8), ANNOTATED))) == 4
+    assert chosen.allowed.tolist() == [0, 0, 0]
+    for _ in range(100):
+        mine(chosen, detections(), ANNOTATED)
+    assert chosen.allowed.tolist() == [50, 0, 0]
+
+
+def test_a_class_of_which_no_annotation_is_found_mines_nothing() -> None:
+    assert scores_of(mine(ready(rate=0.25), detections(0.99, label=1), ANNOTATED)) == []
+
+
+def test_what_was_pasted_does_not_count() -> None:
+    found = detections(0.8, 0.8, 0.8)
+    assert scores_of(mine(ready(rate=0.5), found, ANNOTATED, pasted=(1, 1))) == []
+    assert scores_of(mine(ready(rate=0.5), found, ANNOTATED, pasted=(1, 0))) == [0.8]
+
+
+def test_an_estimate_comes_before_the_rate_of_the_loss() -> None:
+    """By the high end of its interval: 0.8 allows half a box for two annotations that are found."""
+    chosen = ready(assumed_rate=0.25)
+    chosen.estimate[:, 0] = torch.tensor([0.6, 0.4, 0.8])
+    assert scores_of(mine(chosen, detections(0.95), ANNOTATED)) == []
+    assert chosen.allowed[0].item() == pytest.approx(0.5, rel=1e-5)
+    chosen.estimate[2, 0] = 0.3
+    assert scores_of(mine(chosen, detections(0.95), ANNOTATED)) == [0.95]
+
+
+def test_nothing_is_mined_too_early() -> None:
+    supervision = mine(ready(mine_from=0.5), detections(0.9), ANNOTATED, step=49)
+    assert supervision.pseudo_labels == {}
+    assert supervision.added == {}
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ([0.0, 0.0], []),
+        ([1.0, 2.0], [0.9, 0.3, 0.8]),
+        ([1.99, 0.5], [0.9]),
+        ([9.0, 9.0], [0.9, 0.7, 0.3, 0.8]),
+    ],
+)
+def test_the_best_of_each_class(limits: list[float], expected: list[float]) -> None:
+    found = boxes(
+        [(0, 0, 9, 9, 0, 0.9), (0, 0, 9, 9, 0, 0.7), (0, 0, 9, 9, 1, 0.3)], [(0, 0, 9, 9, 1, 0.8)]
+    )
+    kept = best_of_each_class(found, torch.tensor(limits))
+    assert kept.known_scores.tolist() == pytest.approx(expected)
+    assert kept.image.tolist() == sorted(kept.image.tolist())
+    assert len(best_of_each_class(Boxes.empty(2, scores=True), torch.tensor(limits))) == 0
+
+
+# -- whole runs --------------------------------------------------------------------------
+
+MINING = (
+    "method=comining_rate", "method.rate=0.25", "method.probability=0.005", "method.mine_from=0.2",
+    "data.paste=1", "checkpoint.every_n_steps=1",
+)  # fmt: skip
+# Long enough for scores that can be counted; the estimate is made at step 48.
+ESTIMATING = (
+    "method=annotation_rate", "method.held_back=0.3", "method.estimate_from=0.5",
+    "method.estimate_until=0.8", "data.paste=1", "trainer.max_steps=60",
+    "trainer.val_check_interval=60", "checkpoint.every_n_steps=15",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of each kind."""
+    folder = tmp_path_factory.mktemp("rate")
+    for name, options in (("mining", MINING), ("estimating", ESTIMATING)):
+        done = train(folder, f"hydra.run.dir={name}", *options)
+        assert done.returncode == 0, done.stderr
+        (folder / f"{name}.txt").write_text(done.stdout)
+    return folder
+
+
+def result_of(run: Path) -> Any:
+    return json.loads((run / "result.json").read_text())
+
+
+def test_what_a_run_tells_of_the_rate(folder: Path) -> None:
+    result = result_of(folder / "estimating")
+    rate = result["rate"]
+    assert rate["estimated"]
+    assert rate["estimated"].keys() == rate["interval"].keys() <= rate["true"].keys()
+    for name, (low, high) in rate["interval"].items():
+        assert 0 < low <= rate["estimated"][name] <= high <= 1
+        assert 0 < rate["true"][name] <= 1
+    said = (folder / "estimating.txt").read_text()
+    assert "% of the objects are annotated: " in said
+    with (folder / "estimating" / "metrics.csv").open() as file:
+        logged = [row for row in csv.DictReader(file) if row.get("rate/all")]
+    assert int(logged[0]["step"]) >= 48
+    name, value = next(iter(rate["estimated"].items()))
+    assert float(logged[-1][f"rate/{name}"]) == pytest.approx(value)
+    mined = result_of(folder / "mining")
+    assert mined["rate"] is None
+    assert mined["mining"]["pseudo_labels_per_image"] > 0
+
+
+@pytest.mark.parametrize(("name", "step"), [("mining", 2), ("mining", 4), ("estimating", 45)])
+def test_killed_and_resumed_equals_never_stopped(folder: Path, name: str, step: int) -> None:
+    run = folder / f"{name}{step}"
+    shutil.copytree(folder / name, run)
+    (run / "result.json").unlink()
+    checkpoints = run / "checkpoints"
+    shutil.copy(checkpoints / f"step_{step:06d}.ckpt", checkpoints / "last.ckpt")
+    done = call(folder, f"resume={run.name}")
+    assert done.returncode == 0, done.stderr
+    same(folder / name, run)
+    assert result_of(run)["rate"] == result_of(folder / name)["rate"]
+
+
+@pytest.mark.slow
+def test_two_processes_mine_as_one(folder: Path) -> None:
+    done = train(folder, "hydra.run.dir=two", *MINING, *TWO)
+    assert done.returncode == 0, done.stderr
+    one, two = result_of(folder / "mining"), result_of(folder / "two")
+    assert two["status"] == "finished"
+    # Each process takes the best of its own images.
+    counts = [result["mining"]["pseudo_labels_per_image"] for result in (one, two)]
+    assert counts[1] == pytest.approx(counts[0], rel=0.2)
+
+
+SCRIPT = """
+import sys, torch, torch.distributed as dist
+from comining.methods.rate_estimator import RateEstimator
+from tests.test_comining_rate import counted
+
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+print([column.tolist() for column in counted([rank]).estimate(*ANNOTATED)])
+"""
+
+
+def counted(shares: list[int]) -> RateEstimator:
+    """What was counted in these shares of the images."""
+    estimator = RateEstimator(2)
+    for share in shares:
+        generator = torch.Generator().manual_seed(share)
+        for name, most in (("spies", 9), ("unmatched", 30)):
+            table = getattr(estimator, name)
+            table += torch.randint(most, table.shape, generator=generator)
+        estimator.images += 50 + share
+    return estimator
+
+
+def test_two_processes_estimate_as_one(tmp_path: Path) -> None:
+    annotated = "(torch.tensor([400.0, 90.0]), torch.tensor([80.0, 20.0]), 100)"
+    script = SCRIPT.replace("ANNOTATED", annotated)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(rank), str(tmp_path / "meet")],
+            cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=120)[0].strip() for process in processes]
+    alone = counted([0, 1]).estimate(torch.tensor([400.0, 90.0]), torch.tensor([80.0, 20.0]), 100)
+    assert said == [str([column.tolist() for column in alone])] * 2
+    assert not alone.rate.isnan().any()
