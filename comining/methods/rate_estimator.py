@@ -138,12 +138,12 @@ def estimate_rate(
         num_spies: [K] different spies; repeated visits of one are no further evidence.
     """
     seen = spies.sum(dim=1, keepdim=True)
-    found = _at_least(spies)
+    found = at_least(spies)
     pooled = found.sum(dim=0) / seen.sum().clamp(min=1)
     weight = num_spies.to(found.dtype).unsqueeze(1)
     own = found / seen.clamp(min=1)
     recall = (own * weight + PRIOR_SPIES * pooled) / (weight + PRIOR_SPIES)
-    detections = _at_least(unmatched)
+    detections = at_least(unmatched)
     hidden = detections / recall.clamp(min=1e-9)  # objects that training does not know
     # Relative deviations of the two counts.
     deviation = (
@@ -170,6 +170,6 @@ def estimate_rate(
     )
 
 
-def _at_least(counts: Tensor) -> Tensor:
+def at_least(counts: Tensor) -> Tensor:
     """How many lie in a bin or in one above it."""
     return counts.flip(1).cumsum(1).flip(1)
