@@ -15,6 +15,7 @@ from comining.methods.annotation_rate import AnnotationRate
 from comining.methods.method import RunInfo, Supervision, View
 from comining.methods.mining import drop_annotated
 from comining.methods.rate_estimator import at_least, best_scores
+from comining.methods.teacher import Teacher
 from comining.ops import clip, suppress
 from comining.option_types import Fraction, NonNegativeFloat, NonNegativeInt
 from comining.structures import Batch, Boxes, Predictions
@@ -27,8 +28,11 @@ MEMORY = 0.98
 class CoMiningRate(AnnotationRate):
     """The best detections become extra ground truth, as many as the annotation rate tells of.
 
+    An averaged copy of the network (:class:`Teacher`) looks for them in the view that is trained
+    on. The network itself would have steps in which a class is found everywhere for a moment.
+
     Objects are annotated by chance, with the annotation rate c of their class. So for F annotated
-    objects that the network finds with a score of t or more, it finds about ``F * (1 - c) / c``
+    objects that the teacher finds with a score of t or more, it finds about ``F * (1 - c) / c``
     others. Of the detections that belong to no annotation, V score t or more. Where V is larger,
     the difference is wrong. The threshold of a class is the lowest t at which ``precision * V`` is
     not larger, by running counts. Wrong detections raise it, so that what runs away elsewhere comes
@@ -39,6 +43,7 @@ class CoMiningRate(AnnotationRate):
     mines nothing.
 
     Args:
+        momentum: of the teacher.
         mine_from: the part of training, 0 ... 1, before which nothing is mined.
         precision: share of right ones that is wanted among the pseudo-labels.
         least_score: no detection that scores less is mined.
@@ -49,6 +54,7 @@ class CoMiningRate(AnnotationRate):
             rate that is given, that one.
     """
 
+    teacher: Teacher
     found: Tensor  # [K, BINS] float64: annotated objects, by the score of their best detection
     unmatched: Tensor  # [K, BINS] float64: detections that belong to no annotation
 
@@ -62,6 +68,7 @@ class CoMiningRate(AnnotationRate):
         held_back: Fraction,
         estimate_from: Fraction,
         estimate_until: Fraction,
+        momentum: Fraction,
         mine_from: Fraction,
         precision: Fraction,
         least_score: Fraction,
@@ -76,6 +83,7 @@ class CoMiningRate(AnnotationRate):
             views, rate=rate, assumed_rate=assumed_rate, near_iou=near_iou, held_back=held_back,
             estimate_from=estimate_from, estimate_until=estimate_until,
         )  # fmt: skip
+        self.momentum = momentum
         self.mine_from, self.precision, self.least_score = mine_from, precision, least_score
         self.nms_threshold, self.overlap_threshold = nms_threshold, overlap_threshold
         self.class_aware, self.max_per_image = class_aware, max_per_image
@@ -83,6 +91,7 @@ class CoMiningRate(AnnotationRate):
 
     def prepare(self, detector: Detector, data: DetectionData, run: RunInfo) -> None:
         super().prepare(detector, data, run)
+        self.teacher = Teacher(detector, self.momentum)
         self.first_mined_step = round(self.mine_from * run.max_steps)
         for name in ("found", "unmatched"):
             nothing = torch.zeros(len(self.names), BINS, dtype=torch.float64)
@@ -100,13 +109,18 @@ class CoMiningRate(AnnotationRate):
         supervision = super().supervise(detector, predictions, views, batch, step)
         if step < self.first_mined_step:
             return supervision
-        first_view = predictions.split(len(batch.images))[0].detach()
-        pseudo_labels, remaining = self._mine(detector, first_view, batch)
+        teacher = self.teacher.detector
+        images = views[self.views[0]]
+        pseudo_labels, remaining = self._mine(teacher, teacher.predict(images), batch)
         return Supervision(
             dict.fromkeys(self.views, pseudo_labels),
             {self.views[0]: pseudo_labels},
             {self.views[0]: remaining},
         )
+
+    def after_step(self, detector: Detector, step: int) -> None:
+        super().after_step(detector, step)
+        self.teacher.update(detector, step)
 
     def known_rates(self) -> Tensor:
         """c [K] of the thresholds; NaN where nothing is known."""
@@ -122,10 +136,10 @@ class CoMiningRate(AnnotationRate):
         return torch.where(few, scores, torch.inf).amin(dim=1)
 
     def _mine(
-        self, detector: Detector, predictions: Predictions, batch: Batch
+        self, teacher: Detector, predictions: Predictions, batch: Batch
     ) -> tuple[Boxes, Tensor]:
         """Pseudo-labels and counts as :class:`comining.methods.mining.Miner` gives them."""
-        boxes = detector.candidates(predictions, self.least_score)
+        boxes = teacher.candidates(predictions, self.least_score)
         counts = [boxes.counts_on_device()]
         boxes = suppress(boxes, predictions.num_classes, self.nms_threshold, self.max_per_image)
         counts.append(boxes.counts_on_device())
