@@ -118,8 +118,8 @@ def test_a_class_of_few_spies_is_known_by_its_annotated_objects() -> None:
     Of the other class 0.4 are found, so that a spy is taken to be found with 0.2.
     """
     tables = {name: torch.zeros(2, BINS, dtype=torch.float64) for name in ("s", "a", "u")}
-    tables["s"][0, 40], tables["s"][0, 0] = 4000, 6000
-    tables["a"][0, 40], tables["a"][0, 0] = 8000, 2000
+    tables["s"][0, 40], tables["s"][0, 0] = 4e6, 6e6
+    tables["a"][0, 40], tables["a"][0, 0] = 8e6, 2e6
     tables["s"][1, 40] = 1
     tables["a"][1, 40], tables["a"][1, 0] = 400, 600
     tables["u"][0, 40], tables["u"][1, 40] = 4000, 200

@@ -23,15 +23,17 @@ TOUCHING_IOU = 0.3
 # A spy is found by a detection of its class that covers it by this IoU.
 FOUND_IOU = 0.3
 # What is known of the recall of a class beside its spies counts as much as so many of them.
-PRIOR_SPIES = 40.0
-# A score at which fewer of the spies are found says nothing.
-LEAST_FOUND = 0.05
+PRIOR_SPIES = 200.0
+# A score at which fewer of the spies are found says little.
+LEAST_FOUND = 0.2
 # Standard deviations by which the score is chosen.
 CARE = 3.0
+# Scores that are as good as the chosen one, up to this factor, have a say, too.
+AS_GOOD = 1.15
 # Standard deviations on each side of an interval of 90 %, and the relative deviation that is left
 # with any number of spies: by wrong detections, and by objects that are found by halves.
 DEVIATIONS = 1.645
-OWN_DEVIATION = 0.1
+OWN_DEVIATION = 0.15
 
 
 class RateEstimate(NamedTuple):
@@ -155,18 +157,23 @@ def estimate_rate(
     recall = (own * weight + PRIOR_SPIES * expected) / (weight + PRIOR_SPIES)
     detections = at_least(unmatched)
     hidden = detections / recall.clamp(min=1e-9)  # objects that training does not know
-    # Relative deviations of the two counts.
-    deviation = (
-        (1 - recall).clamp(min=0) / (recall.clamp(min=1e-9) * (weight + PRIOR_SPIES))
-        + 1 / detections.clamp(min=1)
-    ).sqrt()
+    # Relative variances of the counts: spies, annotated objects of the class, detections.
+    number = annotated.unsqueeze(1).clamp(min=1)
+    drawn = PRIOR_SPIES / (weight + PRIOR_SPIES)
+    of_one = (1 - recall).clamp(min=0) / recall.clamp(min=1e-9)
+    of_recall = of_one * (1 / (weight + PRIOR_SPIES) + drawn**2 / number)
+    deviation = (of_recall + 1 / detections.clamp(min=1)).sqrt()
     # The score at which a careful upper end is lowest: below it detections are wrong, above it
     # few. A less careful one would choose the scores at which spies were found by good luck.
     scores = torch.arange(BINS, device=spies.device) / BINS
     usable = (scores >= LOWEST_SCORE) & (recall >= LEAST_FOUND)
     upper = torch.where(usable, hidden * (1 + CARE * deviation), torch.inf)
-    best = upper.argmin(dim=1, keepdim=True)
-    chosen, spread = (column.gather(1, best).squeeze(1) for column in (hidden, deviation))
+    best = upper.amin(dim=1, keepdim=True)
+    as_good = usable & (upper <= AS_GOOD * best)
+    number = as_good.sum(dim=1).clamp(min=1)
+    chosen, spread = (
+        torch.where(as_good, column, 0).sum(dim=1) / number for column in (hidden, deviation)
+    )
     unknown = ~usable.any(dim=1)
 
     def rate(factor: Tensor) -> Tensor:
