@@ -115,6 +115,7 @@ def evaluate(
     lower_bound = module.is_lower_bound(cfg.split)
     facts |= {"metrics": module.metrics[cfg.split], "ap_is_lower_bound": lower_bound}
     facts |= {"class_ap": module.class_ap[cfg.split]}
+    facts |= {"recall_among": module.recall_among[cfg.split]}
     write_json(run / "evaluation.json", {**facts, "data": data.summary(), "versions": versions()})
     print(metrics_table(module.metrics[cfg.split], lower_bound=lower_bound))
     print(f"written: {run / 'evaluation.json'}")

@@ -27,6 +27,7 @@ from comining.evaluation.mining_metric import (
     in_other_view,
     judge,
 )
+from comining.evaluation.recall_among import recall_among_best
 from comining.structures import Batch, Boxes, StepResult
 from tests.helpers import batch_of, boxes, edit_json, real_data, write_coco
 
@@ -427,3 +428,40 @@ def test_without_float64_on_the_device_scores_hold_none(monkeypatch: pytest.Monk
     for column in (*kept, *measured):
         assert column.dtype == torch.float32
     assert score.compute() == expected.compute()
+
+
+def test_recall_among_the_best_by_hand() -> None:
+    """Of 4 annotated objects right, wrong, right, wrong, wrong, wrong, right: ranks 1, 3 and 7."""
+    levels = np.linspace(0, 1, 101)
+    precision = np.where(levels <= 0.25, 1, np.where(levels <= 0.5, 2 / 3, 3 / 7))
+    precision[levels > 0.75] = 0
+    table = np.tile(precision[None, :, None], (10, 1, 3))
+    table[:, :, 2] = -1  # a class without annotations
+    expected = {0.25: 25, 0.5: 33, 0.75: 50, 1.0: 50, 1.5: 64, 1.75: 75, 32.0: 75}
+    for multiple, recall in expected.items():
+        found = recall_among_best(table, levels, multiple)
+        assert found == pytest.approx(recall, abs=1.01), multiple
+    assert recall_among_best(table[:, :, 2:], levels, 1.0) is None
+
+
+def test_missing_annotations_do_not_change_recall_among_the_objects(tmp_path: Path) -> None:
+    """Every second annotation is missing: AP is halved, recall among all objects is not."""
+    generator = np.random.default_rng(0)
+    rows = [[(10 * n, 2, 8, 8, 1) for n in range(8)] for _ in range(60)]
+    complete = read_coco(write_coco(tmp_path / "complete", rows, width=96, height=16))
+    half = read_coco(write_coco(tmp_path / "half", [row[::2] for row in rows], width=96, height=16))
+    found = {}
+    for image_id in complete.image_ids.tolist():
+        kept = generator.random(8) < 0.7
+        left = torch.arange(0, 80, 10)[torch.from_numpy(kept)].float()
+        box = torch.stack([left, torch.full_like(left, 2), left + 8, torch.full_like(left, 10)], 1)
+        scores = torch.from_numpy(generator.random(len(left))).float()
+        found[image_id] = Boxes.of_images([box], [torch.zeros(len(left)).long()], [scores])
+    of_all, of_half = CocoEvaluator(complete), CocoEvaluator(half)
+    values = []
+    for evaluator in (of_all, of_half):
+        evaluator.add(found)
+        values.append(evaluator.compute()["AP"])
+    assert values[1] == pytest.approx(values[0] / 2, abs=4)
+    assert of_half.recall_among["2"] == pytest.approx(of_all.recall_among["1"], abs=6)
+    assert of_all.recall_among["1"] == pytest.approx(70, abs=4)

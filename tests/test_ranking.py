@@ -66,18 +66,36 @@ def test_the_correlation_with_test_ap(
 
 def test_the_command(runs: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in (0, 1):
-        runs.add(30.0 + seed, tau=0.4, seed=seed, ap_is_lower_bound=True)
-        runs.add(31.0 + seed, tau=0.6, seed=seed, ap_is_lower_bound=True)
-        runs.add(20.0 + seed, method="original", seed=seed, ap_is_lower_bound=True)
+        runs.add(30.0 + seed, tau=0.4, seed=seed)
+        runs.add(31.0 + seed, tau=0.6, seed=seed)
+        runs.add(20.0 + seed, method="original", seed=seed)
     assert main([str(runs.root)]) == 0
     printed = capsys.readouterr().out
     rows = [line for line in printed.splitlines() if line.startswith("| ")]
-    assert rows[1].startswith("| comining | 0.6 | - | 2 | ≥ 31.5 | 31.0 to 32.0 | 31.5 |")
+    assert rows[1].startswith("| comining | 0.6 | - | 2 | 31.5 | 31.0 to 32.0 | 31.5 |")
     assert "overlap with those of 1 more (comining)" in printed
-    assert "AP is too low" in printed
     assert "(Spearman): 1.00" in printed
-    assert main([str(runs.root), "--by", "AR100"]) == 0
-    assert "≥" not in capsys.readouterr().out
+
+
+def test_where_annotations_are_missing_recall_decides(
+    runs: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """AP would choose 0.4; recall among as many detections as there are objects, 0.6."""
+    for tau, ap, among in ((0.4, 40.0, [10.0, 20.0, 60.0]), (0.6, 30.0, [20.0, 30.0, 40.0])):
+        recalls = dict(zip(("2", "3", "16"), among, strict=True)) | {"4": 50.0, "8": 50.0}
+        runs.add(ap, tau=tau, seed=0, ap_is_lower_bound=True, recall_among=recalls)
+
+    def first(*arguments: str) -> list[str]:
+        assert main([str(runs.root), *arguments]) == 0
+        printed = capsys.readouterr().out
+        row = next(line for line in printed.splitlines() if line.startswith("| comining"))
+        return [cell.strip() for cell in row.strip("|").split("|")]
+
+    assert first("--annotated", "0.5")[1:5] == ["0.6", "-", "1", "20.0"]
+    assert first("--annotated", "0.4")[1:5] == ["0.6", "-", "1", "30.0"]
+    assert first()[1:5] == ["0.4", "-", "1", "42.5"]
+    assert first("--by", "AP")[1:5] == ["0.4", "-", "1", "≥ 40.0"]
+    assert first("--by", "AR100")[4] == "40.0"
 
 
 def test_sparse_sets_are_not_mixed(runs: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,6 +112,8 @@ def test_sparse_sets_are_not_mixed(runs: RunFolder, capsys: pytest.CaptureFixtur
     [
         (["--by", "mAP"], "--by mAP: must be one of AP, AP50"),
         (["--by", "APl"], "has finished with APl"),
+        (["--annotated", "0"], "--annotated 0: must be above 0 and at most 1"),
+        (["--annotated", "0.5", "--by", "AP"], "exclude each other"),
         ([], "no result.json in it or below it"),
     ],
 )

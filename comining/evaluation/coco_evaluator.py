@@ -19,6 +19,7 @@ from comining.data.annotations import AnnotationSet
 from comining.data.knowledge import PARTIAL, UNLOOKED
 from comining.errors import DivergedError
 from comining.evaluation.exact_precision import accumulate
+from comining.evaluation.recall_among import MULTIPLES, recall_among_best
 from comining.structures import Boxes
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class CocoEvaluator:
         self.detections: dict[int, Boxes] = {}  # image id -> boxes of one image, on the CPU
         self.not_finite: list[int] = []  # ids of images with a NaN or infinite detection
         self.class_ap: dict[str, float | None] = {}  # after compute(): AP of every class, 0-100
+        self.recall_among: Metrics = {}  # after compute(), see recall_among_best()
 
     def reset(self) -> None:
         """Forget all detections."""
@@ -91,7 +93,7 @@ class CocoEvaluator:
         first = dist.get_rank() == 0
         shares: list[Any] | None = [None] * dist.get_world_size() if first else None
         dist.gather_object((self.detections, self.not_finite), shares)
-        outcome: list[Any] = [None, None, None]
+        outcome: list[Any] = [None, None, None, None]
         if shares is not None:
             self.reset()
             for detections, not_finite in shares:
@@ -99,11 +101,11 @@ class CocoEvaluator:
                 self.detections = {**detections, **self.detections}
                 self.not_finite += not_finite
             if not self.not_finite:
-                outcome[:2] = [self.compute(), self.class_ap]
-            outcome[2] = self.not_finite
+                outcome[:3] = [self.compute(), self.class_ap, self.recall_among]
+            outcome[3] = self.not_finite
         dist.broadcast_object_list(outcome)
         metrics: Metrics = outcome[0]
-        self.class_ap, self.not_finite = outcome[1], outcome[2]
+        self.class_ap, self.recall_among, self.not_finite = outcome[1:]
         self._check_finite()
         return metrics
 
@@ -151,6 +153,11 @@ class CocoEvaluator:
         evaluation.summarize()
         # [10 IoUs, 101 recalls, K, 4 areas, 3 limits]; all areas, 100 detections; -1: nothing there
         precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
+        levels = np.asarray(evaluation.params.recThrs)
+        self.recall_among = {
+            f"{multiple:g}": recall_among_best(precision, levels, multiple)
+            for multiple in MULTIPLES
+        }
         categories = self.annotations.categories
         of_id = dict(zip(sorted(categories.ids), np.moveaxis(precision, 2, 0), strict=True))
         self.class_ap = {}

@@ -28,9 +28,11 @@ class EvaluationModule(L.LightningModule):
         self.evaluators = {
             split: CocoEvaluator(of_split) for split, of_split in annotations.items()
         }
-        # Of each split that has been evaluated: the 12 numbers, and AP of every class.
+        # Of each split that has been evaluated: the 12 numbers, AP of every class, and the recall
+        # among the best detections.
         self.metrics: dict[str, Metrics] = {}
         self.class_ap: dict[str, dict[str, float | None]] = {}
+        self.recall_among: dict[str, Metrics] = {}
         self.metrics_step = -1  # the optimizer step that the validation metrics belong to
 
     def on_validation_epoch_start(self) -> None:
@@ -72,3 +74,4 @@ class EvaluationModule(L.LightningModule):
         evaluator = self.evaluators[split]
         self.metrics[split] = evaluator.gather()
         self.class_ap[split] = evaluator.class_ap
+        self.recall_among[split] = evaluator.recall_among

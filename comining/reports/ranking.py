@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from comining.errors import DataError
+from comining.evaluation.recall_among import MULTIPLES
 from comining.reports.cells import LOWER_BOUND, number
 from comining.reports.markdown import section, table
 from comining.reports.paper_tables import groups_of_one_kind
@@ -16,6 +17,9 @@ from comining.reports.study_selection import with_changed_options
 
 # Rank correlation says little about fewer settings.
 LEAST_COMPARED = 3
+# The mean of these, where nobody knows which share of the objects is annotated.
+USUAL_MULTIPLES = (2.0, 4.0, 8.0, 16.0)
+RECALL = "recall"
 
 
 def ranked(runs: pd.DataFrame, by: str) -> pd.DataFrame:
@@ -62,16 +66,43 @@ def agreement(rows: pd.DataFrame) -> float | None:
     return float(both["value"].corr(both["test_AP"]))
 
 
-def ranking_text(runs: pd.DataFrame, by: str) -> str:
-    """All rankings as Markdown: one for each kind of runs and sparsity."""
+def criterion(by: str | None, annotated: float | None, runs: pd.DataFrame) -> tuple[str, pd.Series]:
+    """The number that runs are ranked by: its name, and its values.
+
+    Args:
+        by: one of COCO's numbers; None for AP, or, where objects may be missing in the validation
+            annotations, the recall of the annotated ones among as many detections as there are
+            objects.
+        annotated: which share of the objects of the validation split is annotated; None where
+            nobody knows.
+    """
+    if by is not None:
+        return by, runs[by]
+    if annotated is None and not runs["ap_is_lower_bound"].any():
+        return "AP", runs["AP"]
+    if annotated is None:
+        columns = [f"recall_among_{multiple:g}" for multiple in USUAL_MULTIPLES]
+        return RECALL, runs[columns].mean(axis="columns")
+    enough = [m for m in MULTIPLES if m >= 1 / annotated - 1e-9] or [MULTIPLES[-1]]
+    return RECALL, runs[f"recall_among_{enough[0]:g}"]
+
+
+def ranking_text(runs: pd.DataFrame, by: str | None = None, annotated: float | None = None) -> str:
+    """All rankings as Markdown: one for each kind of runs and sparsity.
+
+    Args:
+        by, annotated: see :func:`criterion`.
+    """
     lines: list[str] = []
     for title, of_kind in _comparable(runs):
-        rows = ranked(of_kind, by)
+        name, values = criterion(by, annotated, of_kind)
+        rows = ranked(of_kind.assign(criterion=values), "criterion")
         if rows["value"].notna().any():
-            lines += section(title, *_paragraphs(rows, of_kind, by))
+            lines += section(title, *_paragraphs(rows, of_kind, name, annotated))
     if not lines:
+        what = by or "AP, or the recall that --annotated needs,"
         raise DataError(
-            f"none of the {len(runs)} runs has finished with {by} on a validation split"
+            f"none of the {len(runs)} runs has finished with {what} on a validation split"
         )
     return "\n".join(lines).rstrip()
 
@@ -82,7 +113,9 @@ def _comparable(runs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
             yield f"{kind}, sparsity {sparsity}", group
 
 
-def _paragraphs(rows: pd.DataFrame, runs: pd.DataFrame, by: str) -> Iterator[str | list[str]]:
+def _paragraphs(
+    rows: pd.DataFrame, runs: pd.DataFrame, by: str, annotated: float | None
+) -> Iterator[str | list[str]]:
     partial = bool(runs["ap_is_lower_bound"].any())
     mark = LOWER_BOUND if partial and by.startswith("AP") else ""
     spread = rows["lowest"].map("{:.1f}".format) + " to " + rows["highest"].map("{:.1f}".format)
@@ -114,20 +147,37 @@ def _paragraphs(rows: pd.DataFrame, runs: pd.DataFrame, by: str) -> Iterator[str
             f"{by} is too low, because a detection of an object that is not annotated counts as "
             "wrong. It is too low for all of them, so that their order can be used all the same."
         )
+    if by == RECALL:
+        share = "" if annotated is None else f", of which {annotated:.0%} are annotated"
+        unsure = (
+            " (the mean for 2, 4, 8 and 16 detections for each annotated object; --annotated SHARE "
+            "says how many there are)"
+            if annotated is None
+            else ""
+        )
+        yield (
+            "Recall: how many of the annotated objects are found among as many detections of each "
+            f"class as there are objects{share}{unsure}. Missing annotations do not lower it, "
+            "wrong detections do."
+        )
     known = agreement(rows)
     if known is not None and not runs["test_ap_is_lower_bound"].any():
         yield f"Rank correlation with test AP (Spearman): {known:.2f}."
 
 
-def rank_folders(folders: Sequence[Path], by: str) -> str:
+def rank_folders(folders: Sequence[Path], by: str | None, annotated: float | None) -> str:
     """:func:`ranking_text` of all runs below some folders.
 
     Raises:
         DataError: a folder does not exist, a file is no result, or no run has the number.
     """
-    if by not in COCO_METRICS:
+    if by is not None and by not in COCO_METRICS:
         raise DataError(f"--by {by}: must be one of {', '.join(COCO_METRICS)}")
+    if by is not None and annotated is not None:
+        raise DataError("--by and --annotated exclude each other")
+    if annotated is not None and not 0 < annotated <= 1:
+        raise DataError(f"--annotated {annotated:g}: must be above 0 and at most 1")
     files, _ = find_results(folders)
     if not files:
         raise DataError(f"{', '.join(map(str, folders))}: no result.json in it or below it")
-    return ranking_text(runs_frame(read_results(files)), by)
+    return ranking_text(runs_frame(read_results(files)), by, annotated)

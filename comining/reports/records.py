@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from comining.errors import DataError
+from comining.evaluation.recall_among import MULTIPLES
 from comining.reports.cells import number
 from comining.runs.result import RunResult, find_files
 
@@ -38,9 +39,10 @@ TEXTS = (
 RECALLS = ("AR1", "AR10", "AR100")
 # Whether objects may be missing in the annotations that AP and test AP are measured on.
 LOWER_BOUNDS = ("ap_is_lower_bound", "test_ap_is_lower_bound")
+AMONG = tuple(f"recall_among_{multiple:g}" for multiple in MULTIPLES)
 NUMBERS = (
-    *COCO_METRICS, "test_AP", *(f"test_{name}" for name in RECALLS), *MINING, "most_mined_share",
-    "score_threshold", "wall_time_s",
+    *COCO_METRICS, *AMONG, "test_AP", *(f"test_{name}" for name in RECALLS), *MINING,
+    "most_mined_share", "score_threshold", "wall_time_s",
 )  # fmt: skip
 TYPES = {
     **dict.fromkeys(TEXTS, "object"),
@@ -122,6 +124,7 @@ def _row(file: Path, result: RunResult) -> dict[str, Any]:
     }
     if finished:
         row |= {name: (result.metrics or {}).get(name) for name in COCO_METRICS}
+        row |= {f"recall_among_{name}": value for name, value in result.recall_among.items()}
         row |= {f"test_{name}": (result.test or {}).get(name) for name in RECALLS}
     counts = {
         name: figures.get("pseudo_labels_per_image") or 0.0

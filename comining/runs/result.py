@@ -53,6 +53,9 @@ class RunResult(BaseModel):
     steps: int | None = None  # optimizer steps done when it was evaluated
     metrics: Figures | None = None  # COCO's 12 numbers on the validation split
     class_ap: Figures | None = None
+    # {multiple: recall} of the annotated objects of the validation split, among so many detections
+    # for each of them, see comining.evaluation.recall_among.recall_among_best
+    recall_among: Figures = Field(default_factory=dict)
     ap_is_lower_bound: bool = False  # objects may be missing in the annotations of the split
     test: Figures | None = None  # the same on the test split, where there is one
     test_class_ap: Figures | None = None

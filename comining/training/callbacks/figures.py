@@ -179,6 +179,7 @@ class TrainingFigures(L.Callback):
             "steps": module.metrics_step,
             "metrics": module.metrics["val"],
             "class_ap": module.class_ap["val"],
+            "recall_among": module.recall_among["val"],
             "ap_is_lower_bound": module.is_lower_bound("val"),
         }
         if "test" in module.metrics:
