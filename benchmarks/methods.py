@@ -24,6 +24,8 @@ METHODS = (
     "comining", "mean_teacher", "soft_sampling", "background_recalibration", "costudent",
     "calibrated_teacher", "annotation_rate", "comining_rate",
 )  # fmt: skip
+# With an estimate it would need data.
+OPTIONS = {"comining_rate": ("method.rate=0.25",)}
 
 
 def arguments(given: list[str] | None) -> argparse.Namespace:
@@ -39,7 +41,7 @@ class Step:
 
     def __init__(self, setting: Setting, name: str):
         self.setting = setting
-        self.method: Method = part(f"method={name}", "tau=0.6")
+        self.method: Method = part(f"method={name}", "tau=0.6", *OPTIONS.get(name, ()))
         run = RunInfo(Path(), setting.device, max_steps=10**9, images_per_step=1)
         self.method.to(setting.device)
         self.method.prepare(setting.detector, _data(setting.classes), run)

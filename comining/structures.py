@@ -437,6 +437,9 @@ class Assignment:
     labels: Tensor  # [B, A] int64: class, K background, -1 ignored
     boxes: Tensor  # [B, A, 4] float32: the matched box; meaningless where not positive
     num_classes: int  # K
+    # [B, A], the largest IoU of the anchor with a target, 0 where there is none; None where
+    # matching does not go by it
+    overlap: Tensor | None = None
 
     @property
     def positive(self) -> Tensor:

@@ -1182,6 +1182,14 @@ OPTIONS = [
         "options",
     ),
     Row(
+        "a part of the images that there is not",
+        "`data.left_out_fold=[2,2]`",
+        "data.left_out_fold=[2, 2] must be a part and how many parts there are, such as [0,2] or "
+        "[1,2]",
+        given("data.left_out_fold=[2,2]"),
+        "options",
+    ),
+    Row(
         "sizes that contradict each other",
         "`data.min_size=96 data.max_size=50`",
         "data.max_size=50 is smaller than data.min_size=96",

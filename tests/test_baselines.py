@@ -61,7 +61,7 @@ def background_of(
 ) -> Background:
     """What a method says about the branch that is trained by the annotations of a batch."""
     assignment = built.assign(predictions, batch.annotated)
-    regions = DenseRegions(built, predictions, assignment, predictions.logits)
+    regions = DenseRegions(built, predictions, batch.annotated, assignment, predictions.logits)
     background: Background = chosen.background(regions, batch)
     return background
 

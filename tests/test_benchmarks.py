@@ -47,7 +47,7 @@ def test_step(tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[
 
 
 def test_methods(tmp_path: Path) -> None:
-    names = "annotation_rate,costudent,calibrated_teacher"
+    names = "annotation_rate,comining_rate,costudent,calibrated_teacher"
     file = tmp_path / "methods.json"
     methods.main(["--quick", "--json", str(file), "--methods", names])
     assert set(written(file)) == {f"{name}_over_original" for name in names.split(",")}

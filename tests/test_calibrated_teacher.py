@@ -397,7 +397,7 @@ def test_the_overlap_is_that_of_the_predicted_boxes(built: DenseDetector) -> Non
     predictions = random_predictions(built, 2)
     targets = boxes([(8, 8, 40, 40, 0), (10, 5, 30, 35, 1)], [])
     assignment = built.assign(predictions, targets)
-    regions = DenseRegions(built, predictions, assignment, predictions.logits)
+    regions = DenseRegions(built, predictions, targets, assignment, predictions.logits)
     overlap = regions.predicted_overlap(targets)
     decoded = built.decode_boxes(predictions.deltas[0], predictions.anchors)
     expected = paired_iou(targets.boxes, decoded).amax(dim=0)
@@ -425,8 +425,8 @@ def test_only_negatives_are_weighted_and_only_late(built: DenseDetector) -> None
     predictions = random_predictions(built, 2)
     targets = boxes([(8, 8, 40, 40, 0), merged[:5]], [])
     assignment = built.assign(predictions, targets)
-    regions = DenseRegions(built, predictions, assignment, predictions.logits)
-    weights = chosen.background(regions, batch).weights  # the targets are those of the last step
+    regions = DenseRegions(built, predictions, targets, assignment, predictions.logits)
+    weights = chosen.background(regions, batch).weights
     assert (weights[~regions.negative] == 1).all()
     expected = chosen.negative_weight(regions.predicted_overlap(targets))
     assert torch.equal(weights[regions.negative], expected[regions.negative])

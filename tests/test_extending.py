@@ -92,8 +92,8 @@ class GridPredictions(Predictions):
 
 
 class GridRegions(Regions):
-    def __init__(self, predictions, labels):
-        self.predictions, self.labels = predictions, labels
+    def __init__(self, predictions, targets, labels):
+        self.predictions, self.targets, self.labels = predictions, targets, labels
         self.logits, self.anchors = predictions.logits, predictions.cells()
 
     def overlap(self, boxes):
@@ -145,7 +145,9 @@ class GridDetector(Detector):
 
     def losses(self, predictions, targets, background=None, knowledge=None):
         labels = labels_of(predictions, targets)
-        said = Background() if background is None else background(GridRegions(predictions, labels))
+        said = Background()
+        if background is not None:
+            said = background(GridRegions(predictions, targets, labels))
         wanted = F.one_hot(labels, predictions.num_classes + 1)[..., :-1].float()
         loss = F.binary_cross_entropy_with_logits(predictions.logits, wanted, reduction="none")
         if said.weights is not None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from comining.methods.rate_estimator import (
     BINS,
+    PRIOR_SPIES,
     RateEstimate,
     RateEstimator,
     best_scores,
@@ -46,6 +47,7 @@ def simulated(
     found = unknown[unknown > 0.02]
     return estimate_rate(
         counts_of(seen),
+        torch.zeros(1, BINS, dtype=torch.float64),
         counts_of(np.concatenate([found, noise])) / visits,
         torch.tensor([annotated]).double(),
         torch.tensor([spies]).double(),
@@ -83,13 +85,14 @@ def test_a_complete_set_has_a_rate_of_1() -> None:
 
 def test_nothing_to_go_by() -> None:
     nothing = torch.zeros(2, BINS, dtype=torch.float64)
-    found = estimate_rate(nothing, nothing, torch.tensor([5.0, 0.0]), torch.zeros(2))
+    found = estimate_rate(nothing, nothing, nothing, torch.tensor([5.0, 0.0]), torch.zeros(2))
     assert found.rate.isnan().all()
     assert found.low.isnan().all()
     # Spies, of which none is ever found.
     spies = nothing.clone()
     spies[:, 0] = 9
-    missed = estimate_rate(spies, nothing, torch.tensor([50.0, 50.0]), torch.tensor([5.0, 5.0]))
+    counts = torch.tensor([50.0, 50.0]), torch.tensor([5.0, 5.0])
+    missed = estimate_rate(spies, nothing, nothing, *counts)
     assert missed.rate.isnan().all()
 
 
@@ -101,11 +104,29 @@ def test_a_class_of_few_spies_borrows_from_the_others() -> None:
     unmatched = torch.zeros(2, BINS, dtype=torch.float64)
     unmatched[0, 40], unmatched[1, 40] = 250, 25
     annotated, num_spies = torch.tensor([500.0, 50.0]), torch.tensor([100.0, 1.0])
-    found = estimate_rate(spies, unmatched, annotated.double(), num_spies.double())
+    nothing = torch.zeros_like(spies)
+    found = estimate_rate(spies, nothing, unmatched, annotated.double(), num_spies.double())
     assert found.rate[0].item() == pytest.approx(500 / (500 + 400), rel=0.02)
     assert 0.4 < found.rate[1].item() < 0.6
     width = found.high - found.low
     assert width[1] > width[0]
+
+
+def test_a_class_of_few_spies_is_known_by_its_annotated_objects() -> None:
+    """Annotated objects of the one class are found twice as often as its many spies.
+
+    Of the other class 0.4 are found, so that a spy is taken to be found with 0.2.
+    """
+    tables = {name: torch.zeros(2, BINS, dtype=torch.float64) for name in ("s", "a", "u")}
+    tables["s"][0, 40], tables["s"][0, 0] = 4e6, 6e6
+    tables["a"][0, 40], tables["a"][0, 0] = 8e6, 2e6
+    tables["s"][1, 40] = 1
+    tables["a"][1, 40], tables["a"][1, 0] = 400, 600
+    tables["u"][0, 40], tables["u"][1, 40] = 4000, 200
+    num_spies = torch.tensor([10000.0, 1.0]).double()
+    found = estimate_rate(*tables.values(), torch.tensor([50000.0, 1000.0]).double(), num_spies)
+    recall = (1 + PRIOR_SPIES * 0.2) / (1 + PRIOR_SPIES)
+    assert found.rate[1].item() == pytest.approx(1000 / (1000 + 200 / recall - 1), rel=0.02)
 
 
 # -- counting ----------------------------------------------------------------------------
@@ -162,6 +183,9 @@ def test_what_belongs_to_no_annotation_is_counted() -> None:
     spies = torch.zeros(3, BINS, dtype=torch.float64)
     spies[1, 30], spies[0, 0] = 2, 2
     assert torch.equal(estimator.spies, spies)
+    trained = torch.zeros(3, BINS, dtype=torch.float64)
+    trained[0, 45] = 2
+    assert torch.equal(estimator.annotated, trained)
     again = RateEstimator(3)
     again.load_state_dict(estimator.state_dict())
     columns = (torch.tensor([5.0, 9, 0]), torch.tensor([1.0, 1, 0]), 2)

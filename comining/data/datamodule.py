@@ -22,6 +22,7 @@ from comining.data.dataset import (
     collate,
     collate_evaluation,
 )
+from comining.data.folds import fold_of
 from comining.data.formats.annotation_format import (
     AnnotationFormat,
     Difficult,
@@ -71,6 +72,8 @@ class DetectionData(L.LightningDataModule):
         difficult: see :class:`comining.data.formats.annotation_format.ReadOptions`.
         val_fraction: share of the training images that is kept for validation, and not trained on,
             where there is no validation split; None makes that an error.
+        left_out_fold: [i, n] leaves part i (0 ... n - 1) of n parts of the training images out, see
+            :func:`comining.data.folds.fold_of`; None leaves out none.
         missing_val: where the validation file and folder are both absent, ``error``, or evaluate
             on the ``train`` images (fully annotated) and say so.
         hint: what to tell a user whose files are missing.
@@ -115,6 +118,7 @@ class DetectionData(L.LightningDataModule):
         missing_labels: MissingLabels | None,
         names: Sequence[str] | None,
         val_fraction: Share | None,
+        left_out_fold: Sequence[NonNegativeInt] | None,
         missing_val: Literal["error", "train"],
         hint: str,
         prepare: SetWriter | None,
@@ -134,6 +138,9 @@ class DetectionData(L.LightningDataModule):
         super().__init__()
         if max_size < min_size:
             raise ValueError(f"data.max_size={max_size} is smaller than data.min_size={min_size}")
+        if left_out_fold is not None:
+            _check_fold(left_out_fold)
+        self.left_out_fold = left_out_fold
         self.sparsity = sparsity
         self.seed = seed
         self.root = Path(root).expanduser()
@@ -214,6 +221,9 @@ class DetectionData(L.LightningDataModule):
 
     def _set_up_training(self, load: LoadImage) -> None:
         annotations, folder, chosen = self.splits.read_train()
+        if self.left_out_fold is not None:
+            left_out, count = self.left_out_fold
+            chosen = chosen & (fold_of(annotations, chosen, count) != left_out)
         # Of the whole file, which is what a ready-made sparse one was made from.
         erasure = self.sparsity.apply(annotations)
         if not chosen.all():
@@ -382,3 +392,11 @@ class DetectionData(L.LightningDataModule):
         if isinstance(batch, Batch | EvaluationBatch):
             return batch.to(device, non_blocking=True)
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+
+def _check_fold(fold: Sequence[int]) -> None:
+    if len(fold) != 2 or fold[1] < 2 or fold[0] >= fold[1]:
+        raise ValueError(
+            f"data.left_out_fold={[*fold]} must be a part and how many parts there are, such as "
+            "[0,2] or [1,2]"
+        )

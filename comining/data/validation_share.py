@@ -24,7 +24,7 @@ def validation_share(annotations: AnnotationSet, fraction: float) -> NDArray[np.
     Raises:
         DataError: there is one image only.
     """
-    chance = np.array([_chance(name) for name in annotations.file_names])
+    chance = np.array([chance_of(name) for name in annotations.file_names])
     if len(chance) < 2:
         raise DataError(
             f"{annotations.path}: one image cannot be shared by training and validation"
@@ -36,7 +36,7 @@ def validation_share(annotations: AnnotationSet, fraction: float) -> NDArray[np.
     return np.asarray(chosen)
 
 
-def _chance(name: str) -> float:
+def chance_of(name: str) -> float:
     """A number from 0 to 1 for a file name, the same on every file system."""
     text = unicodedata.normalize("NFC", name.replace("\\", "/"))
     digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()

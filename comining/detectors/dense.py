@@ -258,21 +258,21 @@ class DenseDetector(Detector):
         for images in chunks(targets.counts, limit):
             most = max([1, *targets.counts[images]])
             parts.append(self.match(predictions, boxes[images, :most], labels[images, :most]))
-        assigned, matched = (torch.cat(column) for column in zip(*parts))
-        return Assignment(assigned, matched, predictions.num_classes)
+        overlaps = [part.overlap for part in parts if part.overlap is not None]
+        return Assignment(
+            torch.cat([part.labels for part in parts]),
+            torch.cat([part.boxes for part in parts]),
+            predictions.num_classes,
+            torch.cat(overlaps) if overlaps else None,
+        )
 
     @abstractmethod
-    def match(
-        self, predictions: DensePredictions, boxes: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def match(self, predictions: DensePredictions, boxes: Tensor, labels: Tensor) -> Assignment:
         """Match the anchors of b images with padded targets.
 
         Args:
             boxes: [b, G, 4], zeros where ``labels`` is -1.
             labels: [b, G], -1 where an image has fewer than G targets.
-
-        Returns:
-            assigned labels [b, A] (class, K background, -1 ignored) and matched boxes [b, A, 4].
         """
 
     @torch.no_grad()
@@ -306,7 +306,7 @@ class DenseDetector(Detector):
             )
         said = Background()
         if background is not None:
-            said = self._said(background, predictions, assignment, logits, knowledge)
+            said = self._said(background, predictions, targets, assignment, logits, knowledge)
         count = normalizer(assignment.positive.sum().to(logits.dtype), smallest=1.0)
         classification = self.focal_loss(
             logits, assignment.labels, self.focal_alpha, self.focal_gamma, said.weights, said.rate
@@ -319,6 +319,7 @@ class DenseDetector(Detector):
         self,
         background: BackgroundRule,
         predictions: DensePredictions,
+        targets: Boxes,
         assignment: Assignment,
         logits: Tensor,
         knowledge: Knowledge | None,
@@ -329,11 +330,11 @@ class DenseDetector(Detector):
             logits: [B, A, K] without those that have no loss.
         """
         if knowledge is None or not knowledge.some_complete:
-            return background(DenseRegions(self, predictions, assignment, logits))
+            return background(DenseRegions(self, predictions, targets, assignment, logits))
         complete = (knowledge.rate == 1).unsqueeze(1)  # [B, 1, K]
         closed = without_own_entries(complete.expand_as(logits).contiguous(), assignment)
         open_logits = logits.masked_fill(closed, NO_OBJECT)
-        said = background(DenseRegions(self, predictions, assignment, open_logits))
+        said = background(DenseRegions(self, predictions, targets, assignment, open_logits))
         weights, rate = said.weights, said.rate
         if weights is not None:
             weights = weights if weights.dim() == 3 else weights.unsqueeze(-1)
@@ -360,16 +361,20 @@ class DenseRegions(Regions):
         self,
         detector: DenseDetector,
         predictions: DensePredictions,
+        targets: Boxes,
         assignment: Assignment,
         logits: Tensor,
     ):
         self.detector = detector
         self.predictions = predictions
+        self.targets, self.assignment = targets, assignment
         self.logits = logits
         self.labels = assignment.labels
         self.anchors = predictions.anchors
 
     def overlap(self, boxes: Boxes) -> Tensor:
+        if boxes is self.targets and self.assignment.overlap is not None:
+            return self.assignment.overlap  # the same numbers, which matching has worked out
         return self.detector.overlap(self.predictions, boxes)
 
     def predicted_overlap(self, boxes: Boxes) -> Tensor:

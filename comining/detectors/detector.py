@@ -23,12 +23,14 @@ class Regions(ABC):
     Attributes:
         logits: [B, A, K] with gradient; :data:`NO_OBJECT` where what is known leaves a method
             nothing to say: a class nobody looked for, one that is complete, an ignored region.
+        targets: what the branch is trained to.
         labels: [B, A] int64, what each region is trained to: class, K background, -1 ignored.
         anchors: [A, 4] or [B, A, 4], where the regions lie before anything is predicted; a point
             is the square around it with the stride as its side.
     """
 
     logits: Tensor
+    targets: Boxes
     labels: Tensor
     anchors: Tensor
 

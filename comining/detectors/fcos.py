@@ -102,9 +102,7 @@ class FCOSDetector(DenseDetector):
         # A point has no extent; the box that it predicts stands for it, as a proposal would.
         return self.decode_boxes(predictions.deltas.detach(), predictions.anchors)
 
-    def match(
-        self, predictions: DensePredictions, boxes: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def match(self, predictions: DensePredictions, boxes: Tensor, labels: Tensor) -> Assignment:
         points, strides = points_and_strides(predictions.anchors)
         x, y = points.t().contiguous()
         left, top, right, bottom = boxes.unsqueeze(2).unbind(-1)  # [b, G, 1] each
@@ -129,7 +127,8 @@ class FCOSDetector(DenseDetector):
         smallest, index = torch.where(fits, area, torch.inf).min(dim=1)
         matched_boxes, matched_labels = gather_targets(boxes, labels, index)
         background = smallest == torch.inf
-        return matched_labels.masked_fill(background, predictions.num_classes), matched_boxes
+        assigned = matched_labels.masked_fill(background, predictions.num_classes)
+        return Assignment(assigned, matched_boxes, predictions.num_classes)
 
     def _level_limits(self, predictions: DensePredictions) -> tuple[Tensor, Tensor]:
         """Shortest and longest distance [A], px, that the points of each level are trained to."""

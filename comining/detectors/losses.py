@@ -145,30 +145,32 @@ class _UnannotatedSum(torch.autograd.Function):
     ) -> Tensor:
         """Sum, for logits and rate [B, A, K], factor [B, A, 1 or K]."""
         total = logits.new_zeros(())
-        for logit, weight, chance in _parts(logits, factor, rate):
-            likelihood = F.softplus(logit).sub_(F.softplus(logit + torch.log1p(-chance)))
-            term = logit.sigmoid().mul_(chance).pow_(gamma).mul_(1 - alpha).mul_(likelihood)
+        likelihood = torch.empty_like(logits, memory_format=torch.contiguous_format)
+        for logit, weight, chance, kept in _parts(logits, factor, rate, likelihood):
+            annotated = logit.sigmoid().mul_(chance)
+            # With a rate of 1 the other form would have lost its digits where p is near 1.
+            torch.where(chance == 1, F.softplus(logit), torch.log1p(-annotated).neg_(), out=kept)
+            term = annotated.pow_(gamma).mul_(1 - alpha).mul_(kept)
             total += term.mul_(weight).sum()
-        ctx.save_for_backward(logits, factor, rate)
+        ctx.save_for_backward(logits, factor, rate, likelihood)
         ctx.alpha, ctx.gamma = alpha, gamma
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_sum: Tensor) -> tuple[Tensor, None, None, None, None]:
-        logits, factor, rate = ctx.saved_tensors
+        logits, factor, rate, likelihood = ctx.saved_tensors
         alpha, gamma = ctx.alpha, ctx.gamma
-        gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
-        for logit, weight, chance, out in _parts(logits, factor * of_sum, rate, gradient):
+        for logit, weight, chance, kept in _parts(logits, factor * of_sum, rate, likelihood):
             probability = logit.sigmoid()
-            shifted = logit + torch.log1p(-chance)
-            likelihood = F.softplus(logit).sub_(F.softplus(shifted))
             annotated = probability * chance
-            # q^g * (sigmoid(x) - sigmoid(x + log(1 - c))) + g * q^(g-1) * q (1 - p) * likelihood
-            out.copy_(probability).sub_(shifted.sigmoid_())
-            out.add_(likelihood.mul_(1 - probability).mul_(gamma))
-            out.mul_(annotated.pow_(gamma)).mul_(weight).mul_(1 - alpha)
-        return gradient, None, None, None, None
+            others = logit.neg().sigmoid_()  # 1 - p, with all digits where p is near 1
+            # q^g * q (1 - p) / (1 - q) + g * q^(g-1) * q (1 - p) * likelihood; with c = 1 the first
+            # is q^g * p. The gradient takes the place of the likelihood.
+            slope = torch.where(chance == 1, probability, annotated * others / (1 - annotated))
+            kept.mul_(others).mul_(gamma).add_(slope)
+            kept.mul_(annotated.pow_(gamma)).mul_(weight).mul_(1 - alpha)
+        return likelihood, None, None, None, None
 
 
 # Elements of a part, by the type of device: what the cache holds, or launches are worth.

@@ -103,9 +103,7 @@ class RetinaNetDetector(DenseDetector):
     def regions(self, predictions: DensePredictions) -> Tensor:
         return predictions.anchors
 
-    def match(
-        self, predictions: DensePredictions, boxes: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def match(self, predictions: DensePredictions, boxes: Tensor, labels: Tensor) -> Assignment:
         overlap = paired_iou(boxes, predictions.anchors)  # [b, G, A]
         exists = (labels >= 0).unsqueeze(-1)
         overlap.masked_fill_(~exists, -1)  # never the best of an anchor
@@ -116,7 +114,12 @@ class RetinaNetDetector(DenseDetector):
         low_quality = ((overlap == overlap.amax(dim=2, keepdim=True)) & exists).any(dim=1)
         positive = (best >= self.foreground_iou) | low_quality
         assigned = torch.where(best < self.background_iou, predictions.num_classes, IGNORED)
-        return torch.where(positive, matched_labels, assigned), matched_boxes
+        return Assignment(
+            torch.where(positive, matched_labels, assigned),
+            matched_boxes,
+            predictions.num_classes,
+            best.clamp(min=0),
+        )
 
     def location_losses(
         self, predictions: DensePredictions, assignment: Assignment, positives: Tensor

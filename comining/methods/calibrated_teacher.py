@@ -94,7 +94,6 @@ class CalibratedTeacher(Method):
         self.calibration = Calibration()
         # Of the batch at hand:
         self.step = 0
-        self._targets = Boxes.empty(0)
         self._found = torch.zeros(0, 2)  # see :meth:`Calibration.add`
         self._found_in_step: list[Tensor] = []  # batch by batch
 
@@ -126,18 +125,6 @@ class CalibratedTeacher(Method):
         # Here and not in supervise(), which the overview images call, too.
         self._found_in_step.append(self._found)
         return result
-
-    def supervise_unknown(
-        self,
-        detector: Detector,
-        predictions: Predictions,
-        views: Mapping[str, Sequence[Tensor]],
-        batch: Batch,
-        step: int,
-    ) -> Supervision:
-        supervision = super().supervise_unknown(detector, predictions, views, batch, step)
-        self._targets = supervision.targets("recoloured", batch.annotated)
-        return supervision
 
     @torch.no_grad()
     def supervise(
@@ -184,7 +171,7 @@ class CalibratedTeacher(Method):
     def background(self, regions: Regions, batch: Batch) -> Background:
         if self.step < self.late_step:
             return Background()
-        weight = self.negative_weight(regions.predicted_overlap(self._targets))
+        weight = self.negative_weight(regions.predicted_overlap(regions.targets))
         return Background(weight.masked_fill(~regions.negative, 1.0))
 
     def negative_weight(self, overlap: Tensor) -> Tensor:

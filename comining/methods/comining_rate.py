@@ -1,4 +1,4 @@
-"""Mining on top of the annotation rate: thresholds and a cap that follow from it."""
+"""Mining on top of the annotation rate, by thresholds that follow from it."""
 
 from __future__ import annotations
 
@@ -14,41 +14,49 @@ from comining.detectors.detector import Detector
 from comining.methods.annotation_rate import AnnotationRate
 from comining.methods.method import RunInfo, Supervision, View
 from comining.methods.mining import drop_annotated
-from comining.methods.rate_estimator import best_scores
+from comining.methods.rate_estimator import at_least, best_scores
+from comining.methods.teacher import Teacher
 from comining.ops import clip, suppress
 from comining.option_types import Fraction, NonNegativeFloat, NonNegativeInt
 from comining.structures import Batch, Boxes, Predictions
 
-# What may be mined is used up at once or not at all: no more than this many pseudo-labels of a
-# class are saved up.
-MOST_SAVED = 50.0
+BINS = 100  # of the score
+# Of the running counts: what a batch of 8 images adds is worth half after some 35 batches.
+MEMORY = 0.98
 
 
 class CoMiningRate(AnnotationRate):
-    """Detections that are more likely objects than not become extra ground truth.
+    """The best detections become extra ground truth, as many as the annotation rate tells of.
 
-    The loss of :class:`AnnotationRate` makes a score p the probability of an object, annotated or
-    not. Where nothing is annotated the probability of one is then ``(1 - c) * p / (1 - c * p)``,
-    with the annotation rate c of its class. It is above ``probability`` for scores above
-    ``probability / (1 - c + c * probability)``: the threshold of the class.
+    An averaged copy of the network (:class:`Teacher`) looks for them in the view that is trained
+    on. The network itself would have steps in which a class is found everywhere for a moment.
 
-    A cap follows the rate, too. Where objects are annotated by chance, there are ``(1 - c) / c``
-    that are not for each one that is, at every score. So for each annotated object that the network
-    finds above the threshold, ``(1 - c) / c`` others may be mined, by falling score. What is pasted
-    does not count.
+    Objects are annotated by chance, with the annotation rate c of their class. So for F annotated
+    objects that the teacher finds with a score of t or more, it finds about ``F * (1 - c) / c``
+    others. Of the detections that belong to no annotation, V score t or more. Where V is larger,
+    the difference is wrong. The threshold of a class is the lowest t at which ``precision * V`` is
+    not larger, by running counts. Wrong detections raise it, so that what runs away elsewhere comes
+    to a stop here: at most ``F * (1 - c) / c / precision`` are mined, whatever is detected.
+
+    Annotated objects are trained on, so that they score more than others, and the threshold errs
+    low; c is therefore taken too high rather than too low. A class of which the rate is not known
+    mines nothing.
 
     Args:
+        momentum: of the teacher.
         mine_from: the part of training, 0 ... 1, before which nothing is mined.
-        probability: of an object, that a detection must exceed.
+        precision: share of right ones that is wanted among the pseudo-labels.
+        least_score: no detection that scores less is mined.
         nms_threshold, overlap_threshold, class_aware, max_per_image, clip_boxes, min_box_size: as
             in :class:`comining.methods.mining.Miner`.
         views, rate, assumed_rate, near_iou, held_back, estimate_from, estimate_until: as in
-            :class:`AnnotationRate`. Where there is an estimate, c of threshold and cap is the high
-            end of its interval, so that less is mined rather than more; else it is the rate of the
-            loss.
+            :class:`AnnotationRate`. c is the high end of the interval of the estimate, or, with a
+            rate that is given, that one.
     """
 
-    allowed: Tensor  # [K] float64, pseudo-labels that may still be mined
+    teacher: Teacher
+    found: Tensor  # [K, BINS] float64: annotated objects, by the score of their best detection
+    unmatched: Tensor  # [K, BINS] float64: detections that belong to no annotation
 
     def __init__(
         self,
@@ -60,8 +68,10 @@ class CoMiningRate(AnnotationRate):
         held_back: Fraction,
         estimate_from: Fraction,
         estimate_until: Fraction,
+        momentum: Fraction,
         mine_from: Fraction,
-        probability: Fraction,
+        precision: Fraction,
+        least_score: Fraction,
         nms_threshold: Fraction,
         overlap_threshold: Fraction,
         class_aware: bool,
@@ -73,16 +83,19 @@ class CoMiningRate(AnnotationRate):
             views, rate=rate, assumed_rate=assumed_rate, near_iou=near_iou, held_back=held_back,
             estimate_from=estimate_from, estimate_until=estimate_until,
         )  # fmt: skip
-        self.mine_from, self.probability = mine_from, probability
+        self.momentum = momentum
+        self.mine_from, self.precision, self.least_score = mine_from, precision, least_score
         self.nms_threshold, self.overlap_threshold = nms_threshold, overlap_threshold
         self.class_aware, self.max_per_image = class_aware, max_per_image
         self.clip_boxes, self.min_box_size = clip_boxes, min_box_size
 
     def prepare(self, detector: Detector, data: DetectionData, run: RunInfo) -> None:
         super().prepare(detector, data, run)
+        self.teacher = Teacher(detector, self.momentum)
         self.first_mined_step = round(self.mine_from * run.max_steps)
-        nothing = torch.zeros(len(self.names), dtype=torch.float64)
-        self.register_buffer("allowed", nothing.to(run.device))
+        for name in ("found", "unmatched"):
+            nothing = torch.zeros(len(self.names), BINS, dtype=torch.float64)
+            self.register_buffer(name, nothing.to(run.device))
 
     @torch.no_grad()
     def supervise(
@@ -96,31 +109,37 @@ class CoMiningRate(AnnotationRate):
         supervision = super().supervise(detector, predictions, views, batch, step)
         if step < self.first_mined_step:
             return supervision
-        first_view = predictions.split(len(batch.images))[0].detach()
-        pseudo_labels, remaining = self._mine(detector, first_view, batch)
+        teacher = self.teacher.detector
+        images = views[self.views[0]]
+        pseudo_labels, remaining = self._mine(teacher, teacher.predict(images), batch)
         return Supervision(
             dict.fromkeys(self.views, pseudo_labels),
             {self.views[0]: pseudo_labels},
             {self.views[0]: remaining},
         )
 
-    def thresholds(self, rate: Tensor) -> Tensor:
-        """The score [K] above which a detection of an unannotated region is mined."""
-        return self.probability / (1 - rate + rate * self.probability).clamp(min=1e-9)
+    def after_step(self, detector: Detector, step: int) -> None:
+        super().after_step(detector, step)
+        self.teacher.update(detector, step)
 
-    def _rate(self) -> Tensor:
-        """c [K] of threshold and cap."""
-        high = self.estimate[2]
-        return torch.where(high.isnan(), self.class_rates, high).clamp(max=1.0)
+    def known_rates(self) -> Tensor:
+        """c [K] of the thresholds; NaN where nothing is known."""
+        return self.estimate[2] if self.rate == "auto" else self.class_rates
+
+    def thresholds(self) -> Tensor:
+        """The score [K] from which on detections are mined; infinite for a class without any."""
+        rate = self.known_rates().to(self.found.dtype).unsqueeze(1)
+        expected = at_least(self.found) * (1 - rate) / rate.clamp(min=1e-9)
+        seen = at_least(self.unmatched)
+        scores = torch.arange(BINS, device=seen.device) / BINS
+        few = (self.precision * seen <= expected) & (expected > 0) & (scores >= self.least_score)
+        return torch.where(few, scores, torch.inf).amin(dim=1)
 
     def _mine(
-        self, detector: Detector, predictions: Predictions, batch: Batch
+        self, teacher: Detector, predictions: Predictions, batch: Batch
     ) -> tuple[Boxes, Tensor]:
         """Pseudo-labels and counts as :class:`comining.methods.mining.Miner` gives them."""
-        rate = self._rate()
-        thresholds = self.thresholds(rate)
-        boxes = detector.candidates(predictions, self.probability)  # no threshold is lower
-        boxes = boxes[boxes.known_scores > thresholds[boxes.labels]]
+        boxes = teacher.candidates(predictions, self.least_score)
         counts = [boxes.counts_on_device()]
         boxes = suppress(boxes, predictions.num_classes, self.nms_threshold, self.max_per_image)
         counts.append(boxes.counts_on_device())
@@ -128,44 +147,27 @@ class CoMiningRate(AnnotationRate):
             boxes = clip(boxes, predictions.image_sizes, self.min_box_size)
         counts.append(boxes.counts_on_device())
         own, _ = batch.own_and_pasted()
-        found = _per_class(own.labels[best_scores(own, boxes) > 0], rate)
-        others = (1 - rate) / rate.clamp(min=1e-9)
-        self.allowed += _of_all_processes(found) * others
-        self.allowed.clamp_(max=MOST_SAVED)
+        found = binned(own.labels, best_scores(own, boxes), self.found)
         boxes = drop_annotated(boxes, batch.annotated, self.overlap_threshold, self.class_aware)
-        boxes = best_of_each_class(boxes, self.allowed / _num_processes())
-        self.allowed -= _of_all_processes(_per_class(boxes.labels, rate))
+        unmatched = binned(boxes.labels, boxes.known_scores, self.unmatched)
+        for mean, latest in ((self.found, found), (self.unmatched, unmatched)):
+            mean.lerp_(_of_all_processes(latest), 1 - MEMORY)
+        boxes = boxes[boxes.known_scores >= self.thresholds()[boxes.labels]]
         counts.append(boxes.counts_on_device())
         all_scores = torch.full_like(counts[0], predictions.scores_per_image)
         return boxes, torch.stack([all_scores, *counts], dim=1)
 
 
-def best_of_each_class(boxes: Boxes, limits: Tensor) -> Boxes:
-    """The boxes with the best scores of a batch: of each class no more than its limit.
-
-    Args:
-        limits: [K].
-    """
-    by_score = boxes.known_scores.argsort(descending=True, stable=True)
-    order = by_score[boxes.labels[by_score].argsort(stable=True)]  # by class, then by score
-    labels = boxes.labels[order]
-    rank = torch.arange(len(order), device=order.device) - torch.searchsorted(labels, labels)
-    kept = torch.zeros(len(order), dtype=torch.bool, device=order.device)
-    kept[order] = rank + 1 <= limits[labels]
-    return boxes[kept]
-
-
-def _per_class(labels: Tensor, like: Tensor) -> Tensor:
-    """How many of each class there are, [K] float64."""
-    counts = torch.zeros(len(like), dtype=torch.float64, device=like.device)
-    return counts.index_add_(0, labels, torch.ones_like(labels, dtype=torch.float64))
+def binned(labels: Tensor, scores: Tensor, like: Tensor) -> Tensor:
+    """How many objects of each class have a score in each bin, [K, bins]; scores of 0 in none."""
+    bins = like.shape[1]
+    counts = torch.zeros_like(like)
+    column = (scores * bins).long().clamp(0, bins - 1)
+    counts.view(-1).index_add_(0, labels * bins + column, (scores > 0).to(counts.dtype))
+    return counts
 
 
 def _of_all_processes(counts: Tensor) -> Tensor:
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(counts)
     return counts
-
-
-def _num_processes() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -22,17 +22,18 @@ MAX_PER_IMAGE = 100
 TOUCHING_IOU = 0.3
 # A spy is found by a detection of its class that covers it by this IoU.
 FOUND_IOU = 0.3
-# The share of found spies of a class is drawn towards that of all classes, as if so many spies of
-# an average class had been seen, too.
-PRIOR_SPIES = 10.0
-# A score at which fewer of the spies are found says nothing.
-LEAST_FOUND = 0.05
+# What is known of the recall of a class beside its spies counts as much as so many of them.
+PRIOR_SPIES = 200.0
+# A score at which fewer of the spies are found says little.
+LEAST_FOUND = 0.2
 # Standard deviations by which the score is chosen.
 CARE = 3.0
+# Scores that are as good as the chosen one, up to this factor, have a say, too.
+AS_GOOD = 1.15
 # Standard deviations on each side of an interval of 90 %, and the relative deviation that is left
 # with any number of spies: by wrong detections, and by objects that are found by halves.
 DEVIATIONS = 1.645
-OWN_DEVIATION = 0.1
+OWN_DEVIATION = 0.15
 
 
 class RateEstimate(NamedTuple):
@@ -52,19 +53,25 @@ class RateEstimator(nn.Module):
     training does not know, spies included. Fewer, where some of the u are wrong: the estimate of
     the rate errs low.
 
+    There may be few spies of a class. Its annotated objects are more, but they are found too often,
+    because they are trained on. How much too often is taken from all classes together: r is drawn
+    towards the share of the annotated objects of the class that is found, times the share of all
+    spies over that of all annotated objects. What is pasted does not count.
+
     Args:
         num_classes: K.
     """
 
     spies: Tensor  # [K, BINS] float64: visits of spies, by the score of their best detection
+    annotated: Tensor  # [K, BINS] float64: the same of objects that training knows
     unmatched: Tensor  # [K, BINS] float64: detections that belong to no annotation
     images: Tensor  # [] float64: images looked at
 
     def __init__(self, num_classes: int):
         super().__init__()
         shape = (num_classes, BINS)
-        self.register_buffer("spies", torch.zeros(shape, dtype=torch.float64))
-        self.register_buffer("unmatched", torch.zeros(shape, dtype=torch.float64))
+        for name in ("spies", "annotated", "unmatched"):
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
         self.register_buffer("images", torch.zeros((), dtype=torch.float64))
 
     @torch.no_grad()
@@ -77,6 +84,9 @@ class RateEstimator(nn.Module):
         boxes = detector.candidates(predictions, LOWEST_SCORE)
         boxes = suppress(boxes, predictions.num_classes, NMS_THRESHOLD, MAX_PER_IMAGE)
         boxes = clip(boxes, predictions.image_sizes, 1.0)
+        own, _ = batch.own_and_pasted()
+        if len(own):
+            _count(self.annotated, own.labels, best_scores(own, boxes))
         if len(boxes) and len(batch.annotated):
             overlap, _ = iou_in_image(boxes, batch.annotated)
             boxes = boxes[overlap.amax(dim=1) <= TOUCHING_IOU]
@@ -94,13 +104,14 @@ class RateEstimator(nn.Module):
             num_spies: [K] how many of them are spies.
             num_images: of the set.
         """
-        columns = [self.spies.clone(), self.unmatched.clone(), self.images.clone()]
+        tables = (self.spies, self.annotated, self.unmatched, self.images)
+        columns = [table.clone() for table in tables]
         if dist.is_available() and dist.is_initialized():
             for column in columns:
                 dist.all_reduce(column)
-        spies, unmatched, images = columns
+        spies, trained, unmatched, images = columns
         visits = (images / num_images).clamp(min=1e-9)  # of each image, on average
-        return estimate_rate(spies, unmatched / visits, annotated, num_spies)
+        return estimate_rate(spies, trained, unmatched / visits, annotated, num_spies)
 
 
 def best_scores(objects: Boxes, detections: Boxes) -> Tensor:
@@ -127,36 +138,42 @@ def _count(table: Tensor, labels: Tensor, scores: Tensor) -> None:
 
 
 def estimate_rate(
-    spies: Tensor, unmatched: Tensor, annotated: Tensor, num_spies: Tensor
+    spies: Tensor, trained: Tensor, unmatched: Tensor, annotated: Tensor, num_spies: Tensor
 ) -> RateEstimate:
     """The annotation rate of every class.
 
     Args:
         spies: [K, BINS] how often a spy's best detection fell into a bin of the score.
+        trained: [K, BINS] the same of annotated objects that are trained on.
         unmatched: [K, BINS] detections that belong to no annotation, in one pass over the set.
         annotated: [K] annotations of the set, spies included.
         num_spies: [K] different spies; repeated visits of one are no further evidence.
     """
-    seen = spies.sum(dim=1, keepdim=True)
-    found = _at_least(spies)
-    pooled = found.sum(dim=0) / seen.sum().clamp(min=1)
-    weight = num_spies.to(found.dtype).unsqueeze(1)
-    own = found / seen.clamp(min=1)
-    recall = (own * weight + PRIOR_SPIES * pooled) / (weight + PRIOR_SPIES)
-    detections = _at_least(unmatched)
+    own, of_all = _recall(spies), _recall(spies.sum(dim=0))
+    trained_own, trained_of_all = _recall(trained), _recall(trained.sum(dim=0))
+    too_often = (of_all / trained_of_all.clamp(min=1e-9)).clamp(max=1)
+    expected = torch.where(trained.sum(dim=1, keepdim=True) > 0, trained_own * too_often, of_all)
+    weight = num_spies.to(own.dtype).unsqueeze(1)
+    recall = (own * weight + PRIOR_SPIES * expected) / (weight + PRIOR_SPIES)
+    detections = at_least(unmatched)
     hidden = detections / recall.clamp(min=1e-9)  # objects that training does not know
-    # Relative deviations of the two counts.
-    deviation = (
-        (1 - recall).clamp(min=0) / (recall.clamp(min=1e-9) * (weight + PRIOR_SPIES))
-        + 1 / detections.clamp(min=1)
-    ).sqrt()
+    # Relative variances of the counts: spies, annotated objects of the class, detections.
+    number = annotated.unsqueeze(1).clamp(min=1)
+    drawn = PRIOR_SPIES / (weight + PRIOR_SPIES)
+    of_one = (1 - recall).clamp(min=0) / recall.clamp(min=1e-9)
+    of_recall = of_one * (1 / (weight + PRIOR_SPIES) + drawn**2 / number)
+    deviation = (of_recall + 1 / detections.clamp(min=1)).sqrt()
     # The score at which a careful upper end is lowest: below it detections are wrong, above it
     # few. A less careful one would choose the scores at which spies were found by good luck.
     scores = torch.arange(BINS, device=spies.device) / BINS
     usable = (scores >= LOWEST_SCORE) & (recall >= LEAST_FOUND)
     upper = torch.where(usable, hidden * (1 + CARE * deviation), torch.inf)
-    best = upper.argmin(dim=1, keepdim=True)
-    chosen, spread = (column.gather(1, best).squeeze(1) for column in (hidden, deviation))
+    best = upper.amin(dim=1, keepdim=True)
+    as_good = usable & (upper <= AS_GOOD * best)
+    number = as_good.sum(dim=1).clamp(min=1)
+    chosen, spread = (
+        torch.where(as_good, column, 0).sum(dim=1) / number for column in (hidden, deviation)
+    )
     unknown = ~usable.any(dim=1)
 
     def rate(factor: Tensor) -> Tensor:
@@ -170,6 +187,11 @@ def estimate_rate(
     )
 
 
-def _at_least(counts: Tensor) -> Tensor:
+def _recall(scores: Tensor) -> Tensor:
+    """The share of objects, by the score of their best detection, that a score and more finds."""
+    return at_least(scores) / scores.sum(dim=-1, keepdim=True).clamp(min=1)
+
+
+def at_least(counts: Tensor) -> Tensor:
     """How many lie in a bin or in one above it."""
-    return counts.flip(1).cumsum(1).flip(1)
+    return counts.flip(-1).cumsum(-1).flip(-1)
