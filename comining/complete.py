@@ -1,5 +1,7 @@
 """Give the missing boxes back: ``python -m comining.complete``.
 
+``propose RUN --out DIR`` trains detectors by the options of a run, each without a part of the
+images, and proposes what they find in the images that they have not seen, each with a probability.
 ``review DIR`` writes the page on which a person decides on the proposals of a folder. ``apply DIR
 decisions.json --out annotations.json`` makes annotations of what was accepted, and says which
 classes are complete now. ``export DIR`` writes annotations and proposals for other programs. See
@@ -9,6 +11,7 @@ docs/completion.md.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +24,7 @@ from comining.completion.proposal_exports import (
     check_outputs,
     write_exports,
 )
-from comining.completion.proposal_folder import ProposalFolder
+from comining.completion.proposal_folder import PROPOSALS_FILE, ProposalFolder
 from comining.completion.proposals import with_precision, with_probability
 from comining.completion.review_page import write_review_page
 from comining.completion.reviewed_set import reviewed_set
@@ -35,17 +38,59 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (words, add_options, run) in COMMANDS.items():
         command = commands.add_parser(name, help=words, description=words)
-        command.add_argument("folder", type=Path, metavar="DIR", help="holds proposals.json")
+        if name != "propose":
+            command.add_argument("folder", type=Path, metavar="DIR", help="holds proposals.json")
         add_options(command)
-        command.set_defaults(run=run)
+        command.set_defaults(run_command=run)
     given = parser.parse_args(arguments)
-    run_command: Run = given.run
+    run_command: Run = given.run_command
     try:
         run_command(given)
     except (UserError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _propose_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "run", nargs="+", metavar="RUN",
+        help="the directory of a run, and options of train.py that differ; or options alone",
+    )  # fmt: skip
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
+    parser.add_argument("--folds", type=_parts, default=2, help="parts of the images; default: 2")
+    parser.add_argument("--launcher", help="trains several at once, a choice of conf/launcher")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def _propose(given: argparse.Namespace) -> None:
+    # Imported here because the other commands need no torch.
+    from comining.completion.cross_fitting import Recipe, train_folds
+    from comining.completion.propose import find, read_training_data, write_folder
+    from comining.runs.checkpoint import read_checkpoint
+
+    progress = not given.quiet
+    recipe = Recipe.of(given.run)
+    checkpoints = train_folds(recipe, given.out, given.folds, given.launcher, progress)
+    with contextlib.chdir(recipe.folder):
+        config = read_checkpoint(checkpoints[0])["comining"]["config"]
+        train = read_training_data(config)
+        found = find(train, checkpoints, progress)
+    proposals, rates = write_folder(given.out, train, config["data"], found)
+    for name, one in rates.items():
+        low, high = one.interval
+        print(f"{name}: about {one.rate:.0%} annotated ({low:.0%} to {high:.0%})")
+    expected = sum(one.probability for one in proposals)
+    print(f"{len(proposals)} proposals, of which about {expected:.0f} are objects")
+    print(f"written: {given.out / PROPOSALS_FILE}")
+    print(f"next: python -m comining.complete review {given.out}")
+
+
+def _parts(text: str) -> int:
+    value = int(text)
+    if value < 2:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 2")
+    return value
 
 
 def _review_options(parser: argparse.ArgumentParser) -> None:
@@ -129,6 +174,7 @@ def _fraction(text: str) -> float:
 Run = Callable[[argparse.Namespace], None]
 # Of every command what it does, its options beside DIR, and what runs it.
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Run]] = {
+    "propose": ("find the boxes that may be missing", _propose_options, _propose),
     "review": ("write the page on which a person decides on proposals", _review_options, _review),
     "apply": ("make annotations of what was accepted", _apply_options, _apply),
     "export": ("write annotations and proposals for other programs", _export_options, _export),
