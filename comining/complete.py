@@ -86,6 +86,30 @@ def _propose(given: argparse.Namespace) -> None:
     print(f"next: python -m comining.complete review {given.out}")
 
 
+def _judge_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--truth", type=Path, metavar="FILE",
+        help="a COCO file with all objects; default: what sparsity erased in the trainings",
+    )  # fmt: skip
+
+
+def _judge(given: argparse.Namespace) -> None:
+    from comining.completion.cross_fitting import trained_configuration
+    from comining.completion.judge import Truth, judge, judgement_lines
+    from comining.completion.propose import read_training_data
+
+    folder = ProposalFolder.read(given.folder)
+    if given.truth is not None:
+        truth = Truth.of_file(given.truth, folder)
+    else:
+        truth = Truth.of_training(read_training_data(trained_configuration(given.folder)))
+    text = "\n".join(judgement_lines(judge(folder, truth)))
+    print(text)
+    file = given.folder / "judgement.md"
+    file.write_text(text + "\n", encoding="utf-8")
+    print(f"written: {file}")
+
+
 def _parts(text: str) -> int:
     value = int(text)
     if value < 2:
@@ -176,6 +200,7 @@ Run = Callable[[argparse.Namespace], None]
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Run]] = {
     "propose": ("find the boxes that may be missing", _propose_options, _propose),
     "review": ("write the page on which a person decides on proposals", _review_options, _review),
+    "judge": ("how good proposals are, where the truth is known", _judge_options, _judge),
     "apply": ("make annotations of what was accepted", _apply_options, _apply),
     "export": ("write annotations and proposals for other programs", _export_options, _export),
 }

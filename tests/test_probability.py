@@ -112,3 +112,14 @@ def test_nothing_is_detected() -> None:
     mixture = fit(empty)
     assert mixture.missing[0] == pytest.approx(0, abs=1)
     assert rates(empty, mixture)[0][0] == pytest.approx(1, abs=0.01)
+
+
+def test_a_detector_that_has_learnt_nothing() -> None:
+    """Its wrong detections score as objects do, and are far more: nothing is proposed."""
+    generator = np.random.default_rng(0)
+    columns = [sigmoid(generator.normal(-2, 0.3, count)) for count in (40, 9000)]
+    images = [generator.integers(IMAGES, size=len(column)) for column in columns]
+    scores = HeldOutScores([columns[0]], [images[0]], [columns[1]], [images[1]], IMAGES, LEAST)
+    mixture = fit(scores)
+    assert np.isnan(mixture.missing[0])
+    assert not mixture(0, scores.unmatched[0]).any()

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -131,3 +132,17 @@ def trained_folds(sweep: Path, folds: int) -> dict[int, Path]:
         if count == folds:
             found[part] = checkpoint
     return found
+
+
+def trained_configuration(output: Path) -> dict[str, Any]:
+    """All options of the trainings that proposals are from.
+
+    Raises:
+        DataError: there are none.
+    """
+    for file in find_files(output / FOLDS, "result.json"):
+        checkpoint = file.parent / "checkpoints" / "last.ckpt"
+        if checkpoint.exists():
+            config: dict[str, Any] = read_checkpoint(checkpoint)["comining"]["config"]
+            return config
+    raise DataError(f"{output / FOLDS}: no finished training in it; --truth FILE names the truth")

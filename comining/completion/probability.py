@@ -32,6 +32,9 @@ STEPS_AGAIN = 100  # from an end that is known
 STARTS = (0.1, 0.5, 2.0, 8.0)
 # Of a class of which a smaller share of the annotated objects is found, nothing can be told.
 LEAST_FOUND = 0.1
+# Nor where there would be more missing objects than this for each annotated one: a detector that has
+# learnt nothing gives wrong detections the scores of objects.
+MOST_MISSING = 50.0
 RESAMPLES = 100
 INTERVAL = (0.05, 0.95)
 
@@ -64,8 +67,8 @@ class Mixture:
 
     Args:
         centres: [BINS] of the bins, as logits.
-        missing: [K] objects without an annotation, found or not; NaN for a class of which too
-            few of the annotated objects are found to tell.
+        missing: [K] objects without an annotation, found or not; NaN for a class of which nothing
+            can be told.
         probability: [K, BINS] of being one of them, rising.
     """
 
@@ -113,7 +116,10 @@ def fit(
         if near is not None and np.isfinite(near.missing[label]):
             starts = [max(float(near.missing[label]), 1e-3)]
         steps = STEPS if near is None else STEPS_AGAIN
-        missing[label], right = _two_kinds(seen[label], shape, centres, starts, steps)
+        number, right = _two_kinds(seen[label], shape, centres, starts, steps)
+        if number > MOST_MISSING * objects[label]:
+            continue
+        missing[label] = number
         probability[label] = np.maximum.accumulate(right)
     return Mixture(centres, missing, probability)
 
