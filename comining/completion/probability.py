@@ -32,8 +32,8 @@ STEPS_AGAIN = 100  # from an end that is known
 STARTS = (0.1, 0.5, 2.0, 8.0)
 # Of a class of which a smaller share of the annotated objects is found, nothing can be told.
 LEAST_FOUND = 0.1
-# Nor where there would be more missing objects than this for each annotated one: a detector that has
-# learnt nothing gives wrong detections the scores of objects.
+# Nor where there would be more missing objects than this for each annotated one: a detector that
+# has learnt nothing gives wrong detections the scores of objects.
 MOST_MISSING = 50.0
 RESAMPLES = 100
 INTERVAL = (0.05, 0.95)
