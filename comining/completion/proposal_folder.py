@@ -11,13 +11,12 @@ from typing import Any, Literal, Self
 from pydantic import Field, TypeAdapter, model_validator
 
 from comining.completion.proposals import Proposal, read_proposals
-from comining.completion.record_file import Record, read_records
+from comining.completion.record_file import Record, Share, read_records
 from comining.data.annotations import AnnotationSet
 from comining.data.formats.coco import load_coco, parse_coco
 from comining.data.images import BitDepth, Exif
 from comining.data.knowledge import Annotated
 from comining.errors import DataError
-from comining.option_types import Fraction
 from comining.runs.files import write_json
 
 PROPOSALS_FILE = "proposals.json"
@@ -27,8 +26,8 @@ SOURCE_FILE = "complete.json"
 class RateEstimate(Record):
     """How much of the objects of a class is annotated."""
 
-    rate: Fraction
-    interval: tuple[Fraction, Fraction]  # low, high
+    rate: Share
+    interval: tuple[Share, Share]  # low, high
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -100,7 +99,7 @@ class ProposalFolder:
         annotations = parse_coco(file, content, on_invalid_box="drop")
         names = list(annotations.categories.names)
         if names != source.classes:
-            differ = sorted({*names} ^ {*source.classes}) or "in their order"
+            differ = sorted({*names} ^ {*source.classes}) or "they have another order"
             raise DataError(f"{path / SOURCE_FILE}: classes are not those of {file}: {differ}")
         return cls(
             path,

@@ -13,11 +13,10 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
-from comining.completion.record_file import Id, Number, Record, read_records
+from comining.completion.record_file import Id, Number, Record, Share, read_records
 from comining.data.annotation_builder import fit_box
 from comining.data.annotations import AnnotationSet
 from comining.errors import DataError
-from comining.option_types import Fraction
 from comining.runs.files import write_json
 
 # A sum of probabilities may miss a bound by its rounding.
@@ -32,7 +31,7 @@ class Proposal(Record):
     category_id: Id
     bbox: tuple[Number, Number, Number, Number]  # xywh px, as in the annotation file
     score: Number  # of the detector
-    probability: Fraction  # that it is a real object, and not annotated
+    probability: Share  # that it is a real object, and not annotated
 
 
 PROPOSALS = TypeAdapter(list[Proposal])

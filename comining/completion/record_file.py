@@ -11,6 +11,7 @@ from comining.data.record_values import short
 from comining.errors import DataError
 
 Number = Annotated[float, AllowInfNan(False)]
+Share = Annotated[Number, Field(ge=0, le=1)]
 Id = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 Content = TypeVar("Content")
@@ -55,9 +56,14 @@ def _said(problem: Any, name: str) -> str:
         place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
     if problem["type"] == "missing":
         outer, _, key = place.rpartition(".")
+        if place.endswith("]"):
+            return f"{place} is missing"
         return f"{outer}: '{key}' is missing" if outer else f"'{key}' is missing"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
+    place = place or "top level"
     if problem["type"] == "value_error":  # one of ours, which says it all
-        return f"{place}: {message}" if place else message
-    return f"{place or 'top level'}: {message}, got {short(problem['input'])}"
+        return f"{place}: {problem['ctx']['error']}"
+    found = short(problem["input"])
+    message = str(problem["msg"])
+    if message.startswith("Input should be "):
+        return f"{place} must be {message.removeprefix('Input should be ')}, got {found}"
+    return f"{place}: {message[:1].lower()}{message[1:]}, got {found}"

@@ -77,18 +77,23 @@ function remember() {
 }
 
 function recall() {
-  let kept = null;
   try {
-    kept = JSON.parse(localStorage.getItem(STORE));
+    const kept = JSON.parse(localStorage.getItem(STORE));
+    if (kept === null) return;
+    const said = new Map(kept.decisions.filter(([id, one]) => positionOf.has(id)
+      && Object.hasOwn(MARKS, one.decision)));
+    looked = new Set(pairsOf(kept.looked));
+    decisions = said;
+    unsaved = Boolean(kept.unsaved);
   } catch (error) {
     say("What this browser has kept cannot be read.", true);
   }
-  if (!kept) return;
-  decisions = new Map(kept.decisions.filter(([id]) => positionOf.has(id)));
-  looked = new Set(kept.looked
-    .filter((pair) => imageOf.has(pair.image_id) && labelOf.has(pair.category_id))
-    .map((pair) => pairKey(imageOf.get(pair.image_id), labelOf.get(pair.category_id))));
-  unsaved = Boolean(kept.unsaved);
+}
+
+// Keys of those pairs that are on this page.
+function pairsOf(pairs) {
+  return pairs.filter((pair) => imageOf.has(pair.image_id) && labelOf.has(pair.category_id))
+    .map((pair) => pairKey(imageOf.get(pair.image_id), labelOf.get(pair.category_id)));
 }
 
 function lookedPairs() {
@@ -315,12 +320,7 @@ function load(text) {
   if (problem) return say("Not loaded: " + problem + ".", true);
   const changes = content.decisions.map(({ id, decision, category_id: category }) =>
     ({ id, said: decision === "class" ? { decision, category_id: category } : { decision } }));
-  for (const pair of content.looked_through || []) {
-    if (imageOf.has(pair.image_id) && labelOf.has(pair.category_id)) {
-      const key = pairKey(imageOf.get(pair.image_id), labelOf.get(pair.category_id));
-      changes.push({ pair: key, looked: true });
-    }
-  }
+  for (const pair of pairsOf(content.looked_through || [])) changes.push({ pair, looked: true });
   const replaced = content.decisions.filter((one) => {
     const mine = decisions.get(one.id);
     return mine && (mine.decision !== one.decision || mine.category_id !== one.category_id);
@@ -660,6 +660,7 @@ function showOptions() {
 }
 
 function choose(label) {
+  byId("chooser-text").blur(); // keys are for the page again at once
   byId("chooser").close();
   decide("class", classes[label].id);
 }
@@ -713,6 +714,10 @@ function openList(open) {
   byId("show-list").setAttribute("aria-expanded", String(open));
   if (open) showList();
 }
+
+document.addEventListener("click", (event) => {
+  if (!event.target.closest("#list-pane, #show-list")) openList(false);
+});
 
 function openFilters() {
   const open = document.body.classList.toggle("filters-open");
@@ -824,9 +829,9 @@ try {
 setTheme(theme);
 recall();
 refilter(-1);
-if (items.length && !undecided(items[0])) {
-  advance(); // go on where the last visit ended
+const start = items.findIndex(undecided); // go on where the last visit ended
+if (start > 0) {
+  index = start;
   show();
 }
-byId("message").className = "";
 })();
