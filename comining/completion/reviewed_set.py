@@ -94,7 +94,9 @@ def reviewed_set(folder: ProposalFolder, decisions: Decisions) -> ReviewedSet:
     content["images"] = [  # in the order of the rows
         record
         if _has_fields(record) and not touched[position]
-        else _with_fields(record, [mask[position] for mask in named], annotations.categories.ids)
+        else _with_fields(
+            record, [of_class[position] for of_class in named], annotations.categories.ids
+        )
         for position, record in enumerate(content["images"])
     ]
     return ReviewedSet(content, counts)
