@@ -122,3 +122,13 @@ def test_two_rounds_are_made_however_little_time_there_is() -> None:
 def test_the_peak_is_what_a_step_takes_beyond_what_was_there() -> None:
     peak = measure.peak_memory(lambda: torch.ones(64, 2**20).sum(), CPU)
     assert math.isnan(peak) or 200 < peak < 400
+
+
+def test_review_page(tmp_path: Path) -> None:
+    review_page = pytest.importorskip("benchmarks.review_page", reason="selenium is not installed")
+    file = tmp_path / "page.json"
+    review_page.main(["--images", "5", "--rounds", "1", "--json", str(file)])
+    content = json.loads(file.read_text())
+    assert content["proposals"] > 5
+    if review_page.CHROMIUM and review_page.DRIVER:
+        assert 0 < content["first_picture_s"] == content["first_picture_worst_s"]

@@ -156,20 +156,31 @@ class AnnotationSet:
         rows = chosen[self.image]
         position = np.cumsum(chosen) - 1
         return replace(
-            self,
+            self.of_rows(rows),
             image_ids=self.image_ids[chosen],
             file_names=[self.file_names[image] for image in np.flatnonzero(chosen)],
             found_as={
                 int(position[image]): name for image, name in self.found_as.items() if chosen[image]
             },
             sizes=self.sizes[chosen],
-            ids=self.ids[rows],
             image=position[self.image[rows]],
+            said=None if self.said is None else self.said[chosen],
+        )
+
+    def of_rows(self, rows: NDArray[np.bool_]) -> AnnotationSet:
+        """The set with all of its images, and some of its annotations.
+
+        Args:
+            rows: [M] which.
+        """
+        return replace(
+            self,
+            ids=self.ids[rows],
+            image=self.image[rows],
             labels=self.labels[rows],
             bboxes=self.bboxes[rows],
             boxes=self.boxes[rows],
             areas=self.areas[rows],
             crowd=self.crowd[rows],
-            said=None if self.said is None else self.said[chosen],
             outlines=None if self.outlines is None else self.outlines.of_rows(rows),
         )

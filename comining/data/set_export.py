@@ -61,13 +61,14 @@ class CocoExport(SetExport):
     def export(self, sets: Sets) -> Export:
         text_files, pictures = {}, {}
         for split, (one, folder) in sets.items():
-            text_files[f"annotations/instances_{split}.json"] = json.dumps(_coco(one))
+            text_files[f"annotations/instances_{split}.json"] = json.dumps(coco_content(one))
             for name in one.file_names:
                 pictures[f"images/{split}/{_plain(name)}"] = folder / name
         return Export(text_files, pictures, Counter())
 
 
-def _coco(annotations: AnnotationSet) -> dict[str, object]:
+def coco_content(annotations: AnnotationSet) -> dict[str, object]:
+    """What a COCO file says that says all that the set does."""
     annotations = _class_by_class(annotations)
     categories = annotations.categories
     columns = zip(

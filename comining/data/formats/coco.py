@@ -66,7 +66,23 @@ def read_coco(
         DataError: naming the file and the first record that is wrong.
     """
     path = Path(path)
-    content = _read_json(path)
+    return parse_coco(path, load_coco(path), on_invalid_box, crowd, outlines=outlines)
+
+
+def parse_coco(
+    path: Path,
+    content: dict[str, Any],
+    on_invalid_box: OnInvalidBox = "error",
+    crowd: Crowd = "ignore",
+    *,
+    outlines: bool = False,
+) -> AnnotationSet:
+    """Validate what a COCO file holds, which stays as it is; else as :func:`read_coco`.
+
+    Args:
+        path: of the file, for messages.
+        content: its top level.
+    """
     mended: Counter[str] = Counter()
     categories, root = _read_categories(path, content, mended)
     builder = AnnotationBuilder(
@@ -196,7 +212,12 @@ def _read_split(file: Path, folder: Path, options: ReadOptions) -> tuple[Annotat
     return annotations, folder
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def load_coco(path: Path) -> dict[str, Any]:
+    """The top level of a COCO file, not yet validated.
+
+    Raises:
+        DataError: the file cannot be read, or is no JSON object.
+    """
     try:
         # utf-8-sig: some editors begin a file with a mark.
         content = json.loads(path.read_text(encoding="utf-8-sig"))

@@ -1,0 +1,210 @@
+"""Give the missing boxes back: ``python -m comining.complete``.
+
+``propose RUN --out DIR`` trains detectors by the options of a run, each without a part of the
+images, and proposes what they find in the images that they have not seen, each with a probability.
+``review DIR`` writes the page on which a person decides on the proposals of a folder. ``apply DIR
+decisions.json --out annotations.json`` makes annotations of what was accepted, and says which
+classes are complete now. ``export DIR`` writes annotations and proposals for other programs. See
+docs/completion.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from comining.completion.completed_set import check_new, write_coco
+from comining.completion.decisions import Decisions
+from comining.completion.proposal_exports import (
+    EXPORTS,
+    ExportOptions,
+    check_outputs,
+    write_exports,
+)
+from comining.completion.proposal_folder import PROPOSALS_FILE, ProposalFolder
+from comining.completion.proposals import with_precision, with_probability
+from comining.completion.review_page import write_review_page
+from comining.completion.reviewed_set import reviewed_set
+from comining.completion.tool_files import LOCAL_FILES
+from comining.errors import UserError, one_line
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The commands; returns the exit code: 2 for bad input or an output that is not writable."""
+    parser = argparse.ArgumentParser(prog="python -m comining.complete", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, (words, add_options, run) in COMMANDS.items():
+        command = commands.add_parser(name, help=words, description=words)
+        if name != "propose":
+            command.add_argument("folder", type=Path, metavar="DIR", help="holds proposals.json")
+        add_options(command)
+        command.set_defaults(run_command=run)
+    given = parser.parse_args(arguments)
+    run_command: Run = given.run_command
+    try:
+        run_command(given)
+    except (UserError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _propose_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "run", nargs="+", metavar="RUN",
+        help="the directory of a run, and options of train.py that differ; or options alone",
+    )  # fmt: skip
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
+    parser.add_argument("--folds", type=_parts, default=2, help="parts of the images; default: 2")
+    parser.add_argument("--launcher", help="trains several at once, a choice of conf/launcher")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def _propose(given: argparse.Namespace) -> None:
+    # Imported here because the other commands need no torch.
+    from comining.completion.cross_fitting import Recipe, train_folds
+    from comining.completion.propose import find, read_training_data, write_folder
+    from comining.runs.checkpoint import read_checkpoint
+
+    progress = not given.quiet
+    recipe = Recipe.of(given.run)
+    checkpoints = train_folds(recipe, given.out, given.folds, given.launcher, progress)
+    with contextlib.chdir(recipe.folder):
+        config = read_checkpoint(checkpoints[0])["comining"]["config"]
+        train = read_training_data(config)
+        found = find(train, checkpoints, progress)
+    proposals, rates = write_folder(given.out, train, config["data"], found)
+    for name, one in rates.items():
+        low, high = one.interval
+        print(f"{name}: about {one.rate:.0%} annotated ({low:.0%} to {high:.0%})")
+    expected = sum(one.probability for one in proposals)
+    print(f"{len(proposals)} proposals, of which about {expected:.0f} are objects")
+    print(f"written: {given.out / PROPOSALS_FILE}")
+    print(f"next: python -m comining.complete review {given.out}")
+
+
+def _judge_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--truth", type=Path, metavar="FILE",
+        help="a COCO file with all objects; default: what sparsity erased in the trainings",
+    )  # fmt: skip
+
+
+def _judge(given: argparse.Namespace) -> None:
+    from comining.completion.cross_fitting import trained_configuration
+    from comining.completion.judge import Truth, judge, judgement_lines
+    from comining.completion.propose import read_training_data
+
+    folder = ProposalFolder.read(given.folder)
+    if given.truth is not None:
+        truth = Truth.of_file(given.truth, folder)
+    else:
+        truth = Truth.of_training(read_training_data(trained_configuration(given.folder)))
+    text = "\n".join(judgement_lines(judge(folder, truth)))
+    print(text)
+    file = given.folder / "judgement.md"
+    file.write_text(text + "\n", encoding="utf-8")
+    print(f"written: {file}")
+
+
+def _parts(text: str) -> int:
+    value = int(text)
+    if value < 2:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 2")
+    return value
+
+
+def _review_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _review(given: argparse.Namespace) -> None:
+    folder = ProposalFolder.read(given.folder)
+    page = write_review_page(folder, progress=not given.quiet)
+    print(f"{len(folder.proposals)} proposals; open in a browser: {page}")
+
+
+def _apply_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "decisions", nargs="+", type=Path, help="decisions.json; several where people shared work"
+    )
+    parser.add_argument("--out", required=True, type=Path, help="the COCO file to write")
+
+
+def _apply(given: argparse.Namespace) -> None:
+    check_new(given.out)
+    folder = ProposalFolder.read(given.folder)
+    reviewed = reviewed_set(folder, Decisions.read(given.decisions, folder))
+    write_coco(given.out, reviewed.content)
+    for what, count in reviewed.counts.items():
+        print(f"{what}: {count}")
+    print(f"written: {given.out}")
+    print(
+        f"train with data=custom data.train_annotations={given.out} "
+        f"data.train_images={folder.images} data.annotated=fields sparsity=full"
+    )
+
+
+def _export_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--to", nargs="+", choices=sorted(EXPORTS), default=["coco"], help="default: coco"
+    )
+    cut = parser.add_mutually_exclusive_group(required=True)
+    cut.add_argument(
+        "--precision", type=_fraction, metavar="P",
+        help="the largest set of proposals whose mean probability is at least P",
+    )  # fmt: skip
+    cut.add_argument(
+        "--probability", type=_fraction, metavar="P", help="proposals with at least P; 0 is all"
+    )
+    parser.add_argument("--out", type=Path, help="folder to write into; default: DIR")
+    parser.add_argument(
+        "--pictures", choices=("copy", "link", "none"), default="copy", help="of a YOLO set"
+    )
+    parser.add_argument(
+        "--address", default=LOCAL_FILES,
+        help=f"what stands before file names for Label Studio; default: {LOCAL_FILES}",
+    )  # fmt: skip
+
+
+def _export(given: argparse.Namespace) -> None:
+    output = given.out or given.folder
+    kinds = list(dict.fromkeys(given.to))
+    check_outputs(kinds, output)
+    folder = ProposalFolder.read(given.folder)
+    if given.precision is not None:
+        chosen = with_precision(folder.proposals, given.precision)
+    else:
+        chosen = with_probability(folder.proposals, given.probability)
+    options = ExportOptions(given.pictures, given.address)
+    written = write_exports(folder, chosen, kinds, output, options)
+    print(f"{len(chosen)} of {len(folder.proposals)} proposals taken")
+    for path, losses in written.items():
+        print(f"written: {path}")
+        for loss in losses:
+            print(f"  not kept: {loss}")
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
+    return value
+
+
+Run = Callable[[argparse.Namespace], None]
+# Of every command what it does, its options beside DIR, and what runs it.
+COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Run]] = {
+    "propose": ("find the boxes that may be missing", _propose_options, _propose),
+    "review": ("write the page on which a person decides on proposals", _review_options, _review),
+    "judge": ("how good proposals are, where the truth is known", _judge_options, _judge),
+    "apply": ("make annotations of what was accepted", _apply_options, _apply),
+    "export": ("write annotations and proposals for other programs", _export_options, _export),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

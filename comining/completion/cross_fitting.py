@@ -1,0 +1,148 @@
+"""Detectors for the images that they were not trained on: cross-fitting."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from comining.config import CONFIG_FOLDER
+from comining.errors import ConfigError, DataError
+from comining.runs.checkpoint import read_checkpoint
+from comining.runs.command_line import absolute, quoted, text_of
+from comining.runs.result import RunResult, find_files
+from comining.runs.resume import STARTED_IN
+
+FOLDS = "folds"  # the sweep of trainings, in the folder of proposals
+OPTION = "data.left_out_fold"
+# Options of a run that say where it was written, and not how it was trained.
+OF_THE_RUN = (
+    STARTED_IN, OPTION, "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "overwrite",
+    "resume", "ckpt", "allow_changes", "skip_finished", "launcher", "table", "experiment.table",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a detector is trained: the options of a run, or those of a command line.
+
+    Args:
+        overrides: of ``train.py``.
+        folder: that relative paths in them are relative to.
+    """
+
+    overrides: tuple[str, ...]
+    folder: Path
+
+    @classmethod
+    def of(cls, given: Sequence[str]) -> Recipe:
+        """What a command line names: the directory of a run, options (``NAME=VALUE``), or both.
+
+        Options that are given come after those of the run.
+
+        Raises:
+            ConfigError: more than one directory, or nothing at all.
+            DataError: the directory is none of a run.
+        """
+        runs = [one for one in given if "=" not in one or Path(one).is_dir()]
+        options = [one for one in given if one not in runs]
+        if len(runs) > 1:
+            raise ConfigError(f"give one run, not {len(runs)}: {', '.join(runs)}")
+        if not runs:
+            if not options:
+                raise ConfigError("give the directory of a run, or options such as data.root=DIR")
+            return cls(tuple(options), Path.cwd())
+        file = Path(runs[0]) / "overrides.yaml"
+        try:
+            recorded = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DataError(f"{runs[0]}: not the directory of a run: no overrides.yaml") from None
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise DataError(f"{file}: cannot be read ({error})") from None
+        if not isinstance(recorded, list) or not all(isinstance(one, str) for one in recorded):
+            raise DataError(f"{file}: must be a list of options")
+        started = [text_of(one) or "" for one in recorded if _name(one) == STARTED_IN]
+        folder = Path(started[-1]) if started and Path(started[-1]).is_dir() else Path.cwd()
+        given_names = {_name(one) for one in options}
+        kept = [one for one in recorded if _name(one) not in {*OF_THE_RUN, *given_names}]
+        # The directory that the new ones are relative to is the one of this command.
+        return cls((*kept, *(absolute(one, Path.cwd()) for one in options)), folder)
+
+
+def _name(override: str) -> str:
+    return override.lstrip("+~").split("=", 1)[0].split("@")[0]
+
+
+def train_folds(
+    recipe: Recipe, output: Path, folds: int, launcher: str | None, progress: bool
+) -> dict[int, Path]:
+    """Train a detector without each part of the images, if it is not there yet.
+
+    Runs that have finished by the same options are left alone, so that a training that was stopped
+    goes on with the part that it was at.
+
+    Args:
+        folds: parts of the images, n.
+        launcher: a choice of ``conf/launcher`` that trains several at once; None: one by one.
+        progress: whether to show progress bars.
+
+    Returns:
+        for every part that was left out, 0 ... n - 1, the last checkpoint.
+
+    Raises:
+        DataError: training failed; names the directories of the runs.
+    """
+    sweep = (output / FOLDS).absolute()
+    parts = ",".join(f"[{part},{folds}]" for part in range(folds))
+    command = [
+        sys.executable, str(CONFIG_FOLDER.parent / "train.py"), "-m", *recipe.overrides,
+        f"{OPTION}={parts}", f"hydra.sweep.dir={quoted(str(sweep))}", "skip_finished=true",
+    ]  # fmt: skip
+    if launcher is not None:
+        command.append(f"launcher={launcher}")
+    if not progress:
+        command.append("trainer.enable_progress_bar=false")
+    environment = {**os.environ, "HYDRA_FULL_ERROR": "0"}
+    done = subprocess.run(command, cwd=recipe.folder, env=environment, check=False)
+    found = trained_folds(sweep, folds)
+    missing = [part for part in range(folds) if part not in found]
+    if done.returncode or missing:
+        raise DataError(
+            f"{sweep}: training without part {', '.join(map(str, missing)) or '?'} of the images "
+            f"did not come to its end (train.py ended with {done.returncode}); the same command "
+            "goes on where it stopped"
+        )
+    return found
+
+
+def trained_folds(sweep: Path, folds: int) -> dict[int, Path]:
+    """The last checkpoint of every finished run of a sweep by the part that it left out."""
+    found = {}
+    for file in find_files(sweep, "result.json"):
+        checkpoint = file.parent / "checkpoints" / "last.ckpt"
+        if RunResult.read(file).status != "finished" or not checkpoint.exists():
+            continue
+        part, count = read_checkpoint(checkpoint)["comining"]["config"]["data"]["left_out_fold"]
+        if count == folds:
+            found[part] = checkpoint
+    return found
+
+
+def trained_configuration(output: Path) -> dict[str, Any]:
+    """All options of the trainings that proposals are from.
+
+    Raises:
+        DataError: there are none.
+    """
+    for file in find_files(output / FOLDS, "result.json"):
+        checkpoint = file.parent / "checkpoints" / "last.ckpt"
+        if checkpoint.exists():
+            config: dict[str, Any] = read_checkpoint(checkpoint)["comining"]["config"]
+            return config
+    raise DataError(f"{output / FOLDS}: no finished training in it; --truth FILE names the truth")

@@ -1,0 +1,116 @@
+"""``decisions.json``: what a person said of proposals. docs/completion.md describes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, TypeAdapter, model_validator
+
+from comining.completion.proposal_folder import ProposalFolder
+from comining.completion.proposals import digest
+from comining.completion.record_file import Id, Record, read_records
+from comining.errors import DataError
+
+Pair = tuple[int, int]  # ids of an image and a category
+
+
+class Decision(Record):
+    """What was said of one proposal: an object, none, or an object of another class."""
+
+    id: int  # of the proposal
+    decision: Literal["accept", "reject", "class"]
+    category_id: Id | None = None  # what it is instead
+
+    @model_validator(mode="after")
+    def _has_its_class(self) -> Self:
+        if self.decision == "class" and self.category_id is None:
+            raise ValueError("the decision 'class' needs a category_id")
+        if self.decision != "class" and self.category_id is not None:
+            raise ValueError(f"the decision '{self.decision}' has no category_id")
+        return self
+
+
+class LookedThrough(Record):
+    """A class of which all objects in an image are annotated, once the decisions are applied."""
+
+    image_id: Id
+    category_id: Id
+
+
+class DecisionFile(Record):
+    """The content of the file."""
+
+    version: Literal[1]
+    proposals: str  # their hash, see comining.completion.proposals.digest
+    decisions: list[Decision]
+    looked_through: list[LookedThrough] = Field(default_factory=list)
+
+
+DECISIONS = TypeAdapter(DecisionFile)
+
+
+@dataclass
+class Decisions:
+    """What was decided, in one file or several."""
+
+    of_proposal: dict[int, Decision] = field(default_factory=dict)  # by its id
+    looked_through: set[Pair] = field(default_factory=set)
+
+    @classmethod
+    def read(cls, files: Sequence[Path], folder: ProposalFolder) -> Self:
+        """Read decisions on the proposals of a folder.
+
+        The same decision twice is one.
+
+        Raises:
+            DataError: naming the file and the record: it is about other proposals, names what is
+                not there, or says something else of a proposal than an earlier record.
+        """
+        read = cls()
+        wanted = digest(folder.proposals)
+        ids = {proposal.id for proposal in folder.proposals}
+        images = set(folder.annotations.image_ids.tolist())
+        categories = set(folder.annotations.categories.ids)
+        said_in: dict[int, str] = {}  # where a proposal was decided
+        for file in files:
+            content = read_records(file, DECISIONS)
+            if content.proposals != wanted:
+                raise DataError(
+                    f"{file}: these are decisions on other proposals than those of {folder.file}"
+                )
+            for position, decision in enumerate(content.decisions):
+                where = f"{file}: decisions[{position}]"
+                if decision.id not in ids:
+                    raise DataError(
+                        f"{where}: id {decision.id} is not among the proposals of {folder.file}"
+                    )
+                category = decision.category_id
+                if category is not None and category not in categories:
+                    raise DataError(
+                        f"{where}: category_id {category} is not among the categories of "
+                        f"{folder.annotations.path}"
+                    )
+                earlier = read.of_proposal.setdefault(decision.id, decision)
+                if (earlier.decision, earlier.category_id) != (decision.decision, category):
+                    raise DataError(
+                        f"{where}: proposal {decision.id} is decided in another way in "
+                        f"{said_in[decision.id]}"
+                    )
+                said_in.setdefault(decision.id, where)
+            for position, pair in enumerate(content.looked_through):
+                where = f"{file}: looked_through[{position}]"
+                if pair.image_id not in images:
+                    raise DataError(
+                        f"{where}: image_id {pair.image_id} is not among the images of "
+                        f"{folder.annotations.path}"
+                    )
+                if pair.category_id not in categories:
+                    raise DataError(
+                        f"{where}: category_id {pair.category_id} is not among the categories of "
+                        f"{folder.annotations.path}"
+                    )
+                read.looked_through.add((pair.image_id, pair.category_id))
+        return read

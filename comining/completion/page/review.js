@@ -1,0 +1,837 @@
+"use strict";
+(() => {
+const data = window.REVIEW_DATA;
+const byId = (id) => document.getElementById(id);
+const SVG = "http://www.w3.org/2000/svg";
+const ROW = 64; // px, as in the style sheet
+const DIGITS = /^\d+$/;
+
+// Name, colour and line style of every kind of box, in the order in which they are drawn.
+const KINDS = {
+  ignored: { words: "region to ignore", colour: "#cc79a7", dash: "2 5", width: 2 },
+  annotated: { words: "annotated", colour: "#56b4e9", dash: "", width: 2 },
+  waiting: { words: "another proposal", colour: "#ffffff", dash: "3 4", width: 1.5 },
+  rejected: { words: "rejected", colour: "#d55e00", dash: "1.5 5", width: 2 },
+  accepted: { words: "accepted", colour: "#009e73", dash: "14 3", width: 2.5 },
+  changed: { words: "of another class", colour: "#e69f00", dash: "9 3 2 3", width: 2.5 },
+  current: { words: "proposal in question", colour: "#f0e442", dash: "7 4", width: 1.5 },
+};
+const KEYS = [
+  ["A", "accept"], ["R or X", "reject"], ["C", "another class: its number, or a part of its name"],
+  ["→ N Space", "next"], ["← P", "previous"], ["↓ ↑", "next and previous proposal of an image's class"],
+  ["U or Ctrl Z", "undo"], ["L", "looked through: no object of this class is missing in this image"],
+  ["Shift A, Shift R", "accept or reject the rest of an image's class"],
+  ["G", "proposals, or image by class"], ["Z", "zoom to the proposal"], ["S", "save decisions.json"],
+  ["T", "colours: as the system, light, dark"], ["?", "these keys"],
+];
+const MARKS = { accept: "✓", reject: "✕", class: "⇄" };
+
+if (!data) {
+  byId("nothing").textContent = "review_data.js is missing; it belongs beside this page.";
+  byId("nothing").hidden = false;
+  return;
+}
+
+const classes = data.classes.map(([id, name, rate]) => ({ id, name, rate }));
+const images = data.images.map(([id, name, width, height, thumbnail, full]) =>
+  ({ id, name, width, height, thumbnail, full, annotations: [], proposals: [] }));
+for (const [image, label, x, y, w, h, ignored] of data.annotations) {
+  images[image].annotations.push({ label, box: [x, y, w, h], ignored });
+}
+const proposals = data.proposals.map(([id, image, label, x, y, w, h, score, probability]) =>
+  ({ id, image, label, box: [x, y, w, h], score, probability }));
+const positionOf = new Map(proposals.map((proposal, position) => [proposal.id, position]));
+const labelOf = new Map(classes.map((one, label) => [one.id, label]));
+const imageOf = new Map(images.map((one, image) => [one.id, image]));
+proposals.forEach((proposal, position) => images[proposal.image].proposals.push(position));
+const pairKey = (image, label) => image + ":" + label;
+const members = new Map(); // of an image's class: positions of its proposals
+proposals.forEach((proposal, position) => {
+  const key = pairKey(proposal.image, proposal.label);
+  if (!members.has(key)) members.set(key, []);
+  members.get(key).push(position);
+});
+const complete = new Set(data.complete.map(([image, label]) => pairKey(image, label)));
+
+// ---- state, and where it is kept ------------------------------------------------------------
+
+const STORE = "comining-review:" + data.hash;
+const THEME = "comining-review:theme";
+let decisions = new Map(); // id of a proposal -> {decision, category_id}
+let looked = new Set(); // keys of pairs
+let unsaved = false;
+const undoStack = [];
+let mode = "single";
+let items = []; // positions of proposals; in the mode "whole" keys of pairs
+let index = 0;
+let member = 0; // which proposal of the pair
+let zoomed = false;
+
+function remember() {
+  const kept = { decisions: [...decisions], looked: lookedPairs(), unsaved };
+  try {
+    localStorage.setItem(STORE, JSON.stringify(kept));
+  } catch (error) {
+    say("This browser does not keep decisions: save them before you leave.", true);
+  }
+}
+
+function recall() {
+  try {
+    const kept = JSON.parse(localStorage.getItem(STORE));
+    if (kept === null) return;
+    const said = new Map(kept.decisions.filter(([id, one]) => positionOf.has(id)
+      && Object.hasOwn(MARKS, one.decision)));
+    looked = new Set(pairsOf(kept.looked));
+    decisions = said;
+    unsaved = Boolean(kept.unsaved);
+  } catch (error) {
+    say("What this browser has kept cannot be read.", true);
+  }
+}
+
+// Keys of those pairs that are on this page.
+function pairsOf(pairs) {
+  return pairs.filter((pair) => imageOf.has(pair.image_id) && labelOf.has(pair.category_id))
+    .map((pair) => pairKey(imageOf.get(pair.image_id), labelOf.get(pair.category_id)));
+}
+
+function lookedPairs() {
+  return [...looked].map((key) => {
+    const [image, label] = key.split(":").map(Number);
+    return { image_id: images[image].id, category_id: classes[label].id };
+  });
+}
+
+// ---- what is looked at -----------------------------------------------------------------------
+
+const pairMembers = () => shownMembers.get(items[index]) || [];
+let shownMembers = new Map(); // of the mode "whole": members that fit the filters
+
+function currentPosition() {
+  if (!items.length) return -1;
+  return mode === "single" ? items[index] : pairMembers()[member];
+}
+
+function currentPair() {
+  const position = currentPosition();
+  return position < 0 ? null : pairKey(proposals[position].image, proposals[position].label);
+}
+
+function filtered() {
+  const label = byId("filter-class").value;
+  const low = Number(byId("filter-low").value || 0);
+  const high = Number(byId("filter-high").value || 1);
+  const wanted = byId("filter-state").value;
+  const found = [];
+  proposals.forEach((proposal, position) => {
+    if (label !== "" && proposal.label !== Number(label)) return;
+    if (proposal.probability < low || proposal.probability > high) return;
+    if (wanted !== "all" && decisions.has(proposal.id) !== (wanted === "decided")) return;
+    found.push(position);
+  });
+  return found;
+}
+
+// The list stays as it is while decisions are made, so that nothing moves under the reader's eyes.
+function refilter(keep) {
+  const found = filtered();
+  shownMembers = new Map();
+  if (mode === "single") {
+    items = found;
+  } else {
+    for (const position of found) {
+      const key = pairKey(proposals[position].image, proposals[position].label);
+      if (!shownMembers.has(key)) shownMembers.set(key, []);
+      shownMembers.get(key).push(position);
+    }
+    items = [...shownMembers.keys()];
+  }
+  const count = found.length === 1 ? "1 proposal" : found.length + " proposals";
+  byId("shown").textContent = mode === "single" ? count
+    : count + " in " + items.length + (items.length === 1 ? " pair" : " pairs");
+  byId("list-space").style.height = items.length * ROW + "px";
+  index = 0;
+  member = 0;
+  if (keep >= 0) select(keep);
+  show();
+}
+
+// Go to a proposal, if it is in the list.
+function select(position) {
+  const item = mode === "single" ? position
+    : pairKey(proposals[position].image, proposals[position].label);
+  const found = items.indexOf(item);
+  if (found < 0) return false;
+  index = found;
+  member = mode === "single" ? 0 : Math.max(0, pairMembers().indexOf(position));
+  return true;
+}
+
+function step(by) {
+  const to = index + by;
+  if (to < 0 || to >= items.length) {
+    say(by > 0 ? "This is the last one." : "This is the first one.");
+    return;
+  }
+  index = to;
+  member = 0;
+  show();
+}
+
+function stepMember(by) {
+  if (mode === "single") return step(by);
+  const to = member + by;
+  if (to < 0 || to >= pairMembers().length) return step(by);
+  member = to;
+  show();
+}
+
+const undecided = (position) => !decisions.has(proposals[position].id);
+
+function advance() {
+  if (mode === "whole") {
+    const mine = pairMembers();
+    for (let ahead = 1; ahead <= mine.length; ahead++) {
+      const to = (member + ahead) % mine.length;
+      if (undecided(mine[to])) {
+        member = to;
+        return;
+      }
+    }
+    say("All decided here. → goes on.");
+    return;
+  }
+  for (let ahead = 1; ahead < items.length; ahead++) {
+    const to = (index + ahead) % items.length;
+    if (undecided(items[to])) {
+      if (to < index) say("On to the first that is undecided.");
+      index = to;
+      return;
+    }
+  }
+  if (items.length && !undecided(items[index])) say("All of this list are decided. Save them.");
+}
+
+// ---- deciding --------------------------------------------------------------------------------
+
+function change(changes, position) {
+  undoStack.push({ position, changes: changes.map((one) => {
+    if (one.pair !== undefined) {
+      const before = looked.has(one.pair);
+      if (one.looked) looked.add(one.pair); else looked.delete(one.pair);
+      return { pair: one.pair, looked: before };
+    }
+    const before = decisions.get(one.id);
+    if (one.said) decisions.set(one.id, one.said); else decisions.delete(one.id);
+    return { id: one.id, said: before };
+  }) });
+  unsaved = true;
+  remember();
+}
+
+function decide(decision, category) {
+  const position = currentPosition();
+  if (position < 0) return;
+  const said = category === undefined ? { decision } : { decision, category_id: category };
+  change([{ id: proposals[position].id, said }], position);
+  advance();
+  show();
+}
+
+function decideRest(decision) {
+  if (mode !== "whole" || !items.length) return;
+  const rest = pairMembers().filter(undecided);
+  if (!rest.length) return say("Nothing is undecided here.");
+  change(rest.map((position) => ({ id: proposals[position].id, said: { decision } })), rest[0]);
+  say(rest.length + (decision === "accept" ? " accepted." : " rejected."));
+  show();
+}
+
+function toggleLooked(pair) {
+  if (pair === null) return;
+  change([{ pair, looked: !looked.has(pair) }], currentPosition());
+  show();
+}
+
+function undo() {
+  const last = undoStack.pop();
+  if (!last) return say("There is nothing to undo.");
+  for (const one of [...last.changes].reverse()) {
+    if (one.pair !== undefined) {
+      if (one.looked) looked.add(one.pair); else looked.delete(one.pair);
+    } else if (one.said) decisions.set(one.id, one.said);
+    else decisions.delete(one.id);
+  }
+  unsaved = true;
+  remember();
+  if (last.position >= 0 && !select(last.position)) say("Undone, outside of the filters.");
+  else say("Undone.");
+  show();
+}
+
+// ---- saving and loading ----------------------------------------------------------------------
+
+function decisionFile() {
+  const said = proposals.filter((one) => decisions.has(one.id))
+    .map((one) => ({ id: one.id, ...decisions.get(one.id) }));
+  return { version: 1, proposals: data.hash, decisions: said, looked_through: lookedPairs() };
+}
+
+function save() {
+  const text = JSON.stringify(decisionFile(), null, 1) + "\n";
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+  link.download = "decisions.json";
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  unsaved = false;
+  remember();
+  say(decisions.size + " decisions saved as decisions.json.");
+  show();
+}
+
+function problemOf(content) {
+  if (content === null || typeof content !== "object" || !Array.isArray(content.decisions)
+      || content.version !== 1) return "this is no decisions.json";
+  if (content.proposals !== data.hash) return "its decisions are on other proposals";
+  if (!Array.isArray(content.looked_through || [])) return "this is no decisions.json";
+  for (const one of [...content.decisions, ...(content.looked_through || [])]) {
+    if (one === null || typeof one !== "object") return "this is no decisions.json";
+  }
+  for (const one of content.decisions) {
+    if (!positionOf.has(one.id)) return "proposal " + one.id + " is not on this page";
+    if (!Object.hasOwn(MARKS, one.decision)) return "proposal " + one.id + " has no decision";
+    if (one.decision === "class" && !labelOf.has(one.category_id)) {
+      return "proposal " + one.id + " is of no class of this page";
+    }
+  }
+  return "";
+}
+
+function load(text) {
+  let content;
+  try {
+    content = JSON.parse(text);
+  } catch (error) {
+    return say("Not loaded: it is no JSON file.", true);
+  }
+  const problem = problemOf(content);
+  if (problem) return say("Not loaded: " + problem + ".", true);
+  const changes = content.decisions.map(({ id, decision, category_id: category }) =>
+    ({ id, said: decision === "class" ? { decision, category_id: category } : { decision } }));
+  for (const pair of pairsOf(content.looked_through || [])) changes.push({ pair, looked: true });
+  const replaced = content.decisions.filter((one) => {
+    const mine = decisions.get(one.id);
+    return mine && (mine.decision !== one.decision || mine.category_id !== one.category_id);
+  }).length;
+  change(changes, currentPosition());
+  say(content.decisions.length + " decisions loaded"
+    + (replaced ? ", " + replaced + " of yours replaced (U takes that back)." : "."));
+  show();
+}
+
+// ---- drawing ---------------------------------------------------------------------------------
+
+function element(name, attributes, parent) {
+  const made = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  if (parent) parent.append(made);
+  return made;
+}
+
+function kindOf(position) {
+  const said = decisions.get(proposals[position].id);
+  if (!said) return "waiting";
+  return { accept: "accepted", reject: "rejected", class: "changed" }[said.decision];
+}
+
+function drawBox(svg, kind, [x, y, width, height], words, scale, choose, wider = 0) {
+  const { colour, dash, width: thin } = KINDS[kind];
+  const stroke = thin + wider;
+  const place = { x, y, width, height };
+  element("rect", { ...place, class: "rim", "stroke-width": stroke + 2 }, svg);
+  element("rect", { ...place, class: "box", stroke: colour, "stroke-width": stroke,
+    "stroke-dasharray": dash, "data-kind": kind }, svg);
+  if (words) {
+    const size = 12.5 / scale;
+    const label = element("text", { x: x + 2 / scale, "font-size": size,
+      fill: kind === "accepted" || kind === "rejected" ? "#ffffff" : colour,
+      "stroke-width": 3 / scale, y: y > size * 1.4 ? y - 4 / scale : y + size * 1.1 }, svg);
+    label.textContent = words;
+  }
+  if (choose) {
+    const hit = element("rect", { ...place, class: "hit" }, svg);
+    hit.addEventListener("click", choose);
+  }
+}
+
+// The part of an image around a box: a square that stays inside of it where it fits.
+function around([x, y, width, height], image, factor) {
+  const longer = Math.max(image.width, image.height);
+  const side = Math.min(longer, Math.max(Math.max(width, height) * factor, longer / 40, 8));
+  const inside = (centre, length) => side >= length ? (length - side) / 2
+    : Math.min(Math.max(centre - side / 2, 0), length - side);
+  return [inside(x + width / 2, image.width), inside(y + height / 2, image.height), side, side];
+}
+
+function draw(svg, position, view, captions) {
+  const proposal = proposals[position];
+  const image = images[proposal.image];
+  svg.replaceChildren();
+  svg.setAttribute("viewBox", view.join(" "));
+  const frame = svg.getBoundingClientRect();
+  const scale = Math.min(frame.width / view[2], frame.height / view[3]) || 1;
+  const place = { x: 0, y: 0, width: image.width, height: image.height, preserveAspectRatio: "none" };
+  const picture = element("image", { ...place, class: "picture" }, svg);
+  picture.addEventListener("load", firstPicture, { once: true });
+  picture.setAttribute("href", image.seen || image.thumbnail);
+  const few = image.annotations.length <= 20;
+  for (const { label, box, ignored } of image.annotations) {
+    const name = label < 0 ? "every class" : classes[label].name;
+    drawBox(svg, ignored ? "ignored" : "annotated", box, captions && few ? name : "", scale);
+  }
+  const together = mode === "whole" ? pairMembers() : null;
+  const others = image.proposals.filter((other) => other !== position);
+  for (const other of others) {
+    // One at a time: other proposals that nobody has decided would only be in the way.
+    const kind = kindOf(other);
+    if (kind === "waiting" && !(together && together.includes(other))) continue;
+    if (kind === "rejected" && !(together && together.includes(other))) continue;
+    const number = together && together.includes(other) ? together.indexOf(other) + 1 + " " : "";
+    drawBox(svg, kind, proposals[other].box, captions ? number + caption(other) : "", scale,
+      captions ? () => { if (select(other)) show(); } : null);
+  }
+  const number = together ? together.indexOf(position) + 1 + " " : "";
+  const said = decisions.get(proposal.id);
+  drawBox(svg, said ? kindOf(position) : "current", proposal.box, captions ? number + caption(position) : "",
+    scale, null, 1.5);
+}
+
+function caption(position) {
+  const said = decisions.get(proposals[position].id);
+  if (!said) return classes[proposals[position].label].name + "?";
+  const label = said.decision === "class" ? labelOf.get(said.category_id) : proposals[position].label;
+  return MARKS[said.decision] + " " + classes[label].name;
+}
+
+// The thumbnail is there at once; the picture itself follows where it can be loaded.
+function loadFull(position) {
+  const image = images[proposals[position].image];
+  if (!image.full || image.seen) return;
+  const full = new Image();
+  full.addEventListener("load", () => {
+    if (full.naturalWidth < full.naturalHeight !== image.width < image.height) return;
+    image.seen = image.full;
+    const now = currentPosition();
+    if (now < 0 || images[proposals[now].image] !== image) return;
+    for (const picture of document.querySelectorAll("image.picture")) {
+      picture.setAttribute("href", image.full);
+    }
+  });
+  full.src = image.full;
+}
+
+function preload() {
+  for (const ahead of [1, 2, 3]) {
+    const item = items[index + ahead];
+    if (item === undefined) return;
+    const position = mode === "single" ? item : shownMembers.get(item)[0];
+    new Image().src = images[proposals[position].image].thumbnail;
+  }
+}
+
+let seenFirst = false;
+function firstPicture() {
+  if (seenFirst) return;
+  seenFirst = true;
+  performance.mark("first-picture");
+}
+
+function text(parent, tag, words, name) {
+  const made = document.createElement(tag);
+  made.textContent = words;
+  if (name) made.className = name;
+  parent.append(made);
+  return made;
+}
+
+function saidInWords(said) {
+  if (!said) return "Not decided yet";
+  if (said.decision === "class") return "⇄ It is: " + classes[labelOf.get(said.category_id)].name;
+  return said.decision === "accept" ? "✓ Accepted" : "✕ Rejected";
+}
+
+function show() {
+  const position = currentPosition();
+  const empty = position < 0;
+  byId("nothing").hidden = !empty;
+  document.body.classList.toggle("whole", mode === "whole");
+  for (const id of ["accept", "reject", "other", "previous", "next", "looked"]) byId(id).disabled = empty;
+  byId("undo").disabled = !undoStack.length;
+  showProgress();
+  showList();
+  if (empty) {
+    byId("stage").replaceChildren();
+    byId("closeup").replaceChildren();
+    for (const id of ["caption-file", "caption-place", "class-name", "decision"]) byId(id).textContent = "";
+    byId("numbers").replaceChildren();
+    byId("others").hidden = true;
+    return;
+  }
+  const proposal = proposals[position];
+  const image = images[proposal.image];
+  const pair = currentPair();
+  const whole = [0, 0, image.width, image.height];
+  draw(byId("stage"), position, zoomed ? around(proposal.box, image, 3) : whole, true);
+  draw(byId("closeup"), position, around(proposal.box, image, 1.7), false);
+  byId("stage").setAttribute("aria-label", image.name + ", " + classes[proposal.label].name);
+  byId("caption-file").textContent = image.name;
+  byId("caption-file").title = image.name;
+  byId("caption-place").textContent = (index + 1) + " of " + items.length
+    + (mode === "whole" ? ", box " + (member + 1) + " of " + pairMembers().length : "");
+  byId("class-name").textContent = classes[proposal.label].name;
+  const said = decisions.get(proposal.id);
+  byId("decision").textContent = saidInWords(said);
+  byId("decision").className = said ? said.decision : "";
+  byId("probability-bar").firstElementChild.style.width = 100 * proposal.probability + "%";
+  const facts = [
+    ["Probability", proposal.probability.toFixed(2)],
+    ["Score", proposal.score.toFixed(2)],
+    ["Box", proposal.box.slice(2).map(Math.round).join(" × ") + " px"],
+    ["Image", image.width + " × " + image.height + " px"],
+    ["This class here", pairInWords(pair)],
+  ];
+  const rate = classes[proposal.label].rate;
+  if (rate) {
+    const percent = (share) => Math.round(100 * share);
+    facts.push(["Class annotated", percent(rate[0]) + " % (" + percent(rate[1]) + "–" + percent(rate[2]) + ")"]);
+  }
+  byId("numbers").replaceChildren();
+  for (const [name, value] of facts) {
+    text(byId("numbers"), "dt", name);
+    text(byId("numbers"), "dd", value);
+  }
+  byId("looked").setAttribute("aria-pressed", String(looked.has(pair)));
+  byId("others").hidden = false;
+  if (byId("others").open) showOtherClasses();
+  loadFull(position);
+  preload();
+}
+
+function pairInWords(pair) {
+  if (looked.has(pair)) return "looked through";
+  const mine = members.get(pair);
+  const done = mine.filter((position) => !undecided(position)).length;
+  return done + " of " + mine.length + " decided";
+}
+
+function showOtherClasses() {
+  const image = proposals[currentPosition()].image;
+  const box = byId("other-classes");
+  box.replaceChildren();
+  classes.forEach((one, label) => {
+    const key = pairKey(image, label);
+    const line = text(box, "label", "");
+    const tick = document.createElement("input");
+    tick.type = "checkbox";
+    tick.checked = looked.has(key) || complete.has(key);
+    tick.disabled = complete.has(key);
+    tick.addEventListener("change", () => toggleLooked(key));
+    line.append(tick);
+    text(line, "span", one.name + (complete.has(key) ? " (known to be complete)" : ""));
+  });
+}
+
+function showProgress() {
+  const all = proposals.length;
+  const done = decisions.size;
+  byId("progress-text").textContent = done + " of " + all + " decided";
+  byId("bar-fill").style.width = all ? 100 * done / all + "%" : "0";
+  byId("bar").setAttribute("aria-valuemax", all);
+  byId("bar").setAttribute("aria-valuenow", done);
+  byId("save").textContent = unsaved ? "Save decisions •" : "Save decisions";
+}
+
+// Only the rows that can be seen are in the page.
+function showList() {
+  const list = byId("list");
+  const top = index * ROW;
+  if (list.clientHeight && (top < list.scrollTop || top + ROW > list.scrollTop + list.clientHeight)) {
+    list.scrollTop = top - list.clientHeight / 2 + ROW / 2;
+  }
+  drawRows();
+}
+
+function drawRows() {
+  const list = byId("list");
+  const first = Math.max(0, Math.floor(list.scrollTop / ROW) - 2);
+  const last = Math.min(items.length, Math.ceil((list.scrollTop + list.clientHeight) / ROW) + 2);
+  const rows = [];
+  for (let at = first; at < last; at++) rows.push(row(at));
+  byId("list-space").replaceChildren(...rows);
+}
+
+function row(at) {
+  const mine = mode === "single" ? [items[at]] : shownMembers.get(items[at]);
+  const proposal = proposals[mine[0]];
+  const image = images[proposal.image];
+  const made = document.createElement("div");
+  made.className = "row";
+  made.style.top = at * ROW + "px";
+  made.setAttribute("role", "option");
+  made.setAttribute("aria-selected", String(at === index));
+  const crop = text(made, "div", "", "crop");
+  const [x, y, side] = around(proposal.box, image, 1.5);
+  const scale = 48 / side;
+  crop.style.backgroundImage = `url("${image.thumbnail}")`;
+  crop.style.backgroundSize = `${image.width * scale}px ${image.height * scale}px`;
+  crop.style.backgroundPosition = `${-x * scale}px ${-y * scale}px`;
+  const words = text(made, "div", "");
+  text(words, "b", classes[proposal.label].name);
+  const pair = pairKey(proposal.image, proposal.label);
+  const numbers = mode === "single" ? "p " + proposal.probability.toFixed(2)
+    : members.get(pair).filter((position) => !undecided(position)).length + "/" + members.get(pair).length;
+  text(words, "small", numbers + " · " + image.name);
+  const said = decisions.get(proposal.id);
+  if (mode === "single") text(made, "span", said ? MARKS[said.decision] : "", "mark " + (said ? said.decision : ""));
+  else {
+    const done = looked.has(pair) || !members.get(pair).some(undecided);
+    text(made, "span", done ? "✓" : "", "mark accept");
+  }
+  made.addEventListener("click", () => {
+    index = at;
+    member = 0;
+    openList(false);
+    show();
+  });
+  return made;
+}
+
+let messageTimer = 0;
+function say(words, bad) {
+  const message = byId("message");
+  message.textContent = words;
+  message.className = bad ? "shown bad" : "shown";
+  clearTimeout(messageTimer);
+  messageTimer = setTimeout(() => { message.className = ""; }, bad ? 8000 : 2200);
+}
+
+// ---- choosing a class ------------------------------------------------------------------------
+
+let options = []; // labels that fit what was typed
+let marked = 0;
+
+function openChooser() {
+  if (currentPosition() < 0) return;
+  byId("chooser-text").value = "";
+  offer();
+  byId("chooser").showModal();
+  byId("chooser-text").focus();
+}
+
+function offer() {
+  const typed = byId("chooser-text").value.trim().toLowerCase();
+  const own = proposals[currentPosition()].label;
+  const all = classes.map((one, label) => label).filter((label) => label !== own);
+  const name = (label) => classes[label].name.toLowerCase();
+  const exact = all.filter((label) => String(label + 1) === typed || name(label) === typed);
+  const begins = all.filter((label) => name(label).startsWith(typed)
+    || (DIGITS.test(typed) && String(label + 1).startsWith(typed)));
+  const holds = all.filter((label) => name(label).includes(typed));
+  options = [...new Set([...exact, ...begins, ...holds])];
+  marked = 0;
+  showOptions();
+}
+
+function showOptions() {
+  const box = byId("chooser-list");
+  box.replaceChildren();
+  if (!options.length) text(box, "p", "No class fits.", "note");
+  options.forEach((label, at) => {
+    const line = text(box, "div", "", "option");
+    line.setAttribute("role", "option");
+    line.setAttribute("aria-selected", String(at === marked));
+    text(line, "span", label + 1);
+    text(line, "span", classes[label].name);
+    line.addEventListener("click", () => choose(label));
+    if (at === marked) line.scrollIntoView({ block: "nearest" });
+  });
+}
+
+function choose(label) {
+  byId("chooser-text").blur(); // keys are for the page again at once
+  byId("chooser").close();
+  decide("class", classes[label].id);
+}
+
+byId("chooser-text").addEventListener("input", () => {
+  offer();
+  const typed = byId("chooser-text").value.trim();
+  // With nine classes or fewer a digit leaves no doubt.
+  if (DIGITS.test(typed) && classes.length <= 9) {
+    const label = Number(typed) - 1;
+    if (options.includes(label) && options[0] === label) choose(label);
+  }
+});
+byId("chooser-text").addEventListener("keydown", (event) => {
+  if (event.key === "ArrowDown" || event.key === "ArrowUp") {
+    marked = Math.min(Math.max(marked + (event.key === "ArrowDown" ? 1 : -1), 0), options.length - 1);
+    showOptions();
+  } else if (event.key === "Enter") {
+    if (options.length) choose(options[marked]);
+  } else return;
+  event.preventDefault();
+});
+
+// ---- controls --------------------------------------------------------------------------------
+
+function setMode(to) {
+  if (mode === to) return;
+  const position = currentPosition();
+  mode = to;
+  byId("mode-single").setAttribute("aria-pressed", String(mode === "single"));
+  byId("mode-whole").setAttribute("aria-pressed", String(mode === "whole"));
+  refilter(position);
+}
+
+const THEMES = { auto: "Auto", light: "Light", dark: "Dark" };
+function setTheme(theme) {
+  const known = Object.hasOwn(THEMES, theme) ? theme : "auto";
+  document.documentElement.dataset.theme = known;
+  byId("theme").textContent = "Theme: " + THEMES[known];
+  try {
+    localStorage.setItem(THEME, known);
+  } catch (error) { /* the next visit begins with the system's colours */ }
+}
+function nextTheme() {
+  const names = Object.keys(THEMES);
+  setTheme(names[(names.indexOf(document.documentElement.dataset.theme) + 1) % names.length]);
+}
+
+function openList(open) {
+  document.body.classList.toggle("list-open", open);
+  byId("show-list").setAttribute("aria-expanded", String(open));
+  if (open) showList();
+}
+
+document.addEventListener("click", (event) => {
+  if (!event.target.closest("#list-pane, #show-list")) openList(false);
+});
+
+function openFilters() {
+  const open = document.body.classList.toggle("filters-open");
+  byId("show-filters").setAttribute("aria-expanded", String(open));
+}
+
+const actions = {
+  "show-filters": openFilters,
+  accept: () => decide("accept"),
+  reject: () => decide("reject"),
+  other: openChooser,
+  undo,
+  next: () => step(1),
+  previous: () => step(-1),
+  looked: () => toggleLooked(currentPair()),
+  save,
+  load: () => byId("load-file").click(),
+  theme: nextTheme,
+  "accept-rest": () => decideRest("accept"),
+  "reject-rest": () => decideRest("reject"),
+  "mode-single": () => setMode("single"),
+  "mode-whole": () => setMode("whole"),
+  "show-help": () => byId("help").showModal(),
+  "show-list": () => openList(!document.body.classList.contains("list-open")),
+};
+for (const [id, action] of Object.entries(actions)) {
+  byId(id).addEventListener("click", (event) => {
+    event.currentTarget.blur(); // keys are for the page
+    action();
+  });
+}
+
+const keys = {
+  a: actions.accept, A: actions["accept-rest"], r: actions.reject, x: actions.reject,
+  R: actions["reject-rest"], c: openChooser, u: undo, l: actions.looked, s: save, t: nextTheme,
+  g: () => setMode(mode === "single" ? "whole" : "single"),
+  z: () => { zoomed = !zoomed; show(); },
+  n: actions.next, p: actions.previous, " ": actions.next,
+  ArrowRight: actions.next, ArrowLeft: actions.previous,
+  ArrowDown: () => stepMember(1), ArrowUp: () => stepMember(-1),
+  "?": actions["show-help"], Escape: () => openList(false),
+};
+document.addEventListener("keydown", (event) => {
+  if (document.querySelector("dialog[open]")) return;
+  const target = event.target;
+  const types = target.matches("select, textarea, input:not([type=checkbox])");
+  if (event.key === "Escape" && types) target.blur();
+  if (types || event.altKey) return;
+  if (event.ctrlKey || event.metaKey) {
+    if (event.key === "z") { event.preventDefault(); undo(); }
+    return;
+  }
+  if (event.key === " " && target.matches("button, summary, input")) return;
+  const letter = event.shiftKey ? event.key.toUpperCase() : event.key.toLowerCase(); // whatever Caps Lock
+  const action = keys[event.key.length === 1 ? letter : event.key];
+  if (!action || (event.repeat && !event.key.startsWith("Arrow"))) return;
+  event.preventDefault();
+  action();
+});
+
+for (const id of ["filter-class", "filter-low", "filter-high", "filter-state"]) {
+  byId(id).addEventListener("change", () => {
+    refilter(currentPosition());
+    if (byId(id).matches("select")) byId(id).blur();
+  });
+}
+byId("load-file").addEventListener("change", async (event) => {
+  const [file] = event.target.files;
+  if (file) load(await file.text());
+  event.target.value = "";
+});
+byId("others").addEventListener("toggle", () => { if (currentPosition() >= 0) showOtherClasses(); });
+byId("list").addEventListener("scroll", drawRows, { passive: true });
+window.addEventListener("resize", show);
+// The same page in another tab.
+window.addEventListener("storage", (event) => {
+  if (event.key !== STORE) return;
+  recall();
+  show();
+});
+
+// ---- start -----------------------------------------------------------------------------------
+
+byId("title").textContent = data.title;
+document.title = data.title + " – review";
+const counts = classes.map(() => 0);
+for (const proposal of proposals) counts[proposal.label]++;
+const everything = text(byId("filter-class"), "option", "all (" + proposals.length + ")");
+everything.value = "";
+classes.forEach((one, label) => {
+  if (counts[label]) text(byId("filter-class"), "option", one.name + " (" + counts[label] + ")").value = label;
+});
+for (const [key, words] of KEYS) {
+  const line = text(byId("help-keys"), "tr", "");
+  text(text(line, "td", ""), "kbd", key);
+  text(line, "td", words);
+}
+for (const [kind, { words, colour, dash, width }] of Object.entries(KINDS)) {
+  const line = text(byId("legend"), "li", "");
+  const sample = element("svg", { viewBox: "0 0 34 14" }, line);
+  element("line", { x1: 3, x2: 31, y1: 7, y2: 7, stroke: colour,
+    "stroke-width": kind === "current" ? 2 * width : width, "stroke-dasharray": dash }, sample);
+  text(line, "span", words);
+}
+let theme = "auto";
+try {
+  theme = localStorage.getItem(THEME) || "auto";
+} catch (error) { /* a browser that keeps nothing */ }
+setTheme(theme);
+recall();
+refilter(-1);
+const start = items.findIndex(undecided); // go on where the last visit ended
+if (start > 0) {
+  index = start;
+  show();
+}
+})();

@@ -1,0 +1,125 @@
+"""``proposals.json``: boxes that may be missing among the annotations, each with a probability.
+
+The file is a list in COCO's results form. docs/completion.md describes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
+
+from comining.completion.record_file import Id, Number, Record, Share, read_records
+from comining.data.annotation_builder import fit_box
+from comining.data.annotations import AnnotationSet
+from comining.errors import DataError
+from comining.runs.files import write_json
+
+# A sum of probabilities may miss a bound by its rounding.
+ROUNDING = 1e-9
+
+
+class Proposal(Record):
+    """A box that may be an object without an annotation."""
+
+    id: Annotated[int, Field(ge=1, lt=2**53)]  # which JavaScript can hold
+    image_id: Id
+    category_id: Id
+    bbox: tuple[Number, Number, Number, Number]  # xywh px, as in the annotation file
+    score: Number  # of the detector
+    probability: Share  # that it is a real object, and not annotated
+
+
+PROPOSALS = TypeAdapter(list[Proposal])
+
+
+def read_proposals(file: Path, annotations: AnnotationSet) -> list[Proposal]:
+    """Read proposals, in the order of the file.
+
+    Args:
+        annotations: of the images that they are for.
+
+    Raises:
+        DataError: naming the file, and the first record and field that are wrong.
+    """
+    proposals = read_records(file, PROPOSALS, "proposals")
+    check_proposals(proposals, annotations, str(file))
+    return proposals
+
+
+def check_proposals(proposals: Sequence[Proposal], annotations: AnnotationSet, where: str) -> None:
+    """Check what a single record does not show.
+
+    Args:
+        where: the words that name the file in an error.
+
+    Raises:
+        DataError: an id occurs twice, an image or a category is not in the annotation file, or a
+            box does not lie in its image.
+    """
+    sizes = dict(zip(annotations.image_ids.tolist(), annotations.sizes.tolist(), strict=True))
+    categories = set(annotations.categories.ids)
+    ids: set[int] = set()
+    for position, proposal in enumerate(proposals):
+        record = f"{where}: proposals[{position}]"
+        if proposal.id in ids:
+            raise DataError(f"{record}: id {proposal.id} occurs twice")
+        ids.add(proposal.id)
+        if proposal.image_id not in sizes:
+            raise DataError(
+                f"{record}: image_id {proposal.image_id} is not among the images of "
+                f"{annotations.path}"
+            )
+        if proposal.category_id not in categories:
+            raise DataError(
+                f"{record}: category_id {proposal.category_id} is not among the categories of "
+                f"{annotations.path}"
+            )
+        height, width = sizes[proposal.image_id]
+        problem, _ = fit_box(proposal.bbox, width, height)
+        if problem:
+            raise DataError(
+                f"{record}: bbox {proposal.bbox} in image {proposal.image_id} of "
+                f"{width}x{height} px {problem}"
+            )
+
+
+def write_proposals(file: Path, proposals: Sequence[Proposal]) -> None:
+    """Write proposals in the given order, whole or not at all."""
+    write_json(file, [proposal.model_dump(mode="json") for proposal in proposals])
+
+
+def digest(proposals: Sequence[Proposal]) -> str:
+    """Tells sets of proposals apart that decisions may be about.
+
+    The same for another order, and for other scores or probabilities of the same boxes.
+    """
+    rows = sorted((one.id, one.image_id, one.category_id, *one.bbox) for one in proposals)
+    return "sha256:" + hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def with_probability(proposals: Sequence[Proposal], least: float) -> list[Proposal]:
+    """Those with at least a probability, in their order."""
+    return [proposal for proposal in proposals if proposal.probability >= least]
+
+
+def with_precision(proposals: Sequence[Proposal], precision: float) -> list[Proposal]:
+    """The largest set whose mean probability is at least ``precision``, in their order.
+
+    Where two have the same probability, that with the higher score comes first, then that with the
+    lower id.
+    """
+    best_first = sorted(proposals, key=lambda one: (-one.probability, -one.score, one.id))
+    total, kept = 0.0, 0
+    # The mean of the best k falls with k.
+    for count, proposal in enumerate(best_first, start=1):
+        total += proposal.probability
+        if total < (precision - ROUNDING) * count:
+            break
+        kept = count
+    chosen = {proposal.id for proposal in best_first[:kept]}
+    return [proposal for proposal in proposals if proposal.id in chosen]
