@@ -53,10 +53,17 @@ NORMS: dict[str, type[nn.Module]] = {"frozen_batch": FrozenBatchNorm, "batch": n
 
 @dataclass
 class Backbone:
-    """A feature pyramid and the strides, px, of the levels that it returns."""
+    """A feature pyramid, the strides, px, of its levels, and the images that it was trained on.
+
+    Attributes:
+        image_mean, image_std: of the three channels on a scale of 0 to 1. Images are shifted and
+            scaled by them; torchvision's own, of ImageNet, unless a backbone's weights want others.
+    """
 
     net: BackboneWithFPN
     strides: Sequence[int]
+    image_mean: Sequence[float] = (0.485, 0.456, 0.406)
+    image_std: Sequence[float] = (0.229, 0.224, 0.225)
 
 
 def check_norm_groups(norm_groups: int | None, backbone: Backbone) -> None:
