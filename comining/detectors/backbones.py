@@ -50,6 +50,12 @@ ResNetName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152
 Norm = Literal["frozen_batch", "batch"]
 NORMS: dict[str, type[nn.Module]] = {"frozen_batch": FrozenBatchNorm, "batch": nn.BatchNorm2d}
 
+# What to do about a file of torchvision's that cannot be downloaded.
+WHERE_TO_PUT = (
+    "Fetch that file on a machine with a network and put it into $TORCH_HOME/hub/checkpoints "
+    "(default ~/.cache/torch/hub/checkpoints)"
+)
+
 
 @dataclass
 class Backbone:
@@ -120,10 +126,9 @@ def resnet_fpn(
     except (URLError, TimeoutError) as error:
         url = weight_set.url if weight_set is not None else ""
         raise ConnectionError(
-            f"cannot download backbone.weights={weights} from {url} ({error}). Fetch that file on "
-            "a machine with a network and put it into $TORCH_HOME/hub/checkpoints (default "
-            "~/.cache/torch/hub/checkpoints), or train from scratch with backbone.weights=null "
-            "backbone.norm=batch backbone.trainable_layers=5"
+            f"cannot download backbone.weights={weights} from {url} ({error}). {WHERE_TO_PUT}, "
+            "or train from scratch with backbone.weights=null backbone.norm=batch "
+            "backbone.trainable_layers=5"
         ) from error
     return Backbone(net, strides=(8, 16, 32, 64, 128))
 
