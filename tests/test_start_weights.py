@@ -30,6 +30,7 @@ from comining.runs.options import options_hash
 from comining.runs.start_weights import StartWeights, matching, recorded_start, start_weights
 from tests import ddp
 from tests.helpers import composed, images
+from tests.test_bad_input import Pwned
 from tests.test_train import train
 
 NAMES = ["retinanet", "fcos"]
@@ -90,7 +91,9 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """torchvision's files are stand-ins; which ones were asked for."""
     asked: list[str] = []
 
-    def get(weights: WeightsEnum, progress: bool, check_hash: bool) -> dict[str, Tensor]:
+    def get(
+        weights: WeightsEnum, progress: bool, check_hash: bool, weights_only: bool = False
+    ) -> dict[str, Tensor]:
         assert check_hash
         asked.append(str(weights))
         (name,) = (name for name, known in SETS.items() if known == weights)  # no ImageNet
@@ -224,7 +227,7 @@ def test_without_a_server_the_message_says_where_the_file_belongs(
         beginning.load_into(built(config, 1), ["dog"])
 
 
-@pytest.mark.parametrize("kind", ["no checkpoint", "another network"])
+@pytest.mark.parametrize("kind", ["no checkpoint", "another network", "code"])
 def test_a_damaged_download_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -234,14 +237,18 @@ def test_a_damaged_download_is_named(
     file.parent.mkdir(parents=True)
     if kind == "no checkpoint":
         file.write_bytes(b"half a file")
+    elif kind == "code":
+        torch.save({"a": Pwned(tmp_path / "pwned")}, file)
     else:
         torch.save({"a": torch.zeros(1)}, file)
     config = configuration(*R50, "detector=fcos", "weights=coco")
     beginning = start(config)
-    with pytest.raises(ConfigError, match="does not hold what") as refused:
+    words = r"^weights=coco: what is at https://.*\); delete that file$"
+    with pytest.raises(ConfigError, match=words) as refused:
         beginning.load_into(built(config, 1), ["dog"])
-    assert str(refused.value).startswith(f"weights=coco: {file} ")
+    assert f"/{file.name}, or under that name in $TORCH_HOME/hub/checkpoints" in str(refused.value)
     assert "\n" not in str(refused.value)
+    assert not (tmp_path / "pwned").exists()
 
 
 def test_a_file_in_torchvisions_folder_is_taken(

@@ -50,11 +50,9 @@ ResNetName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152
 Norm = Literal["frozen_batch", "batch"]
 NORMS: dict[str, type[nn.Module]] = {"frozen_batch": FrozenBatchNorm, "batch": nn.BatchNorm2d}
 
-# What to do about a file of torchvision's that cannot be downloaded.
-WHERE_TO_PUT = (
-    "Fetch that file on a machine with a network and put it into $TORCH_HOME/hub/checkpoints "
-    "(default ~/.cache/torch/hub/checkpoints)"
-)
+# Where torchvision keeps what it downloads, and what to do where it cannot.
+DOWNLOADS = "$TORCH_HOME/hub/checkpoints (default ~/.cache/torch/hub/checkpoints)"
+WHERE_TO_PUT = f"Fetch that file on a machine with a network and put it into {DOWNLOADS}"
 
 
 @dataclass

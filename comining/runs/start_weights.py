@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 from torchvision.models import WeightsEnum
 from torchvision.models.detection import (
@@ -20,7 +18,7 @@ from torchvision.models.detection import (
     retinanet_resnet50_fpn,
 )
 
-from comining.detectors.backbones import WHERE_TO_PUT
+from comining.detectors.backbones import DOWNLOADS, WHERE_TO_PUT
 from comining.detectors.dense import DenseDetector
 from comining.detectors.detector import Detector
 from comining.detectors.transfer import difference, take_over
@@ -29,10 +27,11 @@ from comining.runs.checkpoint import build_detector, load_detector, read_checkpo
 from comining.runs.result import plain
 
 COCO = "coco"
-# torchvision's networks with a ResNet-50: how they are built, and their weights.
-COCO_NETWORKS: dict[type, tuple[Callable[..., nn.Module], WeightsEnum]] = {
-    RetinaNet: (retinanet_resnet50_fpn, RetinaNet_ResNet50_FPN_Weights.COCO_V1),
-    FCOS: (fcos_resnet50_fpn, FCOS_ResNet50_FPN_Weights.COCO_V1),
+# torchvision's networks with a ResNet-50: how they are built, their weights, and the eps of the
+# frozen batch norm that these were trained with (torchvision's builder of RetinaNet sets it, too).
+COCO_NETWORKS: dict[type, tuple[Callable[..., nn.Module], WeightsEnum, float]] = {
+    RetinaNet: (retinanet_resnet50_fpn, RetinaNet_ResNet50_FPN_Weights.COCO_V1, 0.0),
+    FCOS: (fcos_resnet50_fpn, FCOS_ResNet50_FPN_Weights.COCO_V1, 1e-5),
 }
 COCO_OPTIONS = "backbone=resnet50 backbone.extra_levels_from=p5 head.norm_groups=null"
 NO_CLASS = ("__background__", "N/A")  # among torchvision's names of COCO's classes
@@ -152,8 +151,9 @@ def _coco(detector: DenseDetector, progress: bool) -> StartWeights:
     kind = type(detector.net)
     if kind not in COCO_NETWORKS:
         raise ConfigError(f"weights={COCO} is for detector=retinanet and detector=fcos")
-    build, weights = COCO_NETWORKS[kind]
-    problem = difference(detector.net, build(weights=None, weights_backbone=None))
+    build, weights, eps = COCO_NETWORKS[kind]
+    net = build(weights=None, weights_backbone=None)
+    problem = difference(detector.net, net)
     if problem is not None:
         raise ConfigError(
             f"weights={COCO} do not fit this network: {problem}. torchvision's {kind.__name__} "
@@ -164,17 +164,25 @@ def _coco(detector: DenseDetector, progress: bool) -> StartWeights:
     def read() -> nn.Module:
         url = weights.url
         try:
-            net: nn.Module = build(weights=weights, progress=progress)
+            # Not by the builder, which would run code that the file may hold.
+            state = weights.get_state_dict(progress=progress, check_hash=True, weights_only=True)
+            net.load_state_dict(state)
         except OSError as error:  # of the network, or of the folder that it is kept in
             raise ConfigError(
                 f"cannot download weights={COCO} from {url} ({error}). {WHERE_TO_PUT}"
             ) from error
         except Exception as error:  # whatever the bytes lead the reader to
-            file = Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(url)
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = "it is damaged, or holds more than tensors"
+            if isinstance(error, RuntimeError):
+                reason = next(iter(str(error).splitlines()), reason)
+            # torch would advise to load it all the same.
             raise ConfigError(
-                f"weights={COCO}: {file} does not hold what {url} does ({reason}); delete it"
+                f"weights={COCO}: what is at {url}, or under that name in {DOWNLOADS}, are not its "
+                f"weights ({reason}); delete that file"
             ) from error
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps = eps
         return net
 
     return StartWeights(COCO, names, read)
