@@ -224,6 +224,25 @@ def test_frozen_stages_have_no_gradient(name: str, trained: int) -> None:
     assert all(p.grad is not None for p in built.net.backbone.fpn.parameters())
 
 
+@pytest.mark.parametrize("trained", [4, 8])
+def test_gradients_are_those_of_batch_norm_in_evaluation(package: Any, trained: int) -> None:
+    """Frozen norms and activations work in place; nothing that a gradient needs is lost."""
+    batch = torch.stack(images(2, 64, 64)).float() / 128 - 1
+    gradients = []
+    for norm in ("frozen_batch", "batch"):
+        torch.manual_seed(0)
+        net = backbone(f"backbone.norm={norm}", f"backbone.trainable_layers={trained}").net.eval()
+        sum(level.square().mean() for level in net(batch).values()).backward()
+        gradients.append(
+            {n: p.grad for n, p in net.named_parameters() if p.dim() == 4 and p.grad is not None}
+        )
+    frozen, plain = gradients
+    assert frozen.keys() == plain.keys()
+    assert len([name for name in frozen if name.startswith("body.")]) > 20
+    for name, gradient in frozen.items():
+        torch.testing.assert_close(gradient, plain[name], rtol=1e-3, atol=1e-5)
+
+
 # -- what the network sees ---------------------------------------------------------------
 
 
