@@ -18,6 +18,7 @@ from comining.runs.environment import hardware
 from comining.runs.outcome import Run, print_outcome, print_start, recorded
 from comining.runs.ranks import refuse_several_processes
 from comining.runs.resume import check_same_options, checkpoint_to_resume
+from comining.runs.start_weights import recorded_start, start_weights
 from comining.tracking.metrics_csv import MetricsFile
 from comining.tracking.tracker import TrackerGroup
 from comining.training.callbacks.divergence import DivergenceGuard
@@ -70,18 +71,28 @@ def main(cfg: DictConfig, config: dict[str, Any], run: Run) -> Mapping[str, Any]
     resumed = checkpoint_to_resume(cfg, run.path)
     if resumed is not None:
         check_same_options(cfg, resumed)
+    # A run that goes on has its weights in its own checkpoint.
+    start = None if resumed is not None else start_weights(config, cfg.trainer.enable_progress_bar)
     data.setup("fit")
     device = trainer.strategy.root_device
     if trainer.is_global_zero:
         print_start(run.path, data.summary(), device)
     run.begin(config, data=data.summary(), hardware=hardware(device, trainer.world_size))
-    detector = build_detector(config, len(data.categories), pretrained=resumed is None)
+    fresh = resumed is None and start is None
+    detector = build_detector(config, len(data.categories), pretrained=fresh)
+    initial_weights = recorded_start(resumed)
+    if start is not None:
+        initial_weights, lines = start.load_into(detector, data.categories.names)
+        if trainer.is_global_zero:
+            print(*lines, sep="\n", flush=True)
+    del start  # and with it the other network
+    run.facts["initial_weights"] = initial_weights
     if trainer.is_global_zero:
         for warning in pointless(data, detector, mines=method.score_threshold is not None):
             log.warning(warning)
     module = DetectionModule(
         detector, method, view, optimizer, parameter_groups, schedule, data.evaluated, run.path,
-        cfg.seed, describe(config, data.categories),
+        cfg.seed, describe(config, data.categories, initial_weights),
     )  # fmt: skip
     with tracker:
         trainer.fit(module, datamodule=data, ckpt_path=resumed)

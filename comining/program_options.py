@@ -25,6 +25,7 @@ TRAINING: Mapping[str, Any] = {
     "tau": Fraction,
     "published_tau": Mapping[str, Mapping[str, Fraction]],
     "head": Group,
+    "weights": str | None,
     "resume": str | None,
     "ckpt": str | None,
     "allow_changes": bool,

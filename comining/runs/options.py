@@ -35,6 +35,8 @@ def relevant(config: Mapping[str, Any], without: Collection[str] = ()) -> dict[s
         without: top-level groups to leave out, too.
     """
     left = {k: v for k, v in config.items() if k not in (*SILENT[""], *without)}
+    if left.get("weights") is None:  # as before there was this option
+        left.pop("weights", None)
     for group in ("trainer", "data"):
         if isinstance(left.get(group), Mapping):
             left[group] = {k: v for k, v in left[group].items() if k not in SILENT[group]}

@@ -49,6 +49,9 @@ class RunResult(BaseModel):
     variant: str = ""
     recipe: str = ""
 
+    # Where `weights` was given: `from`, and of how many of the `classes` the head was kept.
+    initial_weights: dict[str, Any] | None = None
+
     # What it came to, on a scale of 0-100; None where nothing of that kind is annotated.
     steps: int | None = None  # optimizer steps done when it was evaluated
     metrics: Figures | None = None  # COCO's 12 numbers on the validation split

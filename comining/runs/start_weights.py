@@ -1,0 +1,202 @@
+"""Where a new run starts: from the weights of another network (``weights=``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+from torchvision.models import WeightsEnum
+from torchvision.models.detection import (
+    FCOS,
+    FCOS_ResNet50_FPN_Weights,
+    RetinaNet,
+    RetinaNet_ResNet50_FPN_Weights,
+    fcos_resnet50_fpn,
+    retinanet_resnet50_fpn,
+)
+
+from comining.detectors.backbones import DOWNLOADS, WHERE_TO_PUT
+from comining.detectors.dense import DenseDetector
+from comining.detectors.detector import Detector
+from comining.detectors.transfer import difference, take_over
+from comining.errors import ConfigError
+from comining.runs.checkpoint import build_detector, load_detector, read_checkpoint
+from comining.runs.result import plain
+
+COCO = "coco"
+# torchvision's networks with a ResNet-50: how they are built, their weights, and the eps of the
+# frozen batch norm that these were trained with (torchvision's builder of RetinaNet sets it, too).
+COCO_NETWORKS: dict[type, tuple[Callable[..., nn.Module], WeightsEnum, float]] = {
+    RetinaNet: (retinanet_resnet50_fpn, RetinaNet_ResNet50_FPN_Weights.COCO_V1, 0.0),
+    FCOS: (fcos_resnet50_fpn, FCOS_ResNet50_FPN_Weights.COCO_V1, 1e-5),
+}
+COCO_OPTIONS = "backbone=resnet50 backbone.extra_levels_from=p5 head.norm_groups=null"
+NO_CLASS = ("__background__", "N/A")  # among torchvision's names of COCO's classes
+
+# Options of a backbone that change no shape of its weights.
+SHAPELESS = ("weights", "norm", "trainable_layers")
+MOST_NAMES = 20  # of classes in a line
+
+
+class Started(NamedTuple):
+    """What was loaded: for ``result.json``, and for a person."""
+
+    facts: dict[str, Any]
+    lines: list[str]
+
+
+@dataclass(frozen=True)
+class StartWeights:
+    """A trained network, and how it is read when the classes of the run are known.
+
+    Attributes:
+        origin: what ``weights=`` says.
+        class_names: of each label; None where the network has no class of that label.
+        read: torchvision's RetinaNet or FCOS.
+    """
+
+    origin: str
+    class_names: Sequence[str | None]
+    read: Callable[[], nn.Module]
+
+    def load_into(self, detector: Detector, class_names: Sequence[str]) -> Started:
+        """Fill a new detector; rows of the class head are kept where names match.
+
+        Args:
+            class_names: of the detector's labels.
+
+        Raises:
+            ConfigError: torchvision's file cannot be downloaded or loaded.
+        """
+        kept = matching(class_names, self.class_names)
+        source: Any = self.read()
+        take_over(detector.net, source, kept)
+        names = [class_names[label] for label in kept]
+        said = f"weights={self.origin}: {len(kept)} of {len(class_names)} classes kept by name"
+        if names:
+            more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+            said += f": {', '.join(names[:MOST_NAMES])}{more}"
+        lines = [
+            f"{said}; the other classes start untrained" if len(kept) < len(class_names) else said
+        ]
+        there, here = (net.anchor_generator.sizes[0][0] for net in (source, detector.net))
+        if abs(there / here - 1) > 0.05:
+            lines.append(
+                f"its smallest anchors are {there:.0f} px, here {here:.0f} px: what it knows of "
+                "sizes has to be learned anew (head.anchor_scale)"
+            )
+        facts = {"from": self.origin, "classes_kept": len(kept), "classes": len(class_names)}
+        return Started(facts, lines)
+
+
+def start_weights(config: dict[str, Any], progress: bool) -> StartWeights | None:
+    """What ``weights=`` names, checked against the network of a configuration; None for null.
+
+    Nothing is downloaded yet.
+
+    Args:
+        config: of the run, resolved.
+        progress: whether a download may draw a bar.
+
+    Raises:
+        CheckpointError: the file is no checkpoint.
+        ConfigError: the weights are those of another network.
+    """
+    origin = config["weights"]
+    if origin is None:
+        return None
+    detector = build_detector(config, 1, pretrained=False)
+    if not isinstance(detector, DenseDetector):
+        raise ConfigError(
+            f"weights={origin}: {type(detector).__name__} is no one-stage detector, and the layer "
+            "of its classes is not known"
+        )
+    if origin == COCO:
+        return _coco(detector, progress)
+    trained, description = load_detector(origin)
+    if not isinstance(trained, DenseDetector):
+        raise ConfigError(f"weights={origin}: {type(trained).__name__} is no one-stage detector")
+    problem = difference(detector.net, trained.net)
+    if problem is not None:
+        differing = _differing_options(description["config"], config)
+        options = f"; they are of a network with {differing}" if differing else ""
+        raise ConfigError(f"weights={origin} do not fit this network: {problem}{options}")
+    return StartWeights(origin, description["category_names"], lambda: trained.net)
+
+
+def recorded_start(checkpoint: Path | None) -> dict[str, Any] | None:
+    """What a checkpoint knows of the weights that its run started from."""
+    if checkpoint is None:
+        return None
+    facts = read_checkpoint(checkpoint)["comining"].get("initial_weights")
+    return plain(facts) if isinstance(facts, dict) else None
+
+
+def matching(class_names: Sequence[str], others: Sequence[str | None]) -> dict[int, int]:
+    """Labels of classes to labels of others with the same name, in whatever case."""
+    exact: dict[str, int] = {}
+    folded: dict[str, int] = {}
+    for label, name in enumerate(others):
+        if name is not None:
+            exact.setdefault(name, label)
+            folded.setdefault(name.casefold(), label)
+    found = [exact.get(name, folded.get(name.casefold())) for name in class_names]
+    return {label: other for label, other in enumerate(found) if other is not None}
+
+
+def _coco(detector: DenseDetector, progress: bool) -> StartWeights:
+    kind = type(detector.net)
+    if kind not in COCO_NETWORKS:
+        raise ConfigError(f"weights={COCO} is for detector=retinanet and detector=fcos")
+    build, weights, eps = COCO_NETWORKS[kind]
+    net = build(weights=None, weights_backbone=None)
+    problem = difference(detector.net, net)
+    if problem is not None:
+        raise ConfigError(
+            f"weights={COCO} do not fit this network: {problem}. torchvision's {kind.__name__} "
+            f"needs {COCO_OPTIONS}"
+        )
+    names = [None if name in NO_CLASS else name for name in weights.meta["categories"]]
+
+    def read() -> nn.Module:
+        url = weights.url
+        try:
+            # Not by the builder, which would run code that the file may hold.
+            state = weights.get_state_dict(progress=progress, check_hash=True, weights_only=True)
+            net.load_state_dict(state)
+        except OSError as error:  # of the network, or of the folder that it is kept in
+            raise ConfigError(
+                f"cannot download weights={COCO} from {url} ({error}). {WHERE_TO_PUT}"
+            ) from error
+        except Exception as error:  # whatever the bytes lead the reader to
+            reason = "it is damaged, or holds more than tensors"
+            if isinstance(error, RuntimeError):
+                reason = next(iter(str(error).splitlines()), reason)
+            # torch would advise to load it all the same.
+            raise ConfigError(
+                f"weights={COCO}: what is at {url}, or under that name in {DOWNLOADS}, are not its "
+                f"weights ({reason}); delete that file"
+            ) from error
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps = eps
+        return net
+
+    return StartWeights(COCO, names, read)
+
+
+def _differing_options(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Options that shape the network and differ, with the values of the trained one."""
+    found = []
+    for group, names in (
+        ("backbone", [*there["backbone"], *here["backbone"]]),
+        ("detector", ["_target_", "norm_groups"]),
+    ):
+        for name in dict.fromkeys(names):
+            value = there[group].get(name)
+            if name not in SHAPELESS and value != here[group].get(name):
+                found.append(f"{group}.{name}={value}".replace("None", "null"))
+    return ", ".join(found)
