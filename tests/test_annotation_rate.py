@@ -19,6 +19,7 @@ from comining.methods.method import RunInfo
 from comining.structures import Knowledge
 from tests.helpers import batch_of, boxes, detector, method, random_predictions
 
+FORMS = ["fading", "likelihood"]
 TRUTH = boxes([(8, 8, 40, 40, 0), (50, 20, 80, 60, 1)], [(10, 5, 30, 35, 1)])
 
 
@@ -119,31 +120,66 @@ def rule_of(chosen: Any) -> Any:
     return lambda regions: chosen.background(regions, batch_of(TRUTH))
 
 
-def test_what_is_near_an_annotation_is_ordinary(built: DenseDetector) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_near_an_annotation_is_ordinary(built: DenseDetector, form: str) -> None:
     outputs = random_predictions(built, 2)
     labels = built.assign(outputs, TRUTH).labels
     near = built.overlap(outputs, TRUTH) >= 0.1
-    ordinary, found = gradient(built, None), gradient(built, rule_of(ready()))
+    ordinary, found = gradient(built, None), gradient(built, rule_of(ready(form=form)))
     sure = near | (labels != 3)
     assert torch.allclose(found[sure], ordinary[sure], rtol=1e-3, atol=1e-7)
     assert (found[~sure] < ordinary[~sure]).all()
-    assert torch.allclose(gradient(built, rule_of(ready(rate=1.0))), ordinary, rtol=1e-3, atol=1e-7)
-    everywhere = gradient(built, rule_of(ready(near_iou=0.0)))
+    assert (found[~sure] > 0).all()
+    known = gradient(built, rule_of(ready(form=form, rate=1.0)))
+    assert torch.allclose(known, ordinary, rtol=1e-3, atol=1e-7)
+    everywhere = gradient(built, rule_of(ready(form=form, near_iou=0.0)))
     assert torch.allclose(everywhere, ordinary, rtol=1e-3, atol=1e-7)
+    assert not gradient(built, rule_of(ready(form=form, rate=0.0)))[~sure].any()
 
 
-def test_classes_have_rates_of_their_own(built: DenseDetector) -> None:
-    mixed = gradient(built, rule_of(ready(rate={"c": 0.1, "a": 0.25, "b": 1.0})))
+@pytest.mark.parametrize("form", FORMS)
+def test_classes_have_rates_of_their_own(built: DenseDetector, form: str) -> None:
+    mixed = gradient(built, rule_of(ready(form=form, rate={"c": 0.1, "a": 0.25, "b": 1.0})))
     for label, rate in enumerate((0.25, 1.0, 0.1)):
-        alone = gradient(built, rule_of(ready(rate=rate)))
+        alone = gradient(built, rule_of(ready(form=form, rate=rate)))
         assert torch.equal(mixed[..., label], alone[..., label])
 
 
-def test_what_is_known_comes_first(built: DenseDetector) -> None:
+@pytest.mark.parametrize("rate", [0.1, 0.2, 0.5])
+def test_background_fades_by_the_probability_of_an_object(
+    built: DenseDetector, rate: float
+) -> None:
+    """Times (1 - p) ** ((1 - c) / c), which is a factor without a gradient of its own."""
+    outputs = random_predictions(built, 2)
+    labels = built.assign(outputs, TRUTH).labels
+    unsure = (built.overlap(outputs, TRUTH) < 0.1) & (labels == 3)
+    ordinary, found = (
+        gradient(built, rule) for rule in (None, rule_of(ready(form="fading", rate=rate)))
+    )
+    factor = (1 - outputs.logits.double().sigmoid()) ** ((1 - rate) / rate)
+    expected = ordinary.double() * factor
+    assert torch.allclose(found[unsure].double(), expected[unsure], rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e-30, 0.2, 1.0])
+def test_fading_is_finite_whatever_the_logits(built: DenseDetector, rate: float) -> None:
+    outputs = random_predictions(built, 2)
+    extremes = torch.tensor([-300.0, -100.0, 0.0, 100.0, 300.0])
+    logits = extremes[torch.arange(outputs.logits.numel()) % 5].view_as(outputs.logits)
+    logits.requires_grad_()
+    chosen = rule_of(ready(form="fading", rate=rate))
+    losses = built.losses(replace(outputs, logits=logits), TRUTH, chosen)
+    (found,) = torch.autograd.grad(losses["classification"], logits)
+    assert torch.isfinite(losses["classification"])
+    assert torch.isfinite(found).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_known_comes_first(built: DenseDetector, form: str) -> None:
     nan = math.nan
     rate = torch.tensor([[1, nan, 0], [nan, 0, 1]])
-    found = gradient(built, rule_of(ready()), Knowledge.of(rate, boxes([], []), 0.5))
-    doubting, ordinary = gradient(built, rule_of(ready())), gradient(built, None)
+    found = gradient(built, rule_of(ready(form=form)), Knowledge.of(rate, boxes([], []), 0.5))
+    doubting, ordinary = gradient(built, rule_of(ready(form=form))), gradient(built, None)
     entries = rate.unsqueeze(1).expand_as(found)
     assert torch.allclose(found[entries == 1], ordinary[entries == 1], rtol=1e-3, atol=1e-7)
     assert torch.equal(found[entries.isnan()], doubting[entries.isnan()])

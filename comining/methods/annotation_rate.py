@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from comining.data.datamodule import DetectionData
@@ -18,6 +19,10 @@ from comining.methods.rate_estimator import RateEstimator
 from comining.option_types import Fraction
 from comining.structures import Batch, Predictions
 
+Form = Literal["fading", "likelihood"]
+
+# The largest exponent of the fading form.
+MOST_FADING = 1e4
 # Steps of the estimate in which detections are counted: every second one.
 EVERY = 2
 
@@ -25,15 +30,21 @@ EVERY = 2
 class AnnotationRate(Method):
     """Regions far from every annotation are trained as not annotated, not as background.
 
-    An object is annotated with a chance c, the annotation rate of its class. A region of which the
-    network says that it shows an object with probability p is then annotated with q = c * p. Where
-    nothing is annotated, the focal loss of background is taken of q in place of p:
-    ``(1 - alpha) * q ** gamma * -log(1 - q)``. Its gradient vanishes where p is near 1, so that a
-    confident region is let go, and nothing is pulled up. With a rate of 1 it is the ordinary loss.
+    An object is annotated with a chance c, the annotation rate of its class. Where nothing is
+    annotated, the loss of background has one of two forms. Both let a region go whose probability p
+    of an object is near 1, and pull nothing up; with a rate of 1 they are the ordinary loss.
 
-    The rate of the loss need not be the true one: on an object its minimum is at ``min(1, true rate
-    / rate)``, so that too low a rate does no harm there, while too high a rate holds scores down.
-    What is known of a class in an image (see :class:`comining.structures.Knowledge`) comes first.
+    * ``fading``: the focal loss of background, times ``(1 - p) ** ((1 - c) / c)``. There are
+      (1 - c) / c objects without an annotation for each one with it: the fewer are annotated, the
+      sooner a region is let go. No gradient goes through the factor.
+    * ``likelihood``: an object is annotated with q = c * p, and the focal loss of background is
+      taken of q in place of p: ``(1 - alpha) * q ** gamma * -log(1 - q)``. It also weakens
+      background of which the network is sure, by c ** (gamma + 1). On an object it is least at
+      ``min(1, true rate / c)``.
+
+    The rate of the loss need not be the true one: too low a rate does little harm, while too high a
+    rate holds the scores of objects down. What is known of a class in an image (see
+    :class:`comining.structures.Knowledge`) comes first.
 
     With ``rate=auto`` the loss uses ``assumed_rate`` for every class, and how much is annotated is
     estimated beside it, by annotations that are held back for a part of training: see
@@ -43,6 +54,7 @@ class AnnotationRate(Method):
     class", and Teisseyre et al. (ICCS 2020) for classifiers.
 
     Args:
+        form: of the loss.
         rate: c of the loss, of all classes or by their names, or ``auto``.
         assumed_rate: c of the loss with ``auto``.
         near_iou: a negative that overlaps an annotation by at least this is ordinary background:
@@ -60,6 +72,7 @@ class AnnotationRate(Method):
         self,
         views: Sequence[View],
         *,
+        form: Form,
         rate: Literal["auto"] | Fraction | Mapping[str, Fraction],
         assumed_rate: Fraction,
         near_iou: Fraction,
@@ -73,6 +86,7 @@ class AnnotationRate(Method):
                 f"method.estimate_from={estimate_from} is larger than "
                 f"method.estimate_until={estimate_until}"
             )
+        self.form = form
         self.rate = rate
         self.assumed_rate = assumed_rate
         self.near_iou = near_iou
@@ -86,6 +100,8 @@ class AnnotationRate(Method):
         self.names = data.categories.names
         rates = torch.tensor(self._rates_by_name(), dtype=torch.float32)
         self.register_buffer("class_rates", rates.to(run.device))
+        # Finite, since a product with infinity may be no number; a rate of 0 has a factor of 0.
+        self.exponents = ((1 - self.class_rates) / self.class_rates).clamp(max=MOST_FADING)
         nothing = torch.full((3, len(self.names)), torch.nan)
         self.register_buffer("estimate", nothing.to(run.device))
         self.first_step, self.last_step = (
@@ -142,8 +158,14 @@ class AnnotationRate(Method):
 
     def background(self, regions: Regions, batch: Batch) -> Background:
         unsure = regions.negative & (regions.overlap(batch.annotated) < self.near_iou)
-        rate = torch.where(unsure.unsqueeze(-1), self.class_rates, 1.0)
-        return Background(rate=rate.to(regions.logits.dtype))
+        unsure = unsure.unsqueeze(-1)
+        if self.form == "likelihood":
+            rate = torch.where(unsure, self.class_rates, 1.0)
+            return Background(rate=rate.to(regions.logits.dtype))
+        # log(1 - p), with all digits where p is near 1
+        log_background = F.logsigmoid(-regions.logits.detach())
+        fading = (log_background * self.exponents).exp() * (self.class_rates > 0)
+        return Background(weights=torch.where(unsure, fading, 1.0))
 
     # -- what is told ----------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from comining.data.datamodule import DetectionData
 from comining.detectors.detector import Detector
-from comining.methods.annotation_rate import AnnotationRate
+from comining.methods.annotation_rate import AnnotationRate, Form
 from comining.methods.method import RunInfo, Supervision, View
 from comining.methods.mining import drop_annotated
 from comining.methods.rate_estimator import at_least, best_scores
@@ -49,7 +49,7 @@ class CoMiningRate(AnnotationRate):
         least_score: no detection that scores less is mined.
         nms_threshold, overlap_threshold, class_aware, max_per_image, clip_boxes, min_box_size: as
             in :class:`comining.methods.mining.Miner`.
-        views, rate, assumed_rate, near_iou, held_back, estimate_from, estimate_until: as in
+        views, form, rate, assumed_rate, near_iou, held_back, estimate_from, estimate_until: as in
             :class:`AnnotationRate`. c is the high end of the interval of the estimate, or, with a
             rate that is given, that one.
     """
@@ -62,6 +62,7 @@ class CoMiningRate(AnnotationRate):
         self,
         views: Sequence[View],
         *,
+        form: Form,
         rate: Literal["auto"] | Fraction | Mapping[str, Fraction],
         assumed_rate: Fraction,
         near_iou: Fraction,
@@ -80,8 +81,8 @@ class CoMiningRate(AnnotationRate):
         min_box_size: NonNegativeFloat,
     ):
         super().__init__(
-            views, rate=rate, assumed_rate=assumed_rate, near_iou=near_iou, held_back=held_back,
-            estimate_from=estimate_from, estimate_until=estimate_until,
+            views, form=form, rate=rate, assumed_rate=assumed_rate, near_iou=near_iou,
+            held_back=held_back, estimate_from=estimate_from, estimate_until=estimate_until,
         )  # fmt: skip
         self.momentum = momentum
         self.mine_from, self.precision, self.least_score = mine_from, precision, least_score
