@@ -25,6 +25,9 @@ from comining.data.knowledge import COMPLETE, PARTIAL
 from tests.helpers import edit_json
 from tests.proposal_folders import ANNOTATED, proposal, proposed, write_decisions, write_folder
 
+# A browser takes its time, and not every machine has one.
+pytestmark = pytest.mark.slow
+
 WAIT = 20.0  # seconds, on a busy machine
 
 
@@ -501,7 +504,6 @@ def test_it_fits_the_window(page: Page, tmp_path: Path, width: int) -> None:
         assert page.find("#filter-class").is_displayed()
 
 
-@pytest.mark.slow
 def test_of_many_pictures_only_a_few_are_looked_at(page: Page, tmp_path: Path) -> None:
     count = 2000
     images = [
