@@ -49,6 +49,7 @@ def ready(**options: Any) -> Any:
     data: Any = SimpleNamespace(categories=SimpleNamespace(names=("a", "b", "c")))
     run = RunInfo(Path("unused"), torch.device("cpu"), max_steps=100)
     chosen.prepare(Detecting(), data, run)
+    chosen.counting = True  # as in a training step
     return chosen
 
 
@@ -137,6 +138,16 @@ def test_the_rate_is_the_high_end_of_the_estimate() -> None:
     assert scores_of(mine(chosen, detections(0.85, 0.8), ANNOTATED)) == [0.85]
 
 
+def test_what_the_overview_images_ask_does_not_count() -> None:
+    chosen = ready(rate=0.5, precision=1.0)
+    mine(chosen, detections(0.89), ANNOTATED)
+    before = {name: value.clone() for name, value in chosen.named_buffers()}
+    chosen.counting = False
+    assert scores_of(mine(chosen, detections(0.8), ANNOTATED)) == [0.8]
+    for name, value in chosen.named_buffers():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
+
+
 def test_nothing_is_mined_too_early() -> None:
     supervision = mine(ready(rate=0.5, mine_from=0.5), detections(0.8), ANNOTATED, step=49)
     assert supervision.pseudo_labels == {}
@@ -155,6 +166,7 @@ def test_objects_by_class_and_score() -> None:
 MINING = (
     "method=comining_rate", "method.rate=0.1", "method.least_score=0.005", "method.mine_from=0.2",
     "method.precision=0.1", "data.paste=1", "checkpoint.every_n_steps=1",
+    "pictures.every_n_steps=3",
 )  # fmt: skip
 # Long enough for scores that can be counted; the estimate is made at step 48.
 ESTIMATING = (

@@ -151,8 +151,9 @@ class CoMiningRate(AnnotationRate):
         found = binned(own.labels, best_scores(own, boxes), self.found)
         boxes = drop_annotated(boxes, batch.annotated, self.overlap_threshold, self.class_aware)
         unmatched = binned(boxes.labels, boxes.known_scores, self.unmatched)
-        for mean, latest in ((self.found, found), (self.unmatched, unmatched)):
-            mean.lerp_(_of_all_processes(latest), 1 - MEMORY)
+        if self.counting:
+            for mean, latest in ((self.found, found), (self.unmatched, unmatched)):
+                mean.lerp_(_of_all_processes(latest), 1 - MEMORY)
         boxes = boxes[boxes.known_scores >= self.thresholds()[boxes.labels]]
         counts.append(boxes.counts_on_device())
         all_scores = torch.full_like(counts[0], predictions.scores_per_image)
