@@ -65,15 +65,14 @@ def _propose_options(parser: argparse.ArgumentParser) -> None:
 
 def _propose(given: argparse.Namespace) -> None:
     # Imported here because the other commands need no torch.
-    from comining.completion.cross_fitting import Recipe, train_folds
+    from comining.completion.cross_fitting import Recipe, train_folds, trained_configuration
     from comining.completion.propose import find, read_training_data, write_folder
-    from comining.runs.checkpoint import read_checkpoint
 
     progress = not given.quiet
     recipe = Recipe.of(given.run)
     checkpoints = train_folds(recipe, given.out, given.folds, given.launcher, progress)
+    config = trained_configuration(given.out)
     with contextlib.chdir(recipe.folder):
-        config = read_checkpoint(checkpoints[0])["comining"]["config"]
         train = read_training_data(config)
         found = find(train, checkpoints, progress)
     proposals, rates = write_folder(given.out, train, config["data"], found)
