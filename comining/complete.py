@@ -71,11 +71,11 @@ def _propose(given: argparse.Namespace) -> None:
     progress = not given.quiet
     recipe = Recipe.of(given.run)
     checkpoints = train_folds(recipe, given.out, given.folds, given.launcher, progress)
-    config = trained_configuration(given.out)
-    with contextlib.chdir(recipe.folder):
+    config, folder = trained_configuration(given.out)
+    with contextlib.chdir(folder):
         train = read_training_data(config)
         found = find(train, checkpoints, progress)
-    proposals, rates = write_folder(given.out, train, config["data"], found)
+    proposals, rates = write_folder(given.out, train, config["data"], found, folder)
     for name, one in rates.items():
         low, high = one.interval
         print(f"{name}: about {one.rate:.0%} annotated ({low:.0%} to {high:.0%})")
@@ -101,7 +101,9 @@ def _judge(given: argparse.Namespace) -> None:
     if given.truth is not None:
         truth = Truth.of_file(given.truth, folder)
     else:
-        truth = Truth.of_training(read_training_data(trained_configuration(given.folder)))
+        config, started_in = trained_configuration(given.folder)
+        with contextlib.chdir(started_in):
+            truth = Truth.of_training(read_training_data(config))
     text = "\n".join(judgement_lines(judge(folder, truth)))
     print(text)
     file = given.folder / "judgement.md"

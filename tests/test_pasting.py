@@ -29,7 +29,7 @@ from comining.data.sampler import SampleKey
 from comining.data.sparsity import Erasure
 from comining.errors import ConfigError
 from comining.structures import Batch, Boxes
-from comining.training.callbacks.pictures import _layers, _styles, _targets
+from comining.training.callbacks.pictures import _layers, _styles
 from comining.training.pointless import pointless
 from tests.annotated_folders import WRITERS
 from tests.ddp import TWO, train
@@ -619,7 +619,7 @@ def test_pasted_boxes_have_a_style_of_their_own(file: Path) -> None:
     data = stream(file)
     batch = collate([data[SampleKey(position, position % 2)] for position in range(4)])
     assert sum(batch.pasted) > 4
-    own, pasted = _targets(batch)
+    own, pasted = batch.own_and_pasted()
     assert own.counts == [1, 3, 1, 3]
     assert pasted.counts == batch.pasted
     assert "pasted" in [style.name for style in _styles(batch)]
@@ -632,7 +632,7 @@ def test_pasted_boxes_have_a_style_of_their_own(file: Path) -> None:
     without = collate([plain[SampleKey(0, 0)]])
     assert "pasted" not in [style.name for style in _styles(without)]
     for one in (without, Batch(**{**vars(without), "pasted": []})):
-        assert [len(part) for part in _targets(one)] == [1, 0]
+        assert [len(part) for part in one.own_and_pasted()] == [1, 0]
 
 
 def test_a_class_that_cannot_be_pasted_is_said(tmp_path: Path) -> None:

@@ -177,10 +177,13 @@ SMALL = [one for one in TINY if "max_steps" not in one and "val_check" not in on
 
 
 @pytest.mark.slow
-def test_propose_judge_and_apply(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """And a second call trains nothing again."""
+def test_propose_judge_and_apply(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a second call trains nothing again; judge and review find everything from elsewhere."""
+    monkeypatch.chdir(tmp_path)
     options = [
-        f"data.root={tmp_path / 'shapes'}", *SMALL, "data.prepare.train_images=40",
+        "data.root=shapes", *SMALL, "data.prepare.train_images=40",
         "trainer.max_steps=120", "trainer.val_check_interval=120", "method=annotation_rate",
         "data.paste=2", "optimizer.lr=0.004", "sparsity=hard",
     ]  # fmt: skip
@@ -209,6 +212,17 @@ def test_propose_judge_and_apply(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["propose", *options, "--out", str(out), "--quiet"]) == 0
     assert (out / "proposals.json").read_text() == first
     assert [file.stat().st_mtime_ns for file in results] == times
+    capsys.readouterr()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    again = tmp_path / "again"
+    run = next((out / "folds").glob("*/result.json")).parent
+    (again / "folds").parent.mkdir()
+    (again / "folds").symlink_to(out / "folds")
+    assert main(["propose", str(run), "--out", str(again), "--quiet"]) == 0
+    assert (again / "proposals.json").read_text() == first
+    assert ProposalFolder.read(again).images.samefile(tmp_path / "shapes" / "train")
     capsys.readouterr()
     assert main(["judge", str(out)]) == 0
     printed: Any = capsys.readouterr().out

@@ -58,21 +58,27 @@ class Recipe:
             if not options:
                 raise ConfigError("give the directory of a run, or options such as data.root=DIR")
             return cls(tuple(options), Path.cwd())
-        file = Path(runs[0]) / "overrides.yaml"
-        try:
-            recorded = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise DataError(f"{runs[0]}: not the directory of a run: no overrides.yaml") from None
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise DataError(f"{file}: cannot be read ({error})") from None
-        if not isinstance(recorded, list) or not all(isinstance(one, str) for one in recorded):
-            raise DataError(f"{file}: must be a list of options")
-        started = [text_of(one) or "" for one in recorded if _name(one) == STARTED_IN]
-        folder = Path(started[-1]) if started and Path(started[-1]).is_dir() else Path.cwd()
+        recorded, folder = _recorded(Path(runs[0]))
         given_names = {_name(one) for one in options}
         kept = [one for one in recorded if _name(one) not in {*OF_THE_RUN, *given_names}]
         # The directory that the new ones are relative to is the one of this command.
         return cls((*kept, *(absolute(one, Path.cwd()) for one in options)), folder)
+
+
+def _recorded(run: Path) -> tuple[list[str], Path]:
+    """The options that a run was started by, and the directory that it was started in."""
+    file = run / "overrides.yaml"
+    try:
+        recorded = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{run}: not the directory of a run: no overrides.yaml") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise DataError(f"{file}: cannot be read ({error})") from None
+    if not isinstance(recorded, list) or not all(isinstance(one, str) for one in recorded):
+        raise DataError(f"{file}: must be a list of options")
+    started = [text_of(one) or "" for one in recorded if _name(one) == STARTED_IN]
+    there = started and Path(started[-1]).is_dir()
+    return recorded, Path(started[-1]) if there else Path.cwd()
 
 
 def _name(override: str) -> str:
@@ -134,8 +140,8 @@ def trained_folds(sweep: Path, folds: int) -> dict[int, Path]:
     return found
 
 
-def trained_configuration(output: Path) -> dict[str, Any]:
-    """All options of the trainings that proposals are from.
+def trained_configuration(output: Path) -> tuple[dict[str, Any], Path]:
+    """All options of the trainings that proposals are from, and what their paths are relative to.
 
     Raises:
         DataError: there are none.
@@ -144,5 +150,5 @@ def trained_configuration(output: Path) -> dict[str, Any]:
         checkpoint = file.parent / "checkpoints" / "last.ckpt"
         if checkpoint.exists():
             config: dict[str, Any] = read_checkpoint(checkpoint)["comining"]["config"]
-            return config
+            return config, _recorded(file.parent)[1]
     raise DataError(f"{output / FOLDS}: no finished training in it; --truth FILE names the truth")

@@ -210,7 +210,7 @@ def proposals_of(found: Found, mixture: Mixture, annotations: AnnotationSet) -> 
 
 
 def write_folder(
-    output: Path, train: TrainingSet, options: Mapping[str, Any], found: Found
+    output: Path, train: TrainingSet, options: Mapping[str, Any], found: Found, base: Path
 ) -> tuple[list[Proposal], dict[str, RateEstimate]]:
     """Work the probabilities out, and write ``proposals.json`` and ``complete.json``.
 
@@ -219,6 +219,7 @@ def write_folder(
 
     Args:
         options: of the data.
+        base: what relative paths of the training set are relative to.
     """
     annotations = train.annotations
     scores = held_out_scores(found, len(annotations.categories), len(annotations.image_ids))
@@ -236,8 +237,8 @@ def write_folder(
     output.mkdir(parents=True, exist_ok=True)
     file, annotated = _annotation_file(output, train, options)
     source = ProposalSource(
-        annotations=path_from(output, file),
-        images=path_from(output, train.folder),
+        annotations=path_from(output, file if file.parent == output else _from_here(file, base)),
+        images=path_from(output, _from_here(train.folder, base)),
         classes=list(annotations.categories.names),
         annotated=annotated,
         exif=options.get("exif", "ignore"),
@@ -247,6 +248,11 @@ def write_folder(
     source.write(output)
     write_proposals(output / PROPOSALS_FILE, proposals)
     return proposals, estimated
+
+
+def _from_here(path: Path, base: Path) -> Path:
+    """A path that is relative to ``base``, as it is reached from the working directory."""
+    return path if base.samefile(Path.cwd()) else base / path
 
 
 def _annotation_file(
