@@ -28,7 +28,7 @@ SIZE = (64, 96)
 
 
 class Said:
-    """Predictions of two images that a stand-in detector knows by heart."""
+    """Predictions of two images; what is detected in them, the stand-in detector says."""
 
     num_classes, scores_per_image = 3, 12
     image_sizes = (SIZE, SIZE)
@@ -49,7 +49,7 @@ def ready(**options: Any) -> Any:
     data: Any = SimpleNamespace(categories=SimpleNamespace(names=("a", "b", "c")))
     run = RunInfo(Path("unused"), torch.device("cpu"), max_steps=100)
     chosen.prepare(Detecting(), data, run)
-    chosen.counting = True  # as in a training step
+    chosen.in_step = True  # as in a training step
     return chosen
 
 
@@ -142,7 +142,7 @@ def test_what_the_overview_images_ask_does_not_count() -> None:
     chosen = ready(rate=0.5, precision=1.0)
     mine(chosen, detections(0.89), ANNOTATED)
     before = {name: value.clone() for name, value in chosen.named_buffers()}
-    chosen.counting = False
+    chosen.in_step = False
     assert scores_of(mine(chosen, detections(0.8), ANNOTATED)) == [0.8]
     for name, value in chosen.named_buffers():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)

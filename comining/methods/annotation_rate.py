@@ -17,7 +17,7 @@ from comining.errors import ConfigError
 from comining.methods.method import Method, RunInfo, Supervision, View
 from comining.methods.rate_estimator import RateEstimator
 from comining.option_types import Fraction
-from comining.structures import Batch, Predictions, StepResult
+from comining.structures import Batch, Predictions
 
 Form = Literal["fading", "likelihood"]
 
@@ -95,9 +95,6 @@ class AnnotationRate(Method):
         self.names: tuple[str, ...] = ()
         self.true_rates: list[float] | None = None  # [K], where it is known what is missing
         self.estimates = False  # whether anything is estimated
-        # Whether what is seen counts: in a training step. The overview images ask what would be
-        # supervised, too, and on one process only.
-        self.counting = False
 
     def prepare(self, detector: Detector, data: DetectionData, run: RunInfo) -> None:
         self.names = data.categories.names
@@ -139,19 +136,6 @@ class AnnotationRate(Method):
             return [self.rate[name] for name in self.names]
         return [self.assumed_rate if self.rate == "auto" else self.rate] * len(self.names)
 
-    def forward(
-        self,
-        detector: Detector,
-        views: Mapping[str, Sequence[Tensor]],
-        batch: Batch,
-        step: int,
-    ) -> StepResult:
-        self.counting = True
-        try:
-            return super().forward(detector, views, batch, step)
-        finally:
-            self.counting = False
-
     def supervise(
         self,
         detector: Detector,
@@ -161,7 +145,7 @@ class AnnotationRate(Method):
         step: int,
     ) -> Supervision:
         in_time = self.first_step <= step < self.last_step and step % EVERY == 0
-        if self.counting and self.estimates and in_time:
+        if self.in_step and self.estimates and in_time:
             first_view = predictions.split(len(batch.images))[0].detach()
             self.estimator.observe(detector, first_view, batch)
         return Supervision()

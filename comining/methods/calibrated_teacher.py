@@ -17,7 +17,7 @@ from comining.methods.teacher import Teacher
 from comining.methods.touching import Touching
 from comining.ops import clip, iou_in_image, suppress
 from comining.option_types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt
-from comining.structures import Batch, Boxes, Predictions, StepResult
+from comining.structures import Batch, Boxes, Predictions
 
 log = logging.getLogger(__name__)
 
@@ -92,10 +92,8 @@ class CalibratedTeacher(Method):
         self.late_step = max_steps - round(late_part * max_steps)
         self.floor, self.factor, self.alpha, self.gamma = floor, factor, alpha, gamma
         self.calibration = Calibration()
-        # Of the batch at hand:
-        self.step = 0
-        self._found = torch.zeros(0, 2)  # see :meth:`Calibration.add`
-        self._found_in_step: list[Tensor] = []  # batch by batch
+        self.step = 0  # of the batch at hand
+        self._found_in_step: list[Tensor] = []  # batch by batch, see :meth:`Calibration.add`
 
     @property
     def mined_views(self) -> tuple[str, ...]:
@@ -113,19 +111,6 @@ class CalibratedTeacher(Method):
     def own_views(self, originals: Sequence[Tensor], batch: Batch) -> dict[str, Sequence[Tensor]]:
         return {"recoloured": self.recolour(originals, batch.positions, self.seed)}
 
-    def forward(
-        self,
-        detector: Detector,
-        views: Mapping[str, Sequence[Tensor]],
-        batch: Batch,
-        step: int,
-    ) -> StepResult:
-        self.step = step
-        result = super().forward(detector, views, batch, step)
-        # Here and not in supervise(), which the overview images call, too.
-        self._found_in_step.append(self._found)
-        return result
-
     @torch.no_grad()
     def supervise(
         self,
@@ -137,7 +122,9 @@ class CalibratedTeacher(Method):
     ) -> Supervision:
         teacher = self.teacher.detector
         found = self.detections(teacher, teacher.predict(views["original"]))
-        self._found = self.to_fit(found, batch.annotated)
+        self.step = step
+        if self.in_step:
+            self._found_in_step.append(self.to_fit(found, batch.annotated))
         merged = self.to_merge(found, batch.annotated)
         return Supervision({"recoloured": merged}, {"original": merged})
 

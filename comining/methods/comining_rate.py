@@ -35,8 +35,8 @@ class CoMiningRate(AnnotationRate):
     objects that the teacher finds with a score of t or more, it finds about ``F * (1 - c) / c``
     others. Of the detections that belong to no annotation, V score t or more. Where V is larger,
     the difference is wrong. The threshold of a class is the lowest t at which ``precision * V`` is
-    not larger, by running counts. Wrong detections raise it, so that what runs away elsewhere comes
-    to a stop here: at most ``F * (1 - c) / c / precision`` are mined, whatever is detected.
+    not larger, by running counts. Wrong detections raise it, so that mining cannot collapse: no
+    more than ``F * (1 - c) / c / precision`` are mined, whatever is detected.
 
     Annotated objects are trained on, so that they score more than others, and the threshold errs
     low; c is therefore taken too high rather than too low. A class of which the rate is not known
@@ -151,7 +151,7 @@ class CoMiningRate(AnnotationRate):
         found = binned(own.labels, best_scores(own, boxes), self.found)
         boxes = drop_annotated(boxes, batch.annotated, self.overlap_threshold, self.class_aware)
         unmatched = binned(boxes.labels, boxes.known_scores, self.unmatched)
-        if self.counting:
+        if self.in_step:
             for mean, latest in ((self.found, found), (self.unmatched, unmatched)):
                 mean.lerp_(_of_all_processes(latest), 1 - MEMORY)
         boxes = boxes[boxes.known_scores >= self.thresholds()[boxes.labels]]

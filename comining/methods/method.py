@@ -64,6 +64,9 @@ class Method(nn.Module):
         if not views or len(set(views)) != len(views):
             raise ValueError(f"method.views must name different views, got {list(views)}")
         self.views: tuple[str, ...] = tuple(views)
+        # Whether :meth:`supervise` is asked in a training step. The overview images ask it, too, on
+        # one process only: what is counted, or shared with other processes, belongs into a step.
+        self.in_step = False
 
     @property
     def mined_views(self) -> tuple[str, ...]:
@@ -113,7 +116,11 @@ class Method(nn.Module):
             step: optimizer steps done so far.
         """
         predictions = detector.predict([image for view in self.views for image in views[view]])
-        supervision = self.supervise_unknown(detector, predictions, views, batch, step)
+        self.in_step = True
+        try:
+            supervision = self.supervise_unknown(detector, predictions, views, batch, step)
+        finally:
+            self.in_step = False
         losses: dict[str, Tensor] = {}
         for view, branch in zip(self.views, predictions.split(len(batch.images)), strict=True):
             targets = supervision.targets(view, batch.annotated)
