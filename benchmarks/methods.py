@@ -24,8 +24,8 @@ METHODS = (
     "comining", "mean_teacher", "soft_sampling", "background_recalibration", "costudent",
     "calibrated_teacher", "annotation_rate", "comining_rate",
 )  # fmt: skip
-# With an estimate it would need data.
-OPTIONS = {"comining_rate": ("method.rate=0.25",)}
+# With an estimate it would need data, and it shall mine.
+OPTIONS = {"comining_rate": ("method.rate=0.25", "method.mine_from=0")}
 
 
 def arguments(given: list[str] | None) -> argparse.Namespace:

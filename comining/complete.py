@@ -64,7 +64,7 @@ def _propose_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _propose(given: argparse.Namespace) -> None:
-    # Imported here because the other commands need no torch.
+    # Imported here because the other commands need no Lightning, which takes seconds.
     from comining.completion.cross_fitting import Recipe, train_folds, trained_configuration
     from comining.completion.propose import find, read_training_data, write_folder
 

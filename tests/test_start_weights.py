@@ -212,7 +212,8 @@ def test_another_network_is_refused_and_told_what_is_needed(
 
 
 def test_the_groups_of_the_paper_may_be_written_out(fetched: list[str]) -> None:
-    start(configuration(*R50, "detector=fcos", "weights=coco", "head.norm_groups=32"))
+    begun = start(configuration(*R50, "detector=fcos", "weights=coco", "head.norm_groups=32"))
+    assert begun.origin == "coco"
 
 
 def test_without_a_server_the_message_says_where_the_file_belongs(

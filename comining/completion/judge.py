@@ -53,12 +53,7 @@ class Truth:
             np.bincount(annotations.labels[rows], minlength=len(ids))
             for rows in (train.kept, np.concatenate(train.erased_rows))
         )
-        names = annotations.categories.names
-        return cls(
-            objects,
-            dict(zip(names, kept.tolist(), strict=True)),
-            dict(zip(names, erased.tolist(), strict=True)),
-        )
+        return cls.of_counts(objects, annotations.categories.names, kept, erased)
 
     @classmethod
     def of_file(cls, file: Path, folder: ProposalFolder) -> Truth:
@@ -81,7 +76,17 @@ class Truth:
             objects[image_id] = (ids[labels[~covered]], boxes[~covered])
             missing += np.bincount(labels[~covered], minlength=count)
             annotated += np.bincount(known.labels[own], minlength=count)
-        names = known.categories.names
+        return cls.of_counts(objects, known.categories.names, annotated, missing)
+
+    @classmethod
+    def of_counts(
+        cls,
+        objects: Mapping[int, tuple[NDArray[np.int64], NDArray[np.float64]]],
+        names: Sequence[str],
+        annotated: NDArray[np.int64],
+        missing: NDArray[np.int64],
+    ) -> Truth:
+        """Put together from numbers [K] of the classes."""
         return cls(
             objects,
             dict(zip(names, annotated.tolist(), strict=True)),

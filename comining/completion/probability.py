@@ -30,7 +30,7 @@ STEPS = 300
 STEPS_AGAIN = 100  # from an end that is known
 # Missing objects for each annotated one from which the fit starts; the best end counts.
 STARTS = (0.1, 0.5, 2.0, 8.0)
-# Of a class of which a smaller share of the annotated objects is found, nothing can be told.
+# Of a class of which a smaller share of the annotated objects is found, nothing is estimated.
 LEAST_FOUND = 0.1
 # Nor where there would be more missing objects than this for each annotated one: a detector that
 # has learnt nothing gives wrong detections the scores of objects.
@@ -68,7 +68,7 @@ class Mixture:
     Args:
         centres: [BINS] of the bins, as logits.
         missing: [K] objects without an annotation, found or not; NaN for a class of which nothing
-            can be told.
+            is estimated.
         probability: [K, BINS] of being one of them, rising.
     """
 
@@ -138,7 +138,7 @@ def rates(scores: HeldOutScores, mixture: Mixture) -> tuple[Floats, Floats, Floa
         number = np.array([weights[image].sum() for image in scores.annotated_image])
         drawn.append(_share(number, fit(scores, weights, mixture).missing))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of a class of which nothing can be told
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a class without an estimate
         low, high = np.nanquantile(np.stack(drawn), INTERVAL, axis=0)
     rate = _share(objects, mixture.missing)
     return rate, np.minimum(low, rate), np.maximum(high, rate)

@@ -145,7 +145,7 @@ def _paragraphs(
     if mark:
         yield (
             f"{by} is too low, because a detection of an object that is not annotated counts as "
-            "wrong. It is too low for all of them, so that their order can be used all the same."
+            "wrong. Where few objects are annotated, the order is not to be trusted either."
         )
     if by == RECALL:
         share = "" if annotated is None else f", of which {annotated:.0%} are annotated"
