@@ -58,6 +58,7 @@ GROUPS = {
     "checkpoint": "comining.training.callbacks.saving.StepCheckpoint",
     "data": "comining.data.datamodule.DetectionData",
     "detector": "comining.detectors.detector.Detector",
+    "fit": "comining.data.fitting.FitToData",
     "logger": "comining.tracking.tracker.Tracker",
     "method": "comining.methods.method.Method",
     "optimizer": "torch.optim.Optimizer",

@@ -34,6 +34,7 @@ TRAINING: Mapping[str, Any] = {
     "table": str | None,
     "own_gpu": bool,
     "data": Group,
+    "fit": Group,
     "sparsity": Group,
     "backbone": Group,
     "detector": Group,

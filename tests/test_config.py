@@ -46,6 +46,8 @@ GIVEN = {
 NEEDED = {
     "coco": ["data.root=/nowhere"],
     "bccd": ["data.root=/nowhere"],
+    "highway": ["data.root=/nowhere"],
+    "own": ["data.root=/nowhere"],
     "file": ["sparsity.path=/nowhere.json"],
     **{
         name: ["data.root=/nowhere"]
@@ -424,6 +426,7 @@ GROUP_OF_ANOTHER = [
     ("data", "lightning.pytorch.Trainer"),
     ("detector", "comining.detectors.backbones.resnet_fpn"),
     ("detector", "torch.optim.SGD"),
+    ("fit", "comining.data.shapes.DrawShapes"),
     ("logger", "comining.data.shapes.DrawShapes"),
     ("logger", "comining.detectors.backbones.slim_fpn"),
     ("method", "comining.methods.method.Supervision"),

@@ -34,7 +34,7 @@ from comining.data.images import BitDepth, Exif, load_image
 from comining.data.knowledge import Annotated, counts
 from comining.data.sampler import StreamSampler
 from comining.data.set_writer import SetWriter
-from comining.data.sparsity import Sparsity
+from comining.data.sparsity import Erasure, Sparsity
 from comining.data.split_reader import SplitReader
 from comining.errors import DataError
 from comining.option_types import Fraction, NonNegativeInt, PositiveInt, Share
@@ -219,7 +219,22 @@ class DetectionData(L.LightningDataModule):
             unread.append("test")
         return unread
 
-    def _set_up_training(self, load: LoadImage) -> None:
+    def annotations_to_train_on(self) -> tuple[AnnotationSet, NDArray[np.bool_]]:
+        """The training images with all that their files hold, before anything else is read.
+
+        Returns:
+            the annotations, and which of them training sees as objects, [M] bool.
+
+        Raises:
+            DataError: something is missing or wrong.
+        """
+        if not self.splits.were_read and self.prepare is not None:
+            self.prepare(str(self.root))
+        self.splits.check_there(["train"])
+        annotations, erasure, _ = self._read_training()
+        return annotations, ~erasure.erased & ~annotations.crowd
+
+    def _read_training(self) -> tuple[AnnotationSet, Erasure, Path]:
         annotations, folder, chosen = self.splits.read_train()
         if self.left_out_fold is not None:
             left_out, count = self.left_out_fold
@@ -229,6 +244,19 @@ class DetectionData(L.LightningDataModule):
         if not chosen.all():
             erasure = erasure.of_images(annotations, chosen)
             annotations = annotations.of_images(chosen)
+        if not (~erasure.erased & ~annotations.crowd).any():
+            count = len(annotations.ids)
+            crowds = (
+                f": all {count} annotations are crowds or other regions to ignore; "
+                "data.crowd=object takes crowds as objects"
+                if count and annotations.crowd.all()
+                else ""
+            )
+            raise DataError(f"{annotations.path}: no image has an annotation to train on{crowds}")
+        return annotations, erasure, folder
+
+    def _set_up_training(self, load: LoadImage) -> None:
+        annotations, erasure, folder = self._read_training()
         self.erased = erasure.erased
         self.train_set = TrainingSet(
             annotations,
@@ -243,15 +271,6 @@ class DetectionData(L.LightningDataModule):
             seed=self.seed,
             load=load,
         )
-        if not len(self.train_set):
-            count = len(annotations.ids)
-            crowds = (
-                f": all {count} annotations are crowds or other regions to ignore; "
-                "data.crowd=object takes crowds as objects"
-                if count and annotations.crowd.all()
-                else ""
-            )
-            raise DataError(f"{annotations.path}: no image has an annotation to train on{crowds}")
 
     def _warn_of_shared_pictures(self) -> None:
         """Say it where a format has the same pictures to train on and to validate."""

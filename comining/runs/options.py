@@ -22,6 +22,7 @@ SILENT = {
         "ckpt",
         "allow_changes",
         "overwrite",
+        "fit",  # what it chose stands in the options themselves
     ),
     "trainer": ("enable_progress_bar", "log_every_n_steps", "devices"),
     "data": ("num_workers", "hint"),

@@ -28,6 +28,7 @@ from comining.runs.claiming import claim, wanted_directory
 from comining.runs.directory import DirectoryTakenError, RunDirectory
 from comining.runs.environment import versions
 from comining.runs.files import replace_file
+from comining.runs.fitted import fit_to_data
 from comining.runs.gpu import claim_gpu
 from comining.runs.options import options_hash
 from comining.runs.result import RunResult, Status
@@ -47,10 +48,12 @@ class Run:
 
     Args:
         directory: the claimed one.
+        fitted: options that the training images have chosen.
     """
 
-    def __init__(self, directory: RunDirectory):
+    def __init__(self, directory: RunDirectory, fitted: Mapping[str, int | float]):
         self.directory = directory
+        self.fitted = fitted
         self.facts: dict[str, Any] = {}
 
     @property
@@ -72,7 +75,7 @@ class Run:
             (self.path / "result.json").unlink(missing_ok=True)
             text = OmegaConf.to_yaml(OmegaConf.create(dict(config)))
             replace_file(self.path / "config.yaml", lambda file: file.write(text.encode()))
-            write_overrides(self.path)
+            write_overrides(self.path, self.fitted)
 
 
 def recorded(main: Main) -> Callable[[DictConfig], None]:
@@ -109,6 +112,7 @@ class _Attempt:
         self.started = time.monotonic()
         # For the record, if it cannot be resolved.
         self.config: Any = OmegaConf.to_container(cfg)
+        self.fitted: Mapping[str, int | float] = {}
         self.run: Run | None = None
 
     def end(self) -> int:
@@ -148,6 +152,7 @@ class _Attempt:
             return self._train_here()
 
     def _train_here(self) -> Mapping[str, Any] | None:
+        self.fitted = fit_to_data(self.cfg)
         self.config = resolve(self.cfg)
         check_training(self.config)
         run = self._claim()
@@ -170,7 +175,7 @@ class _Attempt:
                 with contextlib.suppress(OSError):  # Hydra makes it for each run of a sweep
                     self.wanted.rmdir()
             return None
-        self.run = Run(claimed)
+        self.run = Run(claimed, self.fitted)
         return self.run
 
     def _fail(self, error: Exception) -> int:

@@ -103,10 +103,16 @@ def _key(override: str) -> str:
     return override.lstrip("+~").split("=", 1)[0].split("@")[0]
 
 
-def write_overrides(run: Path) -> None:
-    """Leave the command line's options for :func:`with_options_of`."""
-    overrides = [one for one in HydraConfig.get().overrides.task if _key(one) not in OF_THIS_START]
-    text = yaml.safe_dump([*overrides, f"{STARTED_IN}={quoted(os.getcwd())}"])
+def write_overrides(run: Path, fitted: Mapping[str, int | float]) -> None:
+    """Leave the command line's options for :func:`with_options_of`.
+
+    Args:
+        fitted: options that the training images have chosen; they stay when the run goes on.
+    """
+    task = HydraConfig.get().overrides.task
+    overrides = [one for one in task if _key(one) not in (*OF_THIS_START, *fitted)]
+    chosen = [f"{name}={value}" for name, value in fitted.items()]
+    text = yaml.safe_dump([*overrides, *chosen, f"{STARTED_IN}={quoted(os.getcwd())}"])
     replace_file(run / "overrides.yaml", lambda file: file.write(text.encode()))
 
 

@@ -1,0 +1,63 @@
+"""Options that are ``auto``: chosen by the training set before a run is anything else."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from comining.config import instantiate, resolve
+from comining.data.fitting import Given
+from comining.program_options import check_training
+
+AUTO = "auto"
+LARGE = 2**31 - 1
+# What they stand for is chosen by comining.data.fitting.FitToData.
+FITTED = (
+    "data.min_size",
+    "data.max_size",
+    "head.anchor_scale",
+    "trainer.max_steps",
+    "trainer.val_check_interval",
+)
+# The fields of Given.
+GIVEN = ("data.min_size", "data.max_size", "trainer.max_steps")
+
+
+def fit_to_data(cfg: DictConfig) -> dict[str, int | float]:
+    """Replace the options of :data:`FITTED` that are ``auto``; reads the training annotations.
+
+    Args:
+        cfg: composed, changed in place.
+
+    Returns:
+        the options that were replaced, with their values.
+
+    Raises:
+        UserError: the data cannot be read, or an option is wrong.
+    """
+    wanted = [name for name in FITTED if OmegaConf.select(cfg, name) == AUTO]
+    if not wanted:
+        return {}
+    # The data module takes numbers only. What it reads does not depend on them.
+    provisional = copy.deepcopy(cfg)
+    for name in wanted:
+        OmegaConf.update(provisional, name, 1 if name != "data.max_size" else LARGE)
+    check_training(resolve(provisional))
+    sparsity = instantiate(provisional.sparsity, "sparsity")
+    data = instantiate(provisional.data, "data", sparsity=sparsity, seed=cfg.seed)
+    fit = instantiate(provisional.fit, "fit")
+    given = Given(*(None if name in wanted else OmegaConf.select(cfg, name) for name in GIVEN))
+    values: dict[str, Any] = fit.values(*data.annotations_to_train_on(), given)
+    chosen = {name: values[name] for name in wanted}
+    for name, value in chosen.items():
+        OmegaConf.update(cfg, name, value)
+    return chosen
+
+
+def fitted_line(chosen: Mapping[str, int | float]) -> str:
+    """What was chosen, for a person."""
+    options = " ".join(f"{name}={value}" for name, value in chosen.items())
+    return f"fitted to the training images: {options}"
