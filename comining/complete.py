@@ -26,6 +26,7 @@ from comining.completion.proposal_exports import (
 )
 from comining.completion.proposal_folder import PROPOSALS_FILE, ProposalFolder
 from comining.completion.proposals import with_precision, with_probability
+from comining.completion.review_order import ORDERS
 from comining.completion.review_page import write_review_page
 from comining.completion.reviewed_set import reviewed_set
 from comining.completion.tool_files import LOCAL_FILES
@@ -90,25 +91,53 @@ def _judge_options(parser: argparse.ArgumentParser) -> None:
         "--truth", type=Path, metavar="FILE",
         help="a COCO file with all objects; default: what sparsity erased in the trainings",
     )  # fmt: skip
+    parser.add_argument(
+        "--decisions", nargs="+", type=_count, default=[], metavar="N",
+        help="train after the first N decisions of a reviewer without mistakes, and after none",
+    )  # fmt: skip
+    parser.add_argument(
+        "--orders", nargs="+", choices=ORDERS, default=list(ORDERS),
+        help="orders in which proposals are decided on; default: all",
+    )  # fmt: skip
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0")
+    parser.add_argument("--launcher", help="trains several at once, a choice of conf/launcher")
 
 
 def _judge(given: argparse.Namespace) -> None:
     from comining.completion.cross_fitting import trained_configuration
     from comining.completion.judge import Truth, judge, judgement_lines
     from comining.completion.propose import read_training_data
+    from comining.completion.reliability import draw_reliability
+    from comining.completion.rounds import judge_rounds, round_lines
 
     folder = ProposalFolder.read(given.folder)
+    if given.truth is None or given.decisions:
+        config, started_in = trained_configuration(given.folder)
     if given.truth is not None:
         truth = Truth.of_file(given.truth, folder)
     else:
-        config, started_in = trained_configuration(given.folder)
         with contextlib.chdir(started_in):
             truth = Truth.of_training(read_training_data(config))
-    text = "\n".join(judgement_lines(judge(folder, truth)))
-    print(text)
+    judged = judge(folder, truth)
+    lines = judgement_lines(judged)
+    if given.decisions:
+        split, rounds = judge_rounds(
+            folder, truth, config, started_in, sorted({*given.decisions}), given.orders,
+            sorted({*given.seeds}), given.launcher,
+        )  # fmt: skip
+        lines += round_lines(split, rounds)
+    print("\n".join(lines))
     file = given.folder / "judgement.md"
-    file.write_text(text + "\n", encoding="utf-8")
-    print(f"written: {file}")
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for written in [file, *draw_reliability(given.folder / "reliability.png", judged)]:
+        print(f"written: {written}")
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
 
 
 def _parts(text: str) -> int:

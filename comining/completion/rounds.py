@@ -1,0 +1,221 @@
+"""What a round of review brings: AP after training on what a reviewer without mistakes decides."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from comining.completion.completed_set import write_coco
+from comining.completion.cross_fitting import FOLDS, Recipe
+from comining.completion.decisions import Decisions
+from comining.completion.judge import Truth, right_ones
+from comining.completion.proposal_folder import ProposalFolder
+from comining.completion.review_order import in_order
+from comining.completion.reviewed_set import reviewed_set
+from comining.config import CONFIG_FOLDER, instantiate
+from comining.data.datamodule import DetectionData
+from comining.data.set_export import coco_content
+from comining.errors import DataError
+from comining.runs.command_line import quoted
+from comining.runs.files import write_json
+from comining.runs.result import RunResult, find_files
+
+ROUNDS = "rounds"  # in the folder of proposals
+# Of the data, what the files of a round replace.
+REPLACED = re.compile(
+    r"_target_|root|format|prepare|hint|missing_labels|names|annotated|left_out_fold|missing_val|"
+    r"val_fraction|ignore_category|difficult|check|"
+    r"(train|val|test)_(annotations|images|annotated)"
+)
+
+
+@dataclass(frozen=True)
+class Round:
+    """A training set after some decisions, and the runs on it.
+
+    Args:
+        order: in which proposals were decided on; None where none was.
+        decisions: how many were.
+        found: how many missing objects they gave back.
+        ap: AP of each run, by seed.
+    """
+
+    order: str | None
+    decisions: int
+    found: int
+    ap: Mapping[int, float]
+
+
+def perfect_decisions(
+    folder: ProposalFolder, truth: Truth, order: str, count: int
+) -> tuple[Decisions, int]:
+    """What a reviewer who makes no mistake decides on the first proposals of an order.
+
+    Returns:
+        the decisions, and how many missing objects they give back.
+    """
+    asked = in_order(folder.proposals, order)[:count]
+    _, decided = right_ones(asked, truth)
+    found = sum(one.decision != "reject" for one in decided)
+    return Decisions({one.id: one for one in decided}), found
+
+
+def judge_rounds(
+    folder: ProposalFolder,
+    truth: Truth,
+    config: Mapping[str, Any],
+    started_in: Path,
+    counts: Sequence[int],
+    orders: Sequence[str],
+    seeds: Sequence[int],
+    launcher: str | None,
+) -> tuple[str, list[Round]]:
+    """Train after no decision, and after the first ones of each order.
+
+    Runs that have finished are left alone, so that what was stopped goes on.
+
+    Args:
+        config: all options of the trainings that proposals are from.
+        started_in: what its relative paths are relative to.
+        counts: numbers of decisions.
+        launcher: a choice of ``conf/launcher`` that trains several runs at once; None: one by one.
+
+    Returns:
+        the split that AP is of, and the rounds.
+
+    Raises:
+        DataError: a training failed.
+    """
+    base = (folder.path / ROUNDS).absolute()
+    base.mkdir(exist_ok=True)
+    with contextlib.chdir(started_in):
+        options, split = _write_evaluated_splits(base, config)
+    recipe = _recipe(folder)
+    rounds = []
+    for order, count in [(None, 0), *((order, n) for n in counts for order in orders)]:
+        decisions, found = Decisions(), 0
+        if order is not None:
+            decisions, found = perfect_decisions(folder, truth, order, count)
+        name = "none" if order is None else f"{order}_{count}"
+        file = base / f"{name}.json"
+        write_coco(file, reviewed_set(folder, decisions).content)
+        training = [
+            *recipe.overrides, *options, f"data.train_annotations={quoted(str(file))}",
+            f"data.train_images={quoted(str(folder.images.absolute()))}",
+        ]  # fmt: skip
+        ap = _train(training, base / name, recipe.folder, seeds, split, launcher)
+        rounds.append(Round(order, len(decisions.of_proposal), found, ap))
+    return split, rounds
+
+
+def _recipe(folder: ProposalFolder) -> Recipe:
+    """The options of the trainings, but for those of their data and their seed."""
+    runs = [file.parent for file in find_files(folder.path / FOLDS, "result.json")]
+    recipe = Recipe.of([str(runs[0])])
+    kept = [
+        one for one in recipe.overrides if not re.match(r"[+~]*(data|sparsity|seed)\b(?!_)", one)
+    ]
+    return Recipe((*kept, "data=custom", "sparsity=full"), recipe.folder)
+
+
+def _write_evaluated_splits(base: Path, config: Mapping[str, Any]) -> tuple[list[str], str]:
+    """Leave the validation and test split as COCO files.
+
+    Returns:
+        options of the data, those of the trainings among them; and the split that AP is of.
+    """
+    today = OmegaConf.load(CONFIG_FOLDER / "data" / "base.yaml")
+    of_data: Any = OmegaConf.merge(today, config["data"])
+    of_data.left_out_fold = None
+    sparsity = instantiate(OmegaConf.create(config["sparsity"]), "sparsity")
+    data: DetectionData = instantiate(of_data, "data", sparsity=sparsity, seed=config["seed"])
+    data.setup()
+    values: Any = OmegaConf.to_container(of_data, resolve=True)
+    options = [
+        f"data.{name}={_text(value)}"
+        for name, value in values.items()
+        if not REPLACED.fullmatch(name)
+    ]
+    options += ["data.root=/", "data.annotated=fields", "data.check=exist"]
+    splits = {"val": data.val_set, "test": data.test_set}
+    for name, images in splits.items():
+        if images is None:
+            continue
+        file = base / f"{name}.json"
+        write_json(file, coco_content(images.annotations))
+        partial = "partial" if images.annotations.is_partial else "exhaustive"
+        options += [
+            f"data.{name}_annotations={quoted(str(file))}",
+            f"data.{name}_images={quoted(str(images.folder.absolute()))}",
+            f"data.{name}_annotated={partial}",
+        ]
+    return options, "val" if data.test_set is None else "test"
+
+
+def _text(value: Any) -> str:
+    return quoted(value) if isinstance(value, str) else json.dumps(value)
+
+
+def _train(
+    options: Sequence[str],
+    sweep: Path,
+    folder: Path,
+    seeds: Iterable[int],
+    split: str,
+    launcher: str | None,
+) -> dict[int, float]:
+    """The AP of a run for each seed."""
+    command = [
+        sys.executable, str(CONFIG_FOLDER.parent / "train.py"), "-m", *options,
+        f"seed={','.join(map(str, seeds))}", f"hydra.sweep.dir={quoted(str(sweep))}",
+        "hydra.sweep.subdir=seed_${seed}", "skip_finished=true", "trainer.enable_progress_bar=false",
+    ]  # fmt: skip
+    if launcher is not None:
+        command.append(f"launcher={launcher}")
+    done = subprocess.run(
+        command, cwd=folder, env={**os.environ, "HYDRA_FULL_ERROR": "0"}, check=False
+    )
+    found = {}
+    for file in find_files(sweep, "result.json"):
+        result = RunResult.read(file)
+        metrics = result.test if split == "test" else result.metrics
+        ap = None if metrics is None else metrics["AP"]
+        if result.status == "finished" and result.seed is not None and ap is not None:
+            found[result.seed] = ap
+    missing = [seed for seed in seeds if seed not in found]
+    if done.returncode or missing:
+        raise DataError(
+            f"{sweep}: a training did not come to its end (train.py ended with "
+            f"{done.returncode}); the same command goes on where it stopped"
+        )
+    return {seed: found[seed] for seed in seeds}
+
+
+def round_lines(split: str, rounds: Sequence[Round]) -> list[str]:
+    """Rounds as Markdown."""
+    seeds = list(rounds[0].ap)
+    lines = [
+        "",
+        f"AP ({split}) after training on what a reviewer without mistakes has decided, seeds "
+        f"{', '.join(map(str, seeds))}",
+        "",
+        "| order | decisions | objects given back | AP of each seed | mean |",
+        "|---|---|---|---|---|",
+    ]
+    for one in rounds:
+        each = ", ".join(f"{ap:.1f}" for ap in one.ap.values())
+        mean = sum(one.ap.values()) / len(one.ap)
+        lines.append(
+            f"| {one.order or '-'} | {one.decisions} | {one.found} | {each} | {mean:.1f} |"
+        )
+    return lines
