@@ -149,14 +149,14 @@ def test_classes_have_rates_of_their_own(built: DenseDetector, form: str) -> Non
 def test_background_fades_by_the_probability_of_an_object(
     built: DenseDetector, rate: float
 ) -> None:
-    """Times (1 - p) ** ((1 - c) / c), which is a factor without a gradient of its own."""
+    """Times c (1 - p) ** ((1 - c) / c), which is a factor without a gradient of its own."""
     outputs = random_predictions(built, 2)
     labels = built.assign(outputs, TRUTH).labels
     unsure = (built.overlap(outputs, TRUTH) < 0.1) & (labels == 3)
     ordinary, found = (
         gradient(built, rule) for rule in (None, rule_of(ready(form="fading", rate=rate)))
     )
-    factor = (1 - outputs.logits.double().sigmoid()) ** ((1 - rate) / rate)
+    factor = rate * (1 - outputs.logits.double().sigmoid()) ** ((1 - rate) / rate)
     expected = ordinary.double() * factor
     assert torch.allclose(found[unsure].double(), expected[unsure], rtol=1e-3, atol=1e-9)
 

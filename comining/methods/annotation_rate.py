@@ -34,9 +34,10 @@ class AnnotationRate(Method):
     annotated, the loss of background has one of two forms. Both let a region go whose probability p
     of an object is near 1, and pull nothing up; with a rate of 1 they are the ordinary loss.
 
-    * ``fading``: the focal loss of background, times ``(1 - p) ** ((1 - c) / c)``. There are
+    * ``fading``: the focal loss of background, times ``c * (1 - p) ** ((1 - c) / c)``. There are
       (1 - c) / c objects without an annotation for each one with it: the fewer are annotated, the
-      sooner a region is let go. No gradient goes through the factor.
+      less background counts, and the sooner a region is let go. No gradient goes through the
+      factor.
     * ``likelihood``: an object is annotated with q = c * p, and the focal loss of background is
       taken of q in place of p: ``(1 - alpha) * q ** gamma * -log(1 - q)``. It also weakens
       background of which the network is sure, by c ** (gamma + 1). On an object it is least at
@@ -165,7 +166,7 @@ class AnnotationRate(Method):
             return Background(rate=rate.to(regions.logits.dtype))
         # log(1 - p), with all digits where p is near 1
         log_background = F.logsigmoid(-regions.logits.detach())
-        fading = (log_background * self.exponents).exp() * (self.class_rates > 0)
+        fading = (log_background * self.exponents).exp() * self.class_rates
         return Background(weights=torch.where(unsure, fading, 1.0))
 
     # -- what is told ----------------------------------------------------------------------
