@@ -178,7 +178,8 @@ def _train(
     command = [
         sys.executable, str(CONFIG_FOLDER.parent / "train.py"), "-m", *options,
         f"seed={','.join(map(str, seeds))}", f"hydra.sweep.dir={quoted(str(sweep))}",
-        "hydra.sweep.subdir=seed_${seed}", "skip_finished=true", "trainer.enable_progress_bar=false",
+        "hydra.sweep.subdir=seed_${seed}", "skip_finished=true",
+        "trainer.enable_progress_bar=false",
     ]  # fmt: skip
     if launcher is not None:
         command.append(f"launcher={launcher}")
