@@ -31,7 +31,7 @@ def simulated(
         scores[(generator.random(objects) < 1 / 7) | (scores < LEAST)] = 0
         known = int(objects * rate)
         hidden = scores[known:][scores[known:] > 0]
-        false = sigmoid(np.log(LEAST / (1 - LEAST)) + generator.exponential(0.8, wrong))
+        false = sigmoid(np.log(LEAST / (1 - LEAST)) + generator.exponential(0.5, wrong))
         columns["annotated"].append(scores[:known])
         columns["unmatched"].append(np.concatenate([hidden, false]))
         right.append(np.arange(len(hidden) + wrong) < len(hidden))

@@ -2,10 +2,11 @@
 
 Detections of images that their detector was not trained on. Annotated and unannotated objects are
 alike if annotators left out what they left out by chance; then detections of both score alike, and
-how annotated objects score is known. The detections that belong to no annotation are a mixture of
-two kinds: H unannotated objects with those scores, and wrong ones, which are the fewer the higher
-the score. H, the number of missing objects, and the share of the first kind at each score, the
-probability, follow from a fit (compare Elkan and Noto, KDD 2008, and Garg et al., NeurIPS 2021).
+how annotated objects score is known. If a share r of the annotated objects has a detection that
+scores t or more, and U detections of that score belong to no annotation, at most U / r objects are
+missing; hardly fewer where t is so high that hardly any detection is wrong (best bin estimation,
+Garg et al., NeurIPS 2021; compare Elkan and Noto, KDD 2008). With their number it is known how many
+of the detections of each score are objects, which is the probability.
 """
 
 from __future__ import annotations
@@ -26,10 +27,13 @@ HIGHEST_SCORE = 0.98
 PRIOR_OBJECTS = 60.0
 # Standard deviation in bins by which a distribution is smoothed.
 SMOOTHING = 1.2
-STEPS = 300
-STEPS_AGAIN = 100  # from an end that is known
-# Missing objects for each annotated one from which the fit starts; the best end counts.
-STARTS = (0.1, 0.5, 2.0, 8.0)
+# Standard errors by which the upper end lies above an estimate; the lowest upper end is taken.
+CAREFUL = 1.0
+# Of the scores whose upper end is not higher than this times the lowest, the lowest score is taken:
+# more detections tell there, and the lowest end of many is too low by chance.
+AS_GOOD = 1.15
+# Scores at which a smaller share of the annotated objects is found are not used.
+LEAST_SHARE = 0.2
 # Of a class of which a smaller share of the annotated objects is found, nothing is estimated.
 LEAST_FOUND = 0.1
 # Nor where there would be more missing objects than this for each annotated one: a detector that
@@ -63,7 +67,7 @@ class HeldOutScores:
 
 @dataclass(frozen=True)
 class Mixture:
-    """The two kinds of detections of each class, by bins of the score.
+    """Which detections of each class are objects, by bins of the score.
 
     Args:
         centres: [BINS] of the bins, as logits.
@@ -81,14 +85,11 @@ class Mixture:
         return np.asarray(np.interp(_logit(scores), self.centres, self.probability[label]))
 
 
-def fit(
-    scores: HeldOutScores, weights: Floats | None = None, near: Mixture | None = None
-) -> Mixture:
+def fit(scores: HeldOutScores, weights: Floats | None = None) -> Mixture:
     """Tell objects from wrong detections.
 
     Args:
         weights: [N] how often each image counts; None: once.
-        near: the fit begins at its missing objects, and ends sooner.
     """
     once = np.ones(scores.num_images) if weights is None else weights
     edges = np.linspace(
@@ -103,25 +104,22 @@ def fit(
             (scores.unmatched, scores.unmatched_image),
         )
     )
-    pooled = _smooth(found.sum(axis=0)) / max(objects.sum(), 1.0)
-    centres = (edges[1:] + edges[:-1]) / 2
+    pooled = found.sum(axis=0) / max(objects.sum(), 1.0)
     missing = np.full(count, np.nan)
     probability = np.zeros((count, BINS))
     for label in range(count):
         if found[label].sum() <= LEAST_FOUND * objects[label]:
             continue
-        own = _smooth(found[label]) + PRIOR_OBJECTS * pooled
-        shape = own / (objects[label] + PRIOR_OBJECTS)
-        starts = [start * objects[label] for start in STARTS]
-        if near is not None and np.isfinite(near.missing[label]):
-            starts = [max(float(near.missing[label]), 1e-3)]
-        steps = STEPS if near is None else STEPS_AGAIN
-        number, right = _two_kinds(seen[label], shape, centres, starts, steps)
+        number_seen = objects[label] + PRIOR_OBJECTS
+        shape = (found[label] + PRIOR_OBJECTS * pooled) / number_seen
+        number = _missing(seen[label], shape, number_seen)
         if number > MOST_MISSING * objects[label]:
             continue
         missing[label] = number
-        probability[label] = np.maximum.accumulate(right)
-    return Mixture(centres, missing, probability)
+        smooth = _smooth(seen[label])
+        right = number * _smooth(shape) / np.maximum(smooth, 1e-12)
+        probability[label] = _rising(np.minimum(right, 1.0), smooth + 1e-12)
+    return Mixture((edges[1:] + edges[:-1]) / 2, missing, probability)
 
 
 def rates(scores: HeldOutScores, mixture: Mixture) -> tuple[Floats, Floats, Floats]:
@@ -136,7 +134,7 @@ def rates(scores: HeldOutScores, mixture: Mixture) -> tuple[Floats, Floats, Floa
         chosen = generator.integers(scores.num_images, size=scores.num_images)
         weights = np.bincount(chosen, minlength=scores.num_images).astype(np.float64)
         number = np.array([weights[image].sum() for image in scores.annotated_image])
-        drawn.append(_share(number, fit(scores, weights, mixture).missing))
+        drawn.append(_share(number, fit(scores, weights).missing))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of a class without an estimate
         low, high = np.nanquantile(np.stack(drawn), INTERVAL, axis=0)
@@ -149,55 +147,40 @@ def _share(annotated: Floats, missing: Floats) -> Floats:
         return annotated / (annotated + missing)
 
 
-def _two_kinds(
-    seen: Floats, shape: Floats, centres: Floats, starts: Sequence[float], steps: int
-) -> tuple[float, Floats]:
-    """Fit ``seen = H * shape + exp(a + b * centre)``, with b <= 0, by expectation maximisation.
+def _missing(seen: Floats, shape: Floats, number_seen: float) -> float:
+    """How many objects are missing, by the scores that tell it best.
 
     Args:
-        seen: [BINS] detections of a class.
+        seen: [BINS] detections that belong to no annotation.
         shape: [BINS] the share of objects whose best detection is in the bin.
-        starts: where H begins; the best end counts.
-
-    Returns:
-        H, and [BINS] the share of objects in each bin.
+        number_seen: of how many objects that share is known.
     """
-    best: tuple[float, float, Floats] | None = None
-    for start in starts:
-        number = start
-        level, slope = np.log(seen.sum() / len(seen) + 1e-3), -1.0
-        for _ in range(steps):
-            right = number * shape
-            wrong = np.exp(np.clip(level + slope * centres, -30, 30))
-            share = right / (right + wrong + 1e-12)
-            number = float((seen * share).sum() / max(shape.sum(), 1e-9))
-            level, slope = _log_linear(seen * (1 - share), centres, level, slope)
-        expected = number * shape + np.exp(np.clip(level + slope * centres, -30, 30))
-        likelihood = float((seen * np.log(expected + 1e-12) - expected).sum())
-        if best is None or likelihood > best[0]:
-            best = (likelihood, number, share)
-    if best is None:
-        raise ValueError("there is no start")
-    return best[1], best[2]
+    above = np.cumsum(seen[::-1])[::-1]
+    share = np.cumsum(shape[::-1])[::-1]
+    usable = share >= min(LEAST_SHARE, share[0] / 2)
+    above, share = above[usable], share[usable]
+    error = np.sqrt(1 / (share * number_seen) + 1 / (above + 1))
+    upper = (above + 1) / share * np.exp(CAREFUL * error)
+    best = int(np.flatnonzero(upper <= AS_GOOD * upper.min())[0])
+    return float(above[best] / share[best])
 
 
-def _log_linear(counts: Floats, centres: Floats, level: float, slope: float) -> tuple[float, float]:
-    """One Newton step of a Poisson regression of counts on centres, with a slope of at most 0."""
-    expected = np.exp(np.clip(level + slope * centres, -30, 30))
-    rest = counts - expected
-    gradient = np.array([rest.sum(), (rest * centres).sum()])
-    curvature = np.array(
-        [
-            [expected.sum(), (expected * centres).sum()],
-            [(expected * centres).sum(), (expected * centres**2).sum()],
-        ]
-    )
-    step = np.linalg.solve(curvature + 1e-6 * np.eye(2), gradient)
-    step *= min(1.0, 1.0 / max(np.abs(step).max(), 1e-12))
-    level, slope = level + step[0], slope + step[1]
-    if slope > 0:  # then the level alone
-        level, slope = float(np.log(counts.mean() + 1e-12)), 0.0
-    return float(level), float(slope)
+def _rising(values: Floats, weights: Floats) -> Floats:
+    """The rising values that are nearest to some (isotonic regression: pool adjacent violators)."""
+    means: list[float] = []
+    masses: list[float] = []
+    lengths: list[int] = []
+    for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
+        length = 1
+        while means and means[-1] > value:
+            mean, mass = means.pop(), masses.pop()
+            value = (mean * mass + value * weight) / (mass + weight)
+            weight += mass
+            length += lengths.pop()
+        means.append(value)
+        masses.append(weight)
+        lengths.append(length)
+    return np.repeat(means, lengths)
 
 
 def _logit(scores: Floats) -> Floats:
