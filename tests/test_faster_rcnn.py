@@ -219,3 +219,26 @@ def test_images_without_objects_and_without_samples_train(built: FasterRCNNDetec
         assert all(torch.isfinite(gradient).all() for gradient in gradients)
         assert losses["box"] == losses["rpn_box"] == 0
         assert (total > 0) == (knowledge is None)
+
+
+def test_in_bf16_the_losses_are_near_and_what_leaves_the_network_is_float32(
+    built: FasterRCNNDetector,
+) -> None:
+    batch = images(3, 96, 144)
+    # The same proposals for both, which are chosen by rank.
+    exact = built.predict(batch)
+    losses = built.losses(exact, TRUTH)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = built.predict(batch)
+        assert rounded.features["0"].dtype == torch.bfloat16
+        for one in (rounded.objectness, rounded.deltas, rounded.anchors, *rounded.proposals):
+            assert one.dtype == torch.float32
+        assert torch.equal(rounded.anchors, exact.anchors)
+        rounded.proposals, rounded.proposal_scores = exact.proposals, exact.proposal_scores
+        found = built.candidates(rounded, 0.0)
+        assert found.boxes.dtype == found.known_scores.dtype == torch.float32
+        for name, loss in built.losses(rounded, TRUTH).items():
+            assert loss.dtype == torch.float32
+            torch.testing.assert_close(loss, losses[name], rtol=0.05, atol=1e-3)
+            loss.backward(retain_graph=True)
+    assert all(torch.isfinite(p.grad).all() for p in built.parameters() if p.grad is not None)

@@ -72,17 +72,20 @@ class Doubtful(NamedTuple):
         objectness: its probability of an object exceeds this,
         overlap: while the IoU with every annotation is at most this.
         annotated: the annotations of B images.
+        incomplete: of the B images, which of them may hold such objects.
     """
 
     objectness: float
     overlap: float
     annotated: Boxes
+    incomplete: Sequence[bool]
 
     def among(self, boxes: Sequence[Tensor], probability: Sequence[Tensor]) -> list[Tensor]:
         """Masks [n] of boxes [n, 4] with the probabilities [n] of an object, for each image."""
         return [
             (scores > self.objectness)
             & (largest_overlap(own, self.annotated.of_image(image))[0] <= self.overlap)
+            & self.incomplete[image]
             for image, (own, scores) in enumerate(zip(boxes, probability, strict=True))
         ]
 
