@@ -15,7 +15,6 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.ops.poolers import initLevelMapper
 
-from comining.data.seeding import derive_seed
 from comining.detectors.backbones import Backbone
 from comining.detectors.detector import BackgroundRule
 from comining.detectors.losses import normalizer
@@ -43,6 +42,8 @@ from comining.structures import IGNORED, Boxes, Knowledge
 
 # Side of anchors of scale 1 at the finest level, px: the stride of P3.
 ANCHOR_UNIT = 8
+# They draw from different seeds.
+STAGES = ("rpn", "roi")
 # How boxes are pooled (Lin et al. 2017, FPN, Eq. 1): one of 224 px from the level of stride 16.
 CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4
 
@@ -224,7 +225,7 @@ class FasterRCNNDetector(TorchvisionDetector):
         Background comes first, as in torchvision.
         """
         logits, deltas = self.net.roi_heads.box_predictor(self.box_features(predictions, boxes))
-        return logits.float(), deltas.float().view(len(logits), -1, 4)
+        return logits.float(), deltas.float().view(len(logits), 1 + self.num_classes, 4)
 
     def _detections(
         self, predictions: TwoStagePredictions, sizes: list[tuple[int, int]]
@@ -281,7 +282,7 @@ class FasterRCNNDetector(TorchvisionDetector):
 
     def _seeds(self, stage: str, count: int) -> list[int]:
         seeds = range(count) if self.seeds is None else self.seeds
-        return [derive_seed(stage, seed) for seed in seeds]
+        return [2 * seed + STAGES.index(stage) for seed in seeds]
 
     def _rpn_losses(
         self,
