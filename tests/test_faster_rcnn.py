@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 from comining.detectors.faster_rcnn import FasterRCNNDetector
-from comining.detectors.proposals import Samples, padded_rows, sample
+from comining.detectors.region_samples import Samples, padded_rows, sample
 from comining.structures import Boxes, Knowledge
 from tests.helpers import boxes, detector, images
 

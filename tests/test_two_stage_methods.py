@@ -14,7 +14,7 @@ from comining.data.box_erasing import BoxErasing
 from comining.data.strong_view import FILL
 from comining.detectors.detector import Background, Regions
 from comining.detectors.faster_rcnn import FasterRCNNDetector
-from comining.detectors.proposals import Doubtful
+from comining.detectors.region_samples import Doubtful
 from comining.detectors.stages import (
     StageRegions,
     classification_loss,
@@ -348,7 +348,7 @@ def sure_of(built: FasterRCNNDetector, monkeypatch: pytest.MonkeyPatch, box: lis
 def test_what_a_view_finds_trains_both_stages_of_the_other(
     built: FasterRCNNDetector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    box = [48.0, 32.0, 80.0, 64.0]  # where an anchor lies
+    box = [50.0, 33.0, 82.0, 64.0]  # near an anchor, but no proposal of the other view
     sure_of(built, monkeypatch, box)
     calls: list[int] = []
     built.net.backbone.register_forward_hook(lambda *_: calls.append(1))

@@ -18,7 +18,7 @@ from torchvision.ops.poolers import initLevelMapper
 from comining.detectors.backbones import Backbone
 from comining.detectors.detector import BackgroundRule
 from comining.detectors.losses import normalizer
-from comining.detectors.proposals import (
+from comining.detectors.region_samples import (
     Doubtful,
     Samples,
     TwoStagePredictions,

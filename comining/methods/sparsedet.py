@@ -14,7 +14,7 @@ from comining.data.views import SecondView
 from comining.detectors.detector import Detector
 from comining.detectors.faster_rcnn import FasterRCNNDetector
 from comining.detectors.losses import normalizer
-from comining.detectors.proposals import Doubtful, TwoStagePredictions
+from comining.detectors.region_samples import Doubtful, TwoStagePredictions
 from comining.methods.method import Method, RunInfo, Supervision
 from comining.methods.mining import Miner
 from comining.option_types import Fraction, NonNegativeFloat, NonNegativeInt
