@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from comining.config import instantiate
+from comining.config import instantiate, locate
 from comining.data.sampler import check_batch_size
 from comining.runs.checkpoint import build_detector, describe
 from comining.runs.command_line import command_line
@@ -51,6 +51,9 @@ def main(cfg: DictConfig, config: dict[str, Any], run: Run) -> Mapping[str, Any]
             "checkpoint",
         )
     )
+    choices = HydraConfig.get().runtime.choices
+    kind = locate(cfg.detector._target_, "detector")
+    method.check_detector(kind, choices.get("method"), choices.get("detector"))
     data = instantiate(cfg.data, "data", sparsity=sparsity, seed=cfg.seed)
     tracker = TrackerGroup([MetricsFile(run.path), instantiate(cfg.logger, "logger")])
     pictures = instantiate(cfg.pictures, "pictures", tracker=tracker)

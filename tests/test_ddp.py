@@ -61,6 +61,18 @@ def test_two_processes_train_the_same_network(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["comining", "sparsedet"])
+def test_two_processes_sample_the_same_in_both_stages(tmp_path: Path, method: str) -> None:
+    options = ["detector=faster_rcnn", f"method={method}", "tau=0.1"]
+    if method == "sparsedet":
+        options += ["method.start=0", "method.objectness=0.3"]
+    for name, more in (("one", ()), ("two", TWO)):
+        done = train(tmp_path, f"hydra.run.dir={name}", *options, *more)
+        assert done.returncode == 0, done.stderr
+    compare(tmp_path / "one", tmp_path / "two", mining=0)
+
+
+@pytest.mark.slow
 def test_two_machines_by_torchrun(folder: Path) -> None:
     """``torchrun --nnodes=2``, both nodes here; the name of the directory is the first one's."""
     rendezvous = ("--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1")

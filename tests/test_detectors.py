@@ -12,6 +12,7 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
 import comining.detectors.dense as base
+import comining.detectors.torchvision_detector as shared
 from comining.detectors.dense import DenseDetector
 from comining.detectors.detector import Background, Regions
 from comining.ops import resized_shape
@@ -78,7 +79,7 @@ def test_anchors_are_made_once_for_a_padded_shape(
     assert built.predict(images(3, 64, 96)).anchors is first  # both are padded to 64 x 96
     others = [built.predict(images(1, 64, 128)).anchors, built.predict(images(1, 96, 64)).anchors]
     assert all(not torch.equal(first, one) for one in others)
-    monkeypatch.setattr(base, "MAX_ANCHOR_SHAPES", 3)
+    monkeypatch.setattr(shared, "MAX_ANCHOR_SHAPES", 3)
     built.predict(images(1, 32, 32))
     assert len(built.anchors_of) == 3
     again = built.predict(images(1, 64, 96)).anchors

@@ -57,7 +57,7 @@ def test_frozen_parameters_are_in_no_group() -> None:
 
 
 @pytest.mark.parametrize("backbone", [["backbone=slim"], FROM_SCRATCH], ids=["slim", "resnet18"])
-@pytest.mark.parametrize("name", ["retinanet", "fcos"])
+@pytest.mark.parametrize("name", ["retinanet", "fcos", "faster_rcnn"])
 def test_every_parameter_is_in_the_one_group_that_fits_it(name: str, backbone: list[str]) -> None:
     built = detector(name, 3, *backbone)
     groups = built.parameter_groups(0.1, False)

@@ -199,7 +199,7 @@ def test_figures_are_those_of_the_results() -> None:
         for row in rows:
             assert row in results, (name, row)
     assert set(shown["README"]) < set(shown["docs/results.md"])
-    claimed = re.findall(r"\*\*([\d.]+) AP\*\*", README.split("## ")[0])
+    claimed = re.findall(r"\*\*([\d.]+)\s+AP\*\*", README.split("## ")[0])
     gains = [
         row.split("|")[4].split()[0]
         for row in shown["README"]

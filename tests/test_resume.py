@@ -88,6 +88,23 @@ def kills_change_nothing(tmp_path: Path, workers: int, name: str, kills: int) ->
     same(tmp_path / "whole", tmp_path / "killed")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["comining", "sparsedet"])
+def test_a_resumed_run_of_two_stages_draws_the_same_samples(tmp_path: Path, method: str) -> None:
+    options = ["detector=faster_rcnn", f"method={method}", "tau=0.1", "checkpoint.every_n_steps=1"]
+    if method == "sparsedet":
+        options += ["method.start=0.5", "method.objectness=0.3"]
+    done = train(tmp_path, "hydra.run.dir=whole", *options)
+    assert done.returncode == 0, done.stderr
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    (tmp_path / "again" / "result.json").unlink()
+    checkpoints = tmp_path / "again" / "checkpoints"
+    shutil.copy(checkpoints / "step_000002.ckpt", checkpoints / "last.ckpt")
+    done = train(tmp_path, "resume=again")
+    assert done.returncode == 0, done.stderr
+    same(tmp_path / "whole", tmp_path / "again")
+
+
 # -- stopping on request -----------------------------------------------------------------
 
 

@@ -15,14 +15,16 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 from torchvision.models.detection import (
+    FasterRCNN_ResNet50_FPN_Weights,
     FCOS_ResNet50_FPN_Weights,
     RetinaNet_ResNet50_FPN_Weights,
+    fasterrcnn_resnet50_fpn,
     fcos_resnet50_fpn,
     retinanet_resnet50_fpn,
 )
 
 from comining.data.annotations import Categories
-from comining.detectors.dense import DenseDetector
+from comining.detectors.detector import Detector
 from comining.detectors.transfer import take_over
 from comining.errors import CheckpointError, ConfigError
 from comining.runs.checkpoint import build_detector, describe
@@ -33,9 +35,14 @@ from tests.helpers import composed, images
 from tests.test_bad_input import Pwned
 from tests.test_train import train
 
-NAMES = ["retinanet", "fcos"]
-BUILDERS: dict[str, Any] = {"retinanet": retinanet_resnet50_fpn, "fcos": fcos_resnet50_fpn}
-SETS = {
+NAMES = ["retinanet", "fcos", "faster_rcnn"]
+BUILDERS: dict[str, Any] = {
+    "retinanet": retinanet_resnet50_fpn,
+    "fcos": fcos_resnet50_fpn,
+    "faster_rcnn": fasterrcnn_resnet50_fpn,
+}
+SETS: dict[str, Any] = {
+    "faster_rcnn": FasterRCNN_ResNet50_FPN_Weights.COCO_V1,
     "retinanet": RetinaNet_ResNet50_FPN_Weights.COCO_V1,
     "fcos": FCOS_ResNet50_FPN_Weights.COCO_V1,
 }
@@ -43,6 +50,7 @@ CATEGORIES: list[str] = SETS["fcos"].meta["categories"]
 NO_CLASS = [label for label, name in enumerate(CATEGORIES) if name in ("__background__", "N/A")]
 R50 = ["backbone=resnet50", "data.min_size=96", "data.max_size=160"]
 LAYER = "head.classification_head.cls_logits"
+SCORES, BOXES = (f"roi_heads.box_predictor.{name}" for name in ("cls_score", "bbox_pred"))
 
 
 def configuration(*overrides: str) -> dict[str, Any]:
@@ -50,11 +58,9 @@ def configuration(*overrides: str) -> dict[str, Any]:
     return config  # type: ignore[no-any-return]
 
 
-def built(config: dict[str, Any], num_classes: int) -> DenseDetector:
+def built(config: dict[str, Any], num_classes: int) -> Detector:
     torch.manual_seed(1)
-    detector = build_detector(config, num_classes, pretrained=False)
-    assert isinstance(detector, DenseDetector)
-    return detector
+    return build_detector(config, num_classes, pretrained=False)
 
 
 def start(config: dict[str, Any]) -> StartWeights:
@@ -80,6 +86,10 @@ def stand_in(name: str) -> dict[str, Tensor]:
     # So small a variance that an eps of 1e-5 would be half of it.
     state["backbone.body.bn1.running_var"].fill_(2e-5)
     state["backbone.body.bn1.weight"].fill_(2e-5**0.5)
+    if name == "faster_rcnn":
+        state[f"{SCORES}.weight"].normal_(std=0.3)
+        state[f"{SCORES}.bias"][[label for label in NO_CLASS if label]] = -100.0
+        return state
     state[f"{LAYER}.weight"].normal_(std=0.05)
     state[f"{LAYER}.bias"].uniform_(-3, -1)
     state[f"{LAYER}.bias"].view(-1, 91)[:, NO_CLASS] = -100.0  # as trained ones
@@ -116,9 +126,10 @@ def test_all_of_cocos_classes_detect_what_torchvisions_network_detects(
     assert lines[0].startswith("weights=coco: 80 of 80 classes kept by name: airplane, apple, ")
     assert lines[0].endswith(" and 60 more")
     assert len(lines) == 1
-    theirs = BUILDERS[name](
-        weights=SETS[name], min_size=96, max_size=160, score_thresh=0.0, detections_per_img=100
-    ).eval()
+    options = {"score_thresh": 0.0, "detections_per_img": 100}
+    if name == "faster_rcnn":
+        options = {f"box_{option}": value for option, value in options.items()}
+    theirs = BUILDERS[name](weights=SETS[name], min_size=96, max_size=160, **options).eval()
     ours.eval()
     for image in images(2, 96, 128):
         found = ours.detect([image])
@@ -132,7 +143,7 @@ def test_all_of_cocos_classes_detect_what_torchvisions_network_detects(
         assert given == [CATEGORIES[label] for label in expected["labels"].tolist()]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["retinanet", "fcos"])
 def test_rows_are_kept_by_name_and_others_start_untrained(fetched: list[str], name: str) -> None:
     config = configuration(*R50, f"detector={name}", "weights=coco")
     names = ["zebra", "wheel", "Car", "N/A"]
@@ -163,6 +174,42 @@ def test_rows_are_kept_by_name_and_others_start_untrained(fetched: list[str], na
     for key in others:
         expected = given[key] - eps if key.endswith("running_var") else given[key]
         assert torch.equal(state[key], expected), key
+
+
+def test_rows_of_a_two_stage_network_are_kept_with_those_of_its_boxes_and_background(
+    fetched: list[str],
+) -> None:
+    config = configuration(*R50, "detector=faster_rcnn", "weights=coco")
+    ours, fresh = built(config, 3), built(config, 3)
+    facts, _ = start(config).load_into(ours, ["zebra", "wheel", "Car"])
+    assert facts == {"from": "coco", "classes_kept": 2, "classes": 3}
+    state, first, given = ours.net.state_dict(), fresh.net.state_dict(), stand_in("faster_rcnn")
+    # Background comes first, here and there.
+    sources = {0: 0, 1: CATEGORIES.index("zebra"), 3: CATEGORIES.index("car")}
+    for part in ("weight", "bias"):
+        for layer, values in ((SCORES, 1), (BOXES, 4)):
+            key = f"{layer}.{part}"
+            own, anew = (weights[key].view(4, values, -1) for weights in (state, first))
+            theirs = given[key].view(91, values, -1)
+            for row, source in sources.items():
+                assert torch.equal(own[row], theirs[source])
+            assert torch.equal(own[2], anew[2])
+    others = {key for key in state if not key.startswith((SCORES, BOXES))}
+    for key in others:  # torchvision builds it with an eps of 0 for these weights, ours is 1e-5
+        expected = given[key] - 1e-5 if key.endswith("running_var") else given[key]
+        assert torch.equal(state[key], expected), key
+
+
+def test_a_two_stage_network_needs_its_own_pyramid(fetched: list[str]) -> None:
+    options = ["detector=faster_rcnn", "weights=coco"]
+    for changed in ("backbone.extra_levels_from=p5", "detector.representation_size=512"):
+        with pytest.raises(ConfigError) as refused:
+            start(configuration(*R50, *options, changed))
+        assert str(refused.value).endswith(
+            "FasterRCNN needs backbone=resnet50 backbone.extra_levels_from=pool "
+            "detector.representation_size=1024"
+        )
+    assert not fetched
 
 
 def test_batch_norm_that_learns_starts_from_frozen_one(fetched: list[str]) -> None:
@@ -275,9 +322,7 @@ def test_names_match_in_whatever_case() -> None:
 # -- checkpoints of ours -----------------------------------------------------------------
 
 
-def save(
-    file: Path, names: Sequence[str], *overrides: str, deployed: str = "detector"
-) -> DenseDetector:
+def save(file: Path, names: Sequence[str], *overrides: str, deployed: str = "detector") -> Detector:
     """A checkpoint, and the detector that is evaluated in it; a second network is in there, too."""
     config = configuration(*overrides)
     torch.manual_seed(5)
@@ -295,7 +340,7 @@ def save(
     }
     torch.save(content, file)
     found = parts[deployed]
-    assert isinstance(found, DenseDetector)
+    assert isinstance(found, Detector)
     return found
 
 

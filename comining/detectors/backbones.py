@@ -90,9 +90,9 @@ def resnet_fpn(
     weights: str | None,
     norm: Norm,
     trainable_layers: Annotated[int, Field(ge=0, le=5)],
-    extra_levels_from: Literal["p5", "c5"],
+    extra_levels_from: Literal["p5", "c5", "pool"],
 ) -> Backbone:
-    """ResNet-FPN with levels P3 to P7, as RetinaNet and FCOS use it.
+    """ResNet-FPN with levels P3 to P7, as RetinaNet and FCOS use it, or P2 to P6.
 
     Args:
         weights: a weight set of torchvision (``IMAGENET1K_V1``), downloaded once, or None.
@@ -100,7 +100,8 @@ def resnet_fpn(
             is for training from scratch.
         trainable_layers: 3 freezes the stem and layer1, 5 trains all.
         extra_levels_from: P6 and P7 are made from ``c5`` in the authors' code and from ``p5`` in
-            torchvision's builders; weights load into those builders with ``p5`` only.
+            torchvision's builders; weights load into those builders with ``p5`` only. ``pool`` is
+            the pyramid of Faster R-CNN, P2 to P5 and P6 pooled from P5.
 
     Raises:
         ConnectionError: the weights are neither cached nor reachable.
@@ -111,14 +112,19 @@ def resnet_fpn(
         known = ", ".join(get_model_weights(name).__members__)
         raise ValueError(f"backbone.weights={weights}: {name} has {known}, or null") from None
     channels = 512 if name in ("resnet18", "resnet34") else 2048
-    top = LastLevelP6P7(256 if extra_levels_from == "p5" else channels, 256)
+    pooled = extra_levels_from == "pool"
+    top: nn.Module = (
+        LastLevelMaxPool()
+        if pooled
+        else LastLevelP6P7(256 if extra_levels_from == "p5" else channels, 256)
+    )
     try:
         net = resnet_fpn_backbone(
             backbone_name=name,
             weights=weight_set,
             norm_layer=NORMS[norm],
             trainable_layers=trainable_layers,
-            returned_layers=[2, 3, 4],
+            returned_layers=[1, 2, 3, 4] if pooled else [2, 3, 4],
             extra_blocks=top,
         )
     except (URLError, TimeoutError) as error:
@@ -128,7 +134,7 @@ def resnet_fpn(
             "or train from scratch with backbone.weights=null backbone.norm=batch "
             "backbone.trainable_layers=5"
         ) from error
-    return Backbone(net, strides=(8, 16, 32, 64, 128))
+    return Backbone(net, strides=(4, 8, 16, 32, 64) if pooled else (8, 16, 32, 64, 128))
 
 
 class SlimResNet(nn.Module):

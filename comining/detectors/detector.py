@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from comining.structures import Boxes, Knowledge, Predictions
@@ -27,12 +28,18 @@ class Regions(ABC):
         labels: [B, A] int64, what each region is trained to: class, K background, -1 ignored.
         anchors: [A, 4] or [B, A, 4], where the regions lie before anything is predicted; a point
             is the square around it with the stride as its side.
+        exclusive: the classes exclude each other and background: probabilities are a softmax over
+            the logits and a 0 for background. Else every class has a sigmoid of its own.
+        pooled: K is 1 and stands for an object of any class: the anchors of a region proposal
+            network.
     """
 
     logits: Tensor
     targets: Boxes
     labels: Tensor
     anchors: Tensor
+    exclusive: bool = False
+    pooled: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -48,6 +55,27 @@ class Regions(ABC):
     def negative(self) -> Tensor:
         """[B, A] bool: trained as background."""
         return self.labels == self.num_classes
+
+    def faded(self, exponents: Tensor) -> Tensor:
+        """``(1 - p) ** exponent``, a weight without gradient that falls with the probability p.
+
+        Args:
+            exponents: one for each class of the data; where classes are pooled, the largest counts.
+
+        Returns:
+            [B, A, K], p the probability of each class. Where classes exclude each other [B, A, 1]:
+            p is the probability of any object, and the exponent the mean over the classes,
+            weighted by their probabilities.
+        """
+        logits = self.logits.detach()
+        if not self.exclusive:
+            # log(1 - p), with all digits where p is near 1
+            return (F.logsigmoid(-logits) * exponents).exp()
+        if self.pooled:
+            exponents = exponents.amax().unsqueeze(0)
+        log_background = -F.pad(logits, (1, 0)).logsumexp(dim=-1, keepdim=True)
+        exponent = (logits.softmax(dim=-1) * exponents).sum(dim=-1, keepdim=True)
+        return (log_background * exponent).exp()
 
     @abstractmethod
     def overlap(self, boxes: Boxes) -> Tensor:
@@ -71,6 +99,12 @@ class Background:
 
     Soft Sampling weights negatives, background recalibration replaces their loss, part-aware
     sampling silences classes. Neither part sends a gradient through boxes.
+
+    Where classes exclude each other (:attr:`Regions.exclusive`), the loss of background is
+    ``-w * log(p_bg + sum of (1 - r_k) * p_k)``, r_k the rate of a class. Of weights [B, A, K], w is
+    the largest, and r_k is multiplied by the ratio of the own one to it: a class of weight 0 is
+    neither pulled up nor pushed down beside background. Targets count with the weight of their
+    class.
     """
 
     weights: Tensor | None = None  # [B, A] or [B, A, K], a factor on the classification loss
@@ -103,6 +137,13 @@ class Detector(nn.Module, ABC):
 
         Args:
             images: B times [3, H, W] uint8, already at the size that the network shall see.
+        """
+
+    def seed_samples(self, seeds: Sequence[int]) -> None:
+        """Say what the random choices of the next losses depend on; for detectors that make some.
+
+        Args:
+            seeds: of the B images of a branch.
         """
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Which class scores of a dense detector have no loss, by what is known of their images."""
+"""Which class scores of a detector have no loss, by what is known of their images."""
 
 from __future__ import annotations
 
@@ -19,21 +19,25 @@ def silent_entries(knowledge: Knowledge, anchors: Tensor, assignment: Assignment
     Args:
         anchors: [A, 4], a point as the square around it with the stride as its side.
     """
-    ignored = knowledge.ignored
     size = (*assignment.labels.shape, assignment.num_classes)
     silent = (knowledge.rate == 0).unsqueeze(1).expand(size).contiguous()
-    for image, count in enumerate(ignored.counts):
-        if not count:
-            continue
-        regions = ignored.of_image(image)
-        inside = share_inside(anchors, regions.boxes) > knowledge.overlap  # [G, A]
-        for_all = (regions.labels < 0).unsqueeze(1)
-        silent[image] |= (inside & for_all).any(dim=0).unsqueeze(1)
-        one_hot = F.one_hot(regions.labels.clamp(min=0), size[-1]) * ~for_all  # [G, K]
-        silent[image] |= (inside.T.float() @ one_hot.float()) > 0
+    for image, count in enumerate(knowledge.ignored.counts):
+        if count:
+            silent[image] |= in_ignored(knowledge, image, anchors)
     if knowledge.exclusive:
         return silent & ~assignment.positive.unsqueeze(-1)
     return without_own_entries(silent, assignment)
+
+
+def in_ignored(knowledge: Knowledge, image: int, anchors: Tensor) -> Tensor:
+    """Which anchors [A, 4] lie in an ignored region of an image, by class [A, K]."""
+    regions = knowledge.ignored.of_image(image)
+    num_classes = knowledge.rate.shape[1]
+    inside = share_inside(anchors, regions.boxes) > knowledge.overlap  # [G, A]
+    for_all = (regions.labels < 0).unsqueeze(1)
+    one_hot = F.one_hot(regions.labels.clamp(min=0), num_classes) * ~for_all  # [G, K]
+    of_class = (inside.T.float() @ one_hot.float()) > 0
+    return of_class | (inside & for_all).any(dim=0).unsqueeze(1)
 
 
 def without_own_entries(entries: Tensor, assignment: Assignment) -> Tensor:

@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.ops import FrozenBatchNorm2d
 
-# The layer of torchvision's RetinaNet and FCOS that has a row for each class: [A * K, C, 3, 3],
-# anchor after anchor.
-CLASS_LAYER = "head.classification_head.cls_logits"
+
+class ClassLayer(NamedTuple):
+    """A layer with rows for each class: its outputs are [A, K, values], of each of A anchors.
+
+    Attributes:
+        name: in the state dict.
+        values: of each class.
+        background: 1 if background is a class, which comes first, else 0.
+    """
+
+    name: str
+    values: int = 1
+    background: int = 0
+
+
+# Of torchvision's networks.
+_DENSE = (ClassLayer("head.classification_head.cls_logits"),)
+CLASS_LAYERS: dict[type, tuple[ClassLayer, ...]] = {
+    RetinaNet: _DENSE,
+    FCOS: _DENSE,
+    FasterRCNN: (
+        ClassLayer("roi_heads.box_predictor.cls_score", background=1),
+        ClassLayer("roi_heads.box_predictor.bbox_pred", values=4, background=1),
+    ),
+}
 # How many batches a norm has seen; frozen ones do not count.
 COUNTER = "num_batches_tracked"
 
@@ -22,7 +45,7 @@ def difference(net: nn.Module, source: nn.Module) -> str | None:
     The number of classes may differ.
 
     Args:
-        net, source: torchvision's RetinaNet or FCOS.
+        net, source: of a type in :data:`CLASS_LAYERS`.
     """
     here, there = shapes(net), shapes(source)
     found = [f"they lack {name}" for name in here if name not in there]
@@ -47,19 +70,28 @@ def difference(net: nn.Module, source: nn.Module) -> str | None:
 
 
 def shapes(net: nn.Module) -> dict[str, list[int]]:
-    """The shape of every weight; that of the class layer for one class."""
+    """The shape of every weight; those of class layers for one class."""
     found = {}
     for name, value in net.state_dict().items():
         shape = list(value.shape)
-        if name.startswith(f"{CLASS_LAYER}."):
-            shape[0] //= num_classes(net)
+        layer = _class_layer(net, name)
+        if layer is not None:
+            shape[0] //= num_classes(net) + layer.background
         if not name.endswith(COUNTER):
             found[name] = shape
     return found
 
 
+def _class_layer(net: nn.Module, name: str) -> ClassLayer | None:
+    """The class layer that a weight belongs to."""
+    layers = CLASS_LAYERS[type(net)]
+    return next((layer for layer in layers if name.startswith(f"{layer.name}.")), None)
+
+
 def num_classes(net: Any) -> int:
-    """K of torchvision's RetinaNet or FCOS."""
+    """K of one of torchvision's networks."""
+    if isinstance(net, FasterRCNN):
+        return int(net.roi_heads.box_predictor.cls_score.out_features) - 1
     return int(net.head.classification_head.num_classes)
 
 
@@ -76,10 +108,14 @@ def take_over(net: nn.Module, source: nn.Module, classes: Mapping[int, int]) -> 
         classes: label of ``net`` to label of ``source``.
     """
     given = source.state_dict()
-    own, other = list(classes.keys()), list(classes.values())
     for name, value in net.state_dict().items():
-        if name.startswith(f"{CLASS_LAYER}."):
-            rows(value, num_classes(net))[:, own] = rows(given[name], num_classes(source))[:, other]
+        layer = _class_layer(net, name)
+        if layer is not None:
+            first = layer.background
+            own = [*range(first), *(label + first for label in classes)]
+            other = [*range(first), *(label + first for label in classes.values())]
+            taken = rows(given[name], num_classes(source) + first, layer.values)
+            rows(value, num_classes(net) + first, layer.values)[:, own] = taken[:, other]
         elif name in given:
             value.copy_(given[name])
     norm: Any
@@ -89,6 +125,7 @@ def take_over(net: nn.Module, source: nn.Module, classes: Mapping[int, int]) -> 
             norm.running_var += before.eps - norm.eps
 
 
-def rows(value: Tensor, count: int) -> Tensor:
-    """A weight or bias [A * K, ...] of the class layer as [A, K, ...]; a view."""
-    return value.view(-1, count, *value.shape[1:])
+def rows(value: Tensor, count: int, values: int = 1) -> Tensor:
+    """A weight or bias [A * count * values, ...] of a class layer as [A, count, values, ...]; a
+    view."""
+    return value.view(-1, count, values, *value.shape[1:])

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from comining.data.datamodule import DetectionData
@@ -42,6 +41,12 @@ class AnnotationRate(Method):
       taken of q in place of p: ``(1 - alpha) * q ** gamma * -log(1 - q)``. It also weakens
       background of which the network is sure, by c ** (gamma + 1). On an object it is least at
       ``min(1, true rate / c)``.
+
+    Where classes exclude each other (proposals of a two-stage detector), the loss is
+    cross-entropy: ``-log(p_bg + sum of (1 - c_k) * p_k)``, or ``-log(p_bg)`` times
+    ``(1 - p) ** ((1 - c) / c)``, p the probability of any object; where classes have different
+    rates, with the mean of their exponents, weighted by their probabilities. The anchors of a
+    region proposal network have one class, an object, with the smallest of the rates.
 
     The rate of the loss need not be the true one: too low a rate does little harm, while too high a
     rate holds the scores of objects down. What is known of a class in an image (see
@@ -101,8 +106,10 @@ class AnnotationRate(Method):
         self.names = data.categories.names
         rates = torch.tensor(self._rates_by_name(), dtype=torch.float32)
         self.register_buffer("class_rates", rates.to(run.device))
-        # Finite, since a product with infinity may be no number; a rate of 0 has a factor of 0.
-        self.exponents = ((1 - self.class_rates) / self.class_rates).clamp(max=MOST_FADING)
+        # Finite, since a product with infinity may be no number; a rate of 0 has a factor of 0, and
+        # does not fade what other classes of a softmax say.
+        exponents = ((1 - self.class_rates) / self.class_rates).clamp(max=MOST_FADING)
+        self.exponents = exponents.masked_fill(self.class_rates == 0, 0.0)
         nothing = torch.full((3, len(self.names)), torch.nan)
         self.register_buffer("estimate", nothing.to(run.device))
         self.first_step, self.last_step = (
@@ -161,12 +168,12 @@ class AnnotationRate(Method):
     def background(self, regions: Regions, batch: Batch) -> Background:
         unsure = regions.negative & (regions.overlap(batch.annotated) < self.near_iou)
         unsure = unsure.unsqueeze(-1)
+        # An object of a class that is not known may be of the one that is annotated least.
+        rates = self.class_rates.amin().unsqueeze(0) if regions.pooled else self.class_rates
         if self.form == "likelihood":
-            rate = torch.where(unsure, self.class_rates, 1.0)
+            rate = torch.where(unsure, rates, 1.0)
             return Background(rate=rate.to(regions.logits.dtype))
-        # log(1 - p), with all digits where p is near 1
-        log_background = F.logsigmoid(-regions.logits.detach())
-        fading = (log_background * self.exponents).exp() * self.class_rates
+        fading = regions.faded(self.exponents) * rates
         return Background(weights=torch.where(unsure, fading, 1.0))
 
     # -- what is told ----------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from comining.detectors.detector import Background, Regions
@@ -23,7 +24,9 @@ class BackgroundRecalibration(Method):
     foreground with the same factor.
 
     The rule is published for RetinaNet's anchors; in FCOS the box that a point predicts stands for
-    its anchor.
+    its anchor. Where classes exclude each other (both stages of a two-stage detector) the loss is
+    cross-entropy, so that its mirror is, too: ``-log(p_bg)`` while no class has a probability above
+    ``confusion_score``, else ``-log(p)`` of the likeliest class, without ``alpha`` and ``gamma``.
 
     Args:
         confusion_iou: 0 switches the method off.
@@ -52,8 +55,16 @@ class BackgroundRecalibration(Method):
         foreground = focal_foreground(logits, 1 - self.alpha, self.gamma)
         return torch.where(logits.sigmoid() > self.confusion_score, foreground, background)
 
+    def mirrored_exclusive(self, logits: Tensor) -> Tensor:
+        """The same [B, A, 1] of regions whose classes [B, A, K] exclude each other."""
+        of_all = F.pad(logits, (1, 0)).logsumexp(dim=-1, keepdim=True)  # background has logit 0
+        likeliest = logits.amax(dim=-1, keepdim=True)
+        foreground = of_all - likeliest
+        return torch.where((-foreground).exp() > self.confusion_score, foreground, of_all)
+
     def background(self, regions: Regions, batch: Batch) -> Background:
         far = regions.overlap(batch.annotated) < self.confusion_iou
         confusing = (regions.negative & far).to(regions.logits.dtype)
-        mirrored = (self.mirrored(regions.logits) * confusing.unsqueeze(-1)).sum()
+        mirror = self.mirrored_exclusive if regions.exclusive else self.mirrored
+        mirrored = (mirror(regions.logits) * confusing.unsqueeze(-1)).sum()
         return Background(1 - confusing, terms={"confusion": self.loss_weight * mirrored})

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from comining.data.datamodule import DetectionData
 from comining.data.geometry import Geometry
 from comining.detectors.detector import Background, Detector, Regions
+from comining.errors import ConfigError
 from comining.methods.known import drop_known
 from comining.structures import Batch, Boxes, Predictions, StepResult
 
@@ -58,6 +59,7 @@ class Method(nn.Module):
     """
 
     score_threshold: float | None = None  # tau, of methods that have one
+    needs: type | None = None  # the class of detectors that its rule has a meaning for; None: all
 
     def __init__(self, views: Sequence[View]):
         super().__init__()
@@ -67,6 +69,22 @@ class Method(nn.Module):
         # Whether :meth:`supervise` is asked in a training step. The overview images ask it, too, on
         # one process only: what is counted, or shared with other processes, belongs into a step.
         self.in_step = False
+
+    def check_detector(self, kind: object, method: str, detector: str) -> None:
+        """Refuse a detector that the method's rule has no meaning for.
+
+        Args:
+            kind: the class of the detector, or a function that makes one.
+            method, detector: what they are called in the configuration.
+
+        Raises:
+            ConfigError: naming both.
+        """
+        if self.needs and isinstance(kind, type) and not issubclass(kind, self.needs):
+            raise ConfigError(
+                f"method={method} has no meaning for detector={detector}: it is for a "
+                f"{self.needs.__name__} (detector=faster_rcnn)"
+            )
 
     @property
     def mined_views(self) -> tuple[str, ...]:
@@ -125,10 +143,22 @@ class Method(nn.Module):
         for view, branch in zip(self.views, predictions.split(len(batch.images)), strict=True):
             targets = supervision.targets(view, batch.annotated)
             seen, targets = self.seen_in(view, batch, targets)
-            background = partial(self.background, batch=seen)
-            of_view = detector.losses(branch, targets, background, seen.knowledge)
+            of_view = self.branch_losses(detector, branch, targets, seen)
             losses |= {f"{view}/{term}": loss for term, loss in of_view.items()}
         return StepResult(losses, supervision.pseudo_labels, supervision.remaining_counts)
+
+    def branch_losses(
+        self, detector: Detector, branch: Predictions, targets: Boxes, batch: Batch
+    ) -> dict[str, Tensor]:
+        """The losses of one view by name.
+
+        Args:
+            branch: predictions of the B images of the view.
+            targets: of the same images.
+            batch: where things lie in the view.
+        """
+        background = partial(self.background, batch=batch)
+        return detector.losses(branch, targets, background, batch.knowledge)
 
     def supervise_unknown(
         self,

@@ -27,7 +27,8 @@ class PartAware(Method):
 
     An anchor lies inside an annotated box of a subject class if more than ``inside`` of its own
     area does. It then contributes no classification loss for the subject's part classes of which
-    the image has no annotation. An FCOS point counts as a square with the side of its stride.
+    the image has no annotation. An FCOS point counts as a square with the side of its stride. The
+    anchors of a region proposal network know one class and have no loss as background there.
 
     Args:
         hierarchy: part class names of every subject class name; None mines the pairs from the
@@ -84,14 +85,21 @@ class PartAware(Method):
         if not self.is_part.any():
             return Background()
         boxes, labels = batch.annotated.padded()
-        weights = torch.ones_like(regions.logits)
+        if regions.pooled:  # an object of any class: a part may be one
+            shape = (*regions.labels.shape, len(self.is_part))
+            weights = regions.logits.new_ones(shape)
+        else:
+            weights = torch.ones_like(regions.logits)
         for image, row in enumerate(weights):  # one tensor [G, A] at a time
             real = labels[image] >= 0
             subjects = self.is_part[labels[image].clamp(min=0)] * real[:, None]  # [G, K]
             absent = torch.ones_like(row[0]).index_fill_(0, labels[image][real], 0.0)
-            inside = share_inside(regions.anchors, boxes[image]) > self.inside  # [G, A]
+            anchors = regions.anchors if regions.anchors.dim() == 2 else regions.anchors[image]
+            inside = share_inside(anchors, boxes[image]) > self.inside  # [G, A]
             silent = inside.T.to(subjects.dtype) @ (subjects * absent)
             row[silent > 0] = 0.0
+        if regions.pooled:
+            weights = weights.amin(dim=-1).masked_fill(regions.positive, 1.0)
         return Background(weights)
 
 

@@ -18,7 +18,8 @@ class SoftSampling(Method):
 
     ``w(o) = floor + (1 - floor) * exp(-b * exp(-c * o))``, o the largest IoU with an annotated box.
     Positives and the normaliser stay. The published rule weights the proposals of a two-stage
-    detector; here RetinaNet's anchors take their place, and in FCOS the boxes that points predict.
+    detector and leaves its region proposal network alone. In one-stage detectors RetinaNet's
+    anchors take their place, and in FCOS the boxes that points predict.
 
     Args:
         floor: weight of a negative that overlaps nothing; 1 switches the method off.
@@ -36,5 +37,7 @@ class SoftSampling(Method):
         return self.floor + (1 - self.floor) * torch.exp(-self.b * torch.exp(-self.c * overlap))
 
     def background(self, regions: Regions, batch: Batch) -> Background:
+        if regions.pooled:
+            return Background()
         weight = self.weight(regions.overlap(batch.annotated))
         return Background(weights=weight.masked_fill(regions.positive, 1.0))

@@ -17,12 +17,12 @@ from comining.runs.result import RunResult, find_files
 Results = Mapping[Path, RunResult]
 
 # Known names in the order of the paper; tables and plots put others after them.
-DETECTORS = ("retinanet", "fcos")
+DETECTORS = ("retinanet", "fcos", "faster_rcnn")
 SPARSITIES = ("full", "easy", "hard", "extreme", "miss50", "keep1", "file")
 METHODS = (
     "original", "augmented", "joint", "self_mining", "comining", "pseudo_label", "soft_sampling",
     "background_recalibration", "part_aware", "mean_teacher", "costudent", "calibrated_teacher",
-    "annotation_rate", "comining_rate",
+    "annotation_rate", "comining_rate", "sparsedet",
 )  # fmt: skip
 
 COCO_METRICS = (

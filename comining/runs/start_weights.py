@@ -11,29 +11,35 @@ from torch import nn
 from torchvision.models import WeightsEnum
 from torchvision.models.detection import (
     FCOS,
+    FasterRCNN,
+    FasterRCNN_ResNet50_FPN_Weights,
     FCOS_ResNet50_FPN_Weights,
     RetinaNet,
     RetinaNet_ResNet50_FPN_Weights,
+    fasterrcnn_resnet50_fpn,
     fcos_resnet50_fpn,
     retinanet_resnet50_fpn,
 )
 
 from comining.detectors.backbones import DOWNLOADS, WHERE_TO_PUT
-from comining.detectors.dense import DenseDetector
 from comining.detectors.detector import Detector
-from comining.detectors.transfer import difference, take_over
+from comining.detectors.transfer import CLASS_LAYERS, difference, take_over
 from comining.errors import ConfigError
 from comining.runs.checkpoint import build_detector, load_detector, read_checkpoint
 from comining.runs.result import plain
 
 COCO = "coco"
 # torchvision's networks with a ResNet-50: how they are built, their weights, and the eps of the
-# frozen batch norm that these were trained with (torchvision's builder of RetinaNet sets it, too).
+# frozen batch norm that these were trained with (torchvision's builders set it, too).
 COCO_NETWORKS: dict[type, tuple[Callable[..., nn.Module], WeightsEnum, float]] = {
     RetinaNet: (retinanet_resnet50_fpn, RetinaNet_ResNet50_FPN_Weights.COCO_V1, 0.0),
     FCOS: (fcos_resnet50_fpn, FCOS_ResNet50_FPN_Weights.COCO_V1, 1e-5),
+    FasterRCNN: (fasterrcnn_resnet50_fpn, FasterRCNN_ResNet50_FPN_Weights.COCO_V1, 0.0),
 }
 COCO_OPTIONS = "backbone=resnet50 backbone.extra_levels_from=p5 head.norm_groups=null"
+COCO_OPTIONS_TWO_STAGE = (
+    "backbone=resnet50 backbone.extra_levels_from=pool detector.representation_size=1024"
+)
 NO_CLASS = ("__background__", "N/A")  # among torchvision's names of COCO's classes
 
 # Options of a backbone that change no shape of its weights.
@@ -55,7 +61,7 @@ class StartWeights:
     Attributes:
         origin: what ``weights=`` says.
         class_names: of each label; None where the network has no class of that label.
-        read: torchvision's RetinaNet or FCOS.
+        read: one of torchvision's networks, see :data:`CLASS_LAYERS`.
     """
 
     origin: str
@@ -82,7 +88,7 @@ class StartWeights:
         lines = [
             f"{said}; the other classes start untrained" if len(kept) < len(class_names) else said
         ]
-        there, here = (net.anchor_generator.sizes[0][0] for net in (source, detector.net))
+        there, here = (_anchors(net).sizes[0][0] for net in (source, detector.net))
         if abs(there / here - 1) > 0.05:
             lines.append(
                 f"its smallest anchors are {there:.0f} px, here {here:.0f} px: what it knows of "
@@ -109,16 +115,17 @@ def start_weights(config: dict[str, Any], progress: bool) -> StartWeights | None
     if origin is None:
         return None
     detector = build_detector(config, 1, pretrained=False)
-    if not isinstance(detector, DenseDetector):
+    if type(detector.net) not in CLASS_LAYERS:
         raise ConfigError(
-            f"weights={origin}: {type(detector).__name__} is no one-stage detector, and the layer "
-            "of its classes is not known"
+            f"weights={origin}: the layer of the classes of {type(detector).__name__} is not known"
         )
     if origin == COCO:
         return _coco(detector, progress)
     trained, description = load_detector(origin)
-    if not isinstance(trained, DenseDetector):
-        raise ConfigError(f"weights={origin}: {type(trained).__name__} is no one-stage detector")
+    if type(trained.net) not in CLASS_LAYERS:
+        raise ConfigError(
+            f"weights={origin}: the layer of the classes of {type(trained).__name__} is not known"
+        )
     problem = difference(detector.net, trained.net)
     if problem is not None:
         differing = _differing_options(description["config"], config)
@@ -147,19 +154,28 @@ def matching(class_names: Sequence[str], others: Sequence[str | None]) -> dict[i
     return {label: other for label, other in enumerate(found) if other is not None}
 
 
-def _coco(detector: DenseDetector, progress: bool) -> StartWeights:
+def _anchors(net: Any) -> Any:
+    return net.rpn.anchor_generator if isinstance(net, FasterRCNN) else net.anchor_generator
+
+
+def _coco(detector: Detector, progress: bool) -> StartWeights:
     kind = type(detector.net)
     if kind not in COCO_NETWORKS:
-        raise ConfigError(f"weights={COCO} is for detector=retinanet and detector=fcos")
+        raise ConfigError(
+            f"weights={COCO} is for detector=retinanet, detector=fcos and detector=faster_rcnn"
+        )
     build, weights, eps = COCO_NETWORKS[kind]
+    two_stage = kind is FasterRCNN
     net = build(weights=None, weights_backbone=None)
     problem = difference(detector.net, net)
     if problem is not None:
         raise ConfigError(
             f"weights={COCO} do not fit this network: {problem}. torchvision's {kind.__name__} "
-            f"needs {COCO_OPTIONS}"
+            f"needs {COCO_OPTIONS_TWO_STAGE if two_stage else COCO_OPTIONS}"
         )
     names = [None if name in NO_CLASS else name for name in weights.meta["categories"]]
+    # Background is a class of torchvision's one-stage networks, whose row is never trained.
+    names = names[1:] if two_stage else names
 
     def read() -> nn.Module:
         url = weights.url
@@ -193,7 +209,7 @@ def _differing_options(there: Mapping[str, Any], here: Mapping[str, Any]) -> str
     found = []
     for group, names in (
         ("backbone", [*there["backbone"], *here["backbone"]]),
-        ("detector", ["_target_", "norm_groups"]),
+        ("detector", ["_target_", "norm_groups", "representation_size"]),
     ):
         for name in dict.fromkeys(names):
             value = there[group].get(name)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from comining.data.annotations import AnnotationSet
 from comining.data.datamodule import DetectionData
+from comining.data.seeding import derive_seed
 from comining.data.views import SecondView
 from comining.detectors.detector import Detector
 from comining.evaluation.evaluation_module import EvaluationModule
@@ -107,6 +108,8 @@ class DetectionModule(EvaluationModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         views = self.views(batch, self.method.views)
+        seeds = [derive_seed("samples", self.seed, position) for position in batch.positions]
+        self.detector.seed_samples(seeds)
         self.result = self.method(self.detector, views, batch, self.global_step)
         return self.result.total
 

@@ -1,0 +1,157 @@
+"""SparseDet (Suri et al., ICCV 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from comining.data.box_erasing import BoxErasing
+from comining.data.datamodule import DetectionData
+from comining.data.views import SecondView
+from comining.detectors.detector import Detector
+from comining.detectors.faster_rcnn import FasterRCNNDetector
+from comining.detectors.losses import normalizer
+from comining.detectors.region_samples import Doubtful, TwoStagePredictions
+from comining.methods.method import Method, RunInfo, Supervision
+from comining.methods.mining import Miner
+from comining.option_types import Fraction, NonNegativeFloat, NonNegativeInt
+from comining.structures import Batch, Boxes, Predictions, StepResult
+
+
+class SparseDet(Method):
+    """Proposals that may be objects are no background, and look alike in two views.
+
+    The network sees the original view and a ``strong`` one of the same geometry. From a step on,
+    background that the region proposal network takes for an object, far from every annotation (a
+    pseudo-positive), is sampled in neither stage, while the features that the head has of the
+    original view's pseudo-positives are drawn towards each other in the two views. The strong view
+    is trained to the confident detections of the original one beside the annotations.
+
+    (The authors' region proposal network looks at the features of both views together, at inference
+    too. Here it looks at each view alone, and the anchors that pseudo-positives come from are
+    ignored in it, so that the network stays torchvision's.)
+
+    Args:
+        recolour: changes the colours of the strong view.
+        erase: and erases parts of annotated objects in it.
+        start: the part of training, 0 ... 1, before which both views are trained by the
+            annotations alone.
+        objectness: a pseudo-positive's probability of an object exceeds this.
+        overlap: its IoU with every annotation is at most this.
+        consistency_weight: of the mean squared difference of features.
+        max_pairs: pseudo-positives of an image whose features are compared, the best ones.
+        score_threshold, nms_threshold, overlap_threshold, class_aware, max_per_image, clip_boxes,
+            min_box_size: of the detections of the original view, see :class:`Miner`.
+    """
+
+    needs = FasterRCNNDetector
+
+    def __init__(
+        self,
+        *,
+        recolour: SecondView,
+        erase: BoxErasing,
+        start: Fraction,
+        objectness: Fraction,
+        overlap: Fraction,
+        consistency_weight: NonNegativeFloat,
+        max_pairs: NonNegativeInt,
+        score_threshold: Fraction,
+        nms_threshold: Fraction,
+        overlap_threshold: Fraction,
+        class_aware: bool,
+        max_per_image: NonNegativeInt,
+        clip_boxes: bool,
+        min_box_size: NonNegativeFloat,
+    ):
+        super().__init__(["original"])
+        self.views = ("original", "strong")
+        self.recolour, self.erase = recolour, erase
+        self.miner = Miner(
+            score_threshold, nms_threshold, overlap_threshold, class_aware, max_per_image,
+            clip_boxes, min_box_size,
+        )  # fmt: skip
+        self.score_threshold = score_threshold
+        self.start = start
+        self.objectness, self.overlap = objectness, overlap
+        self.consistency_weight, self.max_pairs = consistency_weight, max_pairs
+        self.started = False  # in the step at hand
+        self.consistency: list[Tensor] = []  # of the step at hand: one, or none
+
+    @property
+    def mined_views(self) -> tuple[str, ...]:
+        return ("original",)
+
+    def prepare(self, detector: Detector, data: DetectionData, run: RunInfo) -> None:
+        self.seed = run.seed
+        self.first_step = round(self.start * run.max_steps)
+
+    def own_views(self, originals: Sequence[Tensor], batch: Batch) -> dict[str, Sequence[Tensor]]:
+        recoloured = self.recolour(originals, batch.positions, self.seed)
+        return {"strong": self.erase(recoloured, batch.annotated, batch.positions, self.seed)}
+
+    def forward(
+        self,
+        detector: Detector,
+        views: Mapping[str, Sequence[Tensor]],
+        batch: Batch,
+        step: int,
+    ) -> StepResult:
+        self.started = step >= self.first_step
+        self.consistency.clear()
+        result = super().forward(detector, views, batch, step)
+        for difference in self.consistency:
+            result.losses["strong/consistency"] = self.consistency_weight * difference
+        self.consistency.clear()
+        return result
+
+    def supervise(
+        self,
+        detector: Detector,
+        predictions: Predictions,
+        views: Mapping[str, Sequence[Tensor]],
+        batch: Batch,
+        step: int,
+    ) -> Supervision:
+        if step < self.first_step:
+            return Supervision()
+        size = batch.annotated.num_images
+        original, strong = predictions.split(size)
+        if self.in_step and self.consistency_weight > 0:
+            self.consistency.append(self.feature_difference(detector, original, strong, batch))
+        mined, remaining = self.miner(detector, original.detach(), batch.annotated)
+        return Supervision({"strong": mined}, {"original": mined}, {"original": remaining})
+
+    def pseudo_positives(self, batch: Batch) -> Doubtful:
+        """Which regions of a view are pseudo-positives; none where every class is complete."""
+        complete = (batch.knowledge.rate == 1).all(dim=1)
+        return Doubtful(self.objectness, self.overlap, batch.annotated, (~complete).tolist())
+
+    def feature_difference(
+        self, detector: Detector, original: Predictions, strong: Predictions, batch: Batch
+    ) -> Tensor:
+        """The mean squared difference of the features of pseudo-positives in the two views."""
+        if not isinstance(detector, FasterRCNNDetector):
+            raise TypeError(f"{type(detector).__name__} has no proposals")
+        assert isinstance(original, TwoStagePredictions)
+        assert isinstance(strong, TwoStagePredictions)
+        masks = self.pseudo_positives(batch).among(original.proposals, original.proposal_scores)
+        boxes = [
+            own[mask][: self.max_pairs] for own, mask in zip(original.proposals, masks, strict=True)
+        ]
+        first, second = (detector.box_features(view, boxes) for view in (original, strong))
+        count = torch.tensor(float(first.numel()), device=first.device)
+        difference = F.mse_loss(first.float(), second.float(), reduction="sum")
+        return difference / normalizer(count, smallest=1.0)
+
+    def branch_losses(
+        self, detector: Detector, branch: Predictions, targets: Boxes, batch: Batch
+    ) -> dict[str, Tensor]:
+        if not self.started or not isinstance(detector, FasterRCNNDetector):
+            return super().branch_losses(detector, branch, targets, batch)
+        assert isinstance(branch, TwoStagePredictions)
+        doubtful = self.pseudo_positives(batch)
+        return detector.losses(branch, targets, None, batch.knowledge, doubtful)
