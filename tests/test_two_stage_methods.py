@@ -156,11 +156,14 @@ def test_the_fading_background(pooled: bool) -> None:
     assert loss == pytest.approx(on + near + far * 0.25 * background[2].item() ** 3, rel=1e-4)
     rates = {"class 1": 0.5, "class 2": 0.25, "class 3": 1.0}
     exponents = torch.tensor([1.0, 3.0, 0.0])
-    exponent = 3.0
+    fading = 0.25 * background[2].item() ** 3 * far
     if not pooled:
         exponent = ((classes[2] * exponents).sum() / classes[2].sum()).item()
+        # The largest rate is the weight, and the others are taken relative to it.
+        unseen = background[2] + 0.5 * classes[2, 0] + 0.75 * classes[2, 1]
+        fading = -background[2].item() ** exponent * math.log(unseen)
     loss, _ = loss_of(regions, prepared("annotation_rate", rate=rates))
-    assert loss == pytest.approx(on + near + far * background[2].item() ** exponent, rel=1e-4)
+    assert loss == pytest.approx(on + near + fading, rel=1e-4)
 
 
 def test_no_gradient_goes_through_the_fading_factor() -> None:

@@ -84,7 +84,7 @@ def shapes(net: nn.Module) -> dict[str, list[int]]:
 
 def _class_layer(net: nn.Module, name: str) -> ClassLayer | None:
     """The class layer that a weight belongs to."""
-    layers = CLASS_LAYERS[type(net)]
+    layers = CLASS_LAYERS.get(type(net), ())
     return next((layer for layer in layers if name.startswith(f"{layer.name}.")), None)
 
 
