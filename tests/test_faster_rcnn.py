@@ -209,7 +209,7 @@ def test_few_regions_are_all_drawn_and_none_leaves_an_empty_row() -> None:
 def test_images_without_objects_and_without_samples_train(built: FasterRCNNDetector) -> None:
     predictions = built.predict(images(2))
     everything = Knowledge.of(
-        torch.full((2, 3), torch.nan), boxes(*[[(-9, -9, 200, 200, -1)]] * 2), 0.5
+        torch.full((2, 3), torch.nan), boxes(*[[(-999, -999, 999, 999, -1)]] * 2), 0.5
     )
     for knowledge in (None, everything):
         losses = built.losses(predictions, boxes([], []), knowledge=knowledge)
