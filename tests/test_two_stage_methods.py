@@ -161,7 +161,7 @@ def test_the_fading_background(pooled: bool) -> None:
         exponent = ((classes[2] * exponents).sum() / classes[2].sum()).item()
         # The largest rate is the weight, and the others are taken relative to it.
         unseen = background[2] + 0.5 * classes[2, 0] + 0.75 * classes[2, 1]
-        fading = -background[2].item() ** exponent * math.log(unseen)
+        fading = -(background[2].item() ** exponent) * math.log(unseen)
     loss, _ = loss_of(regions, prepared("annotation_rate", rate=rates))
     assert loss == pytest.approx(on + near + fading, rel=1e-4)
 
