@@ -112,8 +112,9 @@ def test_what_hydra_reads_is_left_alone(tmp_path: Path, monkeypatch: pytest.Monk
     assert readable(swept) == swept
 
 
-def test_the_commands_of_the_readme_mean_what_they_meant() -> None:
-    commands = re.findall(r"`(?:\w+=1 )?python (train|evaluate)\.py([^`]*)`", README)
+def test_the_commands_of_the_pages_mean_what_they_meant() -> None:
+    pages = [README, *(page.read_text() for page in (CONFIG_FOLDER.parent / "docs").rglob("*.md"))]
+    commands = re.findall(r"`(?:\w+=1 )?python (train|evaluate)\.py([^`\n]*)`", "\n".join(pages))
     assert len(commands) > 25
     parser = OverridesParser.create()
     for program, words in commands:
@@ -325,6 +326,7 @@ def python(program: str, cwd: Path, *arguments: str) -> subprocess.CompletedProc
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_odd_folders_from_training_to_evaluation(tmp_path: Path) -> None:
     """Trained by relative paths, gone on with from elsewhere, evaluated with the data elsewhere."""
     folder = tmp_path / "a b (1)=x,y#é'[]{}$ \\"

@@ -132,6 +132,7 @@ def test_every_choice_is_documented() -> None:
         assert f"`{file.stem}`" in text or file.stem.startswith("table"), file
 
 
+@pytest.mark.slow
 def test_the_site_builds(tmp_path: Path) -> None:
     """Strictly: every link and anchor leads somewhere, and every page is in the navigation."""
     pytest.importorskip("mkdocs", reason='needs pip install -e ".[docs]"')

@@ -207,6 +207,7 @@ AUTOMATIC = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_values_are_recorded(folder: Path) -> None:
     config = yaml.safe_load((folder / "first" / "config.yaml").read_text())
     assert (config["trainer"]["max_steps"], config["detector"]["anchor_scale"]) == (8, 2.0)
@@ -255,6 +256,7 @@ def test_a_sweep_knows_a_fitted_run_again(folder: Path) -> None:
     assert again.stdout.count("skipped, has a result") == 2
 
 
+@pytest.mark.slow
 def test_bad_data_are_one_line(folder: Path) -> None:
     done = train(folder, *AUTOMATIC, "hydra.run.dir=bad", "data.train_annotations=absent.json")
     assert done.returncode == 2

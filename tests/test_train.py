@@ -69,12 +69,14 @@ def evaluate(run: Path, *overrides: str) -> dict[str, Any]:
     return result
 
 
-# Of two stages, most methods take long. sparsedet is for two stages, and refused with others.
+# All with RetinaNet; with the others some, and all among the slow tests. sparsedet is for two
+# stages, and refused with others.
+QUICK = ("original", "comining", "background_recalibration", "annotation_rate", "sparsedet")
 PAIRS = [
     pytest.param(
         detector, method,
         marks=[pytest.mark.slow]
-        if detector == "faster_rcnn" and method not in ("original", "comining", "sparsedet")
+        if detector != "retinanet" and method not in QUICK
         else [],
     )
     for detector in DETECTORS
@@ -357,6 +359,7 @@ def call(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_commands_work_from_any_folder(tmp_path: Path, shapes: list[str]) -> None:
     done = call("train.py", *shapes, "trainer.max_steps=2", "hydra.run.dir=out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
