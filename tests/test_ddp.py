@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -26,13 +27,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def compare(one: Path, other: Path, mining: int = 60) -> None:
+def compare(one: Path, other: Path, mining: int = 60, rel: float = LOSSES["rel"]) -> None:
     results = [json.loads((run / "result.json").read_text()) for run in (one, other)]
     assert results[0]["status"] == results[1]["status"] == "finished"
     assert results[1]["metrics"] == results[0]["metrics"]  # 5 images: shares of 3 and 2
     assert results[1]["test"] == results[0]["test"]
     assert results[1]["class_ap"] == results[0]["class_ap"]
-    assert results[1]["mining"] == pytest.approx(results[0]["mining"], nan_ok=True)
+    mined = [{k: math.nan if v is None else v for k, v in r["mining"].items()} for r in results]
+    assert mined[1] == pytest.approx(mined[0], rel=rel, nan_ok=True)
     tables = [list(csv.DictReader((run / "metrics.csv").open())) for run in (one, other)]
     assert len(tables[0]) == len(tables[1])
     compared = 0
@@ -40,7 +42,8 @@ def compare(one: Path, other: Path, mining: int = 60) -> None:
         assert list(first) == list(second)
         for name in first:
             if name != "train/images_per_s" and first[name]:
-                assert float(second[name]) == pytest.approx(float(first[name]), **LOSSES), name
+                wanted = pytest.approx(float(first[name]), **{**LOSSES, "rel": rel})
+                assert float(second[name]) == wanted, name
                 compared += name.startswith("mining/")
     assert compared > mining
     states = [
@@ -69,7 +72,8 @@ def test_two_processes_sample_the_same_in_both_stages(tmp_path: Path, method: st
     for name, more in (("one", ()), ("two", TWO)):
         done = train(tmp_path, f"hydra.run.dir={name}", *options, *more)
         assert done.returncode == 0, done.stderr
-    compare(tmp_path / "one", tmp_path / "two", mining=0)
+    # Rounding moves the proposals of the next step, which are samples of this detector.
+    compare(tmp_path / "one", tmp_path / "two", mining=0, rel=1e-3)
 
 
 @pytest.mark.slow
