@@ -46,13 +46,13 @@ def simulated(
 @pytest.mark.parametrize("rate", [0.1, 0.4, 0.8, 0.95])
 def test_rates_and_probabilities_are_those_of_the_simulation(rate: float) -> None:
     scores, right = simulated(rate)
-    mixture = fit(scores)
-    found, low, high = rates(scores, mixture)
+    fitted = fit(scores)
+    found, low, high = rates(scores, fitted)
     assert np.abs(found / rate - 1).max() < 0.15
     assert (low < found).all()
     assert (found < high).all()
     assert ((low <= rate * 1.03) & (rate * 0.97 <= high)).sum() >= 2
-    probability = np.concatenate([mixture(k, scores.unmatched[k]) for k in range(3)])
+    probability = np.concatenate([fitted(k, scores.unmatched[k]) for k in range(3)])
     truth = np.concatenate(right)
     error = 0.0
     for lower in np.arange(0, 1, 0.1):
@@ -67,8 +67,8 @@ def test_rates_and_probabilities_are_those_of_the_simulation(rate: float) -> Non
 
 def test_a_probability_rises_with_the_score() -> None:
     scores, _ = simulated(0.4)
-    mixture = fit(scores)
-    values = mixture(0, np.linspace(0.01, 0.999, 200))
+    fitted = fit(scores)
+    values = fitted(0, np.linspace(0.01, 0.999, 200))
     assert (np.diff(values) >= 0).all()
     assert 0 <= values[0] < 0.1
     assert 0.85 < values[-1] <= 1
@@ -96,11 +96,11 @@ def test_a_class_without_annotations_and_one_that_is_not_found() -> None:
             np.zeros(0, dtype=np.int64), np.zeros(50, dtype=np.int64), scores.annotated_image[2]
         ],
     )  # fmt: skip
-    mixture = fit(scores)
-    assert np.isnan(mixture.missing).tolist() == [True, True, False]
-    assert not mixture(0, scores.unmatched[0]).any()
-    assert not mixture(1, scores.unmatched[1]).any()
-    found, low, high = rates(scores, mixture)
+    fitted = fit(scores)
+    assert np.isnan(fitted.missing).tolist() == [True, True, False]
+    assert not fitted(0, scores.unmatched[0]).any()
+    assert not fitted(1, scores.unmatched[1]).any()
+    found, low, high = rates(scores, fitted)
     for column in (found, low, high):
         assert np.isnan(column).tolist() == [True, True, False]
 
@@ -109,9 +109,9 @@ def test_nothing_is_detected() -> None:
     scores, _ = simulated(0.4, classes=1)
     nothing = np.zeros(0)
     empty = replace(scores, unmatched=[nothing], unmatched_image=[nothing.astype(np.int64)])
-    mixture = fit(empty)
-    assert mixture.missing[0] == pytest.approx(0, abs=1)
-    assert rates(empty, mixture)[0][0] == pytest.approx(1, abs=0.01)
+    fitted = fit(empty)
+    assert fitted.missing[0] == pytest.approx(0, abs=1)
+    assert rates(empty, fitted)[0][0] == pytest.approx(1, abs=0.01)
 
 
 def test_a_detector_that_has_learnt_nothing() -> None:
@@ -120,6 +120,6 @@ def test_a_detector_that_has_learnt_nothing() -> None:
     columns = [sigmoid(generator.normal(-2, 0.3, count)) for count in (40, 9000)]
     images = [generator.integers(IMAGES, size=len(column)) for column in columns]
     scores = HeldOutScores([columns[0]], [images[0]], [columns[1]], [images[1]], IMAGES, LEAST)
-    mixture = fit(scores)
-    assert np.isnan(mixture.missing[0])
-    assert not mixture(0, scores.unmatched[0]).any()
+    fitted = fit(scores)
+    assert np.isnan(fitted.missing[0])
+    assert not fitted(0, scores.unmatched[0]).any()

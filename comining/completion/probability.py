@@ -66,7 +66,7 @@ class HeldOutScores:
 
 
 @dataclass(frozen=True)
-class Mixture:
+class ObjectScores:
     """Which detections of each class are objects, by bins of the score.
 
     Args:
@@ -85,7 +85,7 @@ class Mixture:
         return np.asarray(np.interp(_logit(scores), self.centres, self.probability[label]))
 
 
-def fit(scores: HeldOutScores, weights: Floats | None = None) -> Mixture:
+def fit(scores: HeldOutScores, weights: Floats | None = None) -> ObjectScores:
     """Tell objects from wrong detections.
 
     Args:
@@ -119,10 +119,10 @@ def fit(scores: HeldOutScores, weights: Floats | None = None) -> Mixture:
         smooth = _smooth(seen[label])
         right = number * _smooth(shape) / np.maximum(smooth, 1e-12)
         probability[label] = _rising(np.minimum(right, 1.0), smooth + 1e-12)
-    return Mixture((edges[1:] + edges[:-1]) / 2, missing, probability)
+    return ObjectScores((edges[1:] + edges[:-1]) / 2, missing, probability)
 
 
-def rates(scores: HeldOutScores, mixture: Mixture) -> tuple[Floats, Floats, Floats]:
+def rates(scores: HeldOutScores, fitted: ObjectScores) -> tuple[Floats, Floats, Floats]:
     """Which share of the objects of each class is annotated: [K], and an interval of 90 %, 2 x [K].
 
     The interval is that of fits to images drawn anew (the bootstrap).
@@ -138,7 +138,7 @@ def rates(scores: HeldOutScores, mixture: Mixture) -> tuple[Floats, Floats, Floa
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of a class without an estimate
         low, high = np.nanquantile(np.stack(drawn), INTERVAL, axis=0)
-    rate = _share(objects, mixture.missing)
+    rate = _share(objects, fitted.missing)
     return rate, np.minimum(low, rate), np.maximum(high, rate)
 
 

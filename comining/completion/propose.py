@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.ops import nms
 from tqdm import tqdm
 
-from comining.completion.probability import HeldOutScores, Mixture, fit, rates
+from comining.completion.probability import HeldOutScores, ObjectScores, fit, rates
 from comining.completion.proposal_folder import (
     PROPOSALS_FILE,
     ProposalSource,
@@ -67,8 +67,8 @@ class Found:
     annotated_scores: NDArray[np.float64]
 
 
-def read_training_data(config: Mapping[str, Any]) -> TrainingSet:
-    """The whole training set of a run, without the images that are kept for validation.
+def read_data(config: Mapping[str, Any]) -> DetectionData:
+    """The data of a run, with the part of the training images that it may have left out.
 
     Args:
         config: all options of the run.
@@ -79,9 +79,19 @@ def read_training_data(config: Mapping[str, Any]) -> TrainingSet:
     sparsity = instantiate(OmegaConf.create(config["sparsity"]), "sparsity")
     data: DetectionData = instantiate(options, "data", sparsity=sparsity, seed=config["seed"])
     data.setup("fit")
-    if data.train_set is None:
+    return data
+
+
+def read_training_data(config: Mapping[str, Any]) -> TrainingSet:
+    """The whole training set of a run, without the images that are kept for validation.
+
+    Args:
+        config: all options of the run.
+    """
+    train_set = read_data(config).train_set
+    if train_set is None:
         raise DataError("there is no training split")
-    return data.train_set
+    return train_set
 
 
 def find(train: TrainingSet, checkpoints: Mapping[int, Path], progress: bool) -> Found:
@@ -180,12 +190,12 @@ def held_out_scores(found: Found, num_classes: int, num_images: int) -> HeldOutS
     )
 
 
-def proposals_of(found: Found, mixture: Mixture, annotations: AnnotationSet) -> list[Proposal]:
+def proposals_of(found: Found, fitted: ObjectScores, annotations: AnnotationSet) -> list[Proposal]:
     """Proposals, the most likely first."""
     probability = np.zeros(len(found.scores))
     for label in range(len(annotations.categories)):
         rows = found.labels == label
-        probability[rows] = mixture(label, found.scores[rows])
+        probability[rows] = fitted(label, found.scores[rows])
     order = np.lexsort((-found.scores, -probability))
     chosen = order[probability[order] >= LEAST_PROBABILITY]
     sizes = annotations.sizes[found.image[chosen]]
@@ -223,13 +233,13 @@ def write_folder(
     """
     annotations = train.annotations
     scores = held_out_scores(found, len(annotations.categories), len(annotations.image_ids))
-    mixture = fit(scores)
-    proposals = in_order(proposals_of(found, mixture, annotations), "uncertain")
+    fitted = fit(scores)
+    proposals = in_order(proposals_of(found, fitted, annotations), "uncertain")
     estimated = {
         name: RateEstimate(rate=rate, interval=(low, high))
         for name, rate, low, high in zip(
             annotations.categories.names,
-            *(column.tolist() for column in rates(scores, mixture)),
+            *(column.tolist() for column in rates(scores, fitted)),
             strict=True,
         )
         if np.isfinite([rate, low, high]).all()

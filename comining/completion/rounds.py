@@ -13,17 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from comining.completion.completed_set import write_coco
 from comining.completion.cross_fitting import FOLDS, Recipe
 from comining.completion.decisions import Decisions
 from comining.completion.judge import Truth, right_ones
 from comining.completion.proposal_folder import ProposalFolder
+from comining.completion.propose import read_data
 from comining.completion.review_order import in_order
 from comining.completion.reviewed_set import reviewed_set
-from comining.config import CONFIG_FOLDER, instantiate
-from comining.data.datamodule import DetectionData
+from comining.config import CONFIG_FOLDER
 from comining.data.set_export import coco_content
 from comining.errors import DataError
 from comining.runs.command_line import quoted
@@ -134,16 +132,10 @@ def _write_evaluated_splits(base: Path, config: Mapping[str, Any]) -> tuple[list
     Returns:
         options of the data, those of the trainings among them; and the split that AP is of.
     """
-    today = OmegaConf.load(CONFIG_FOLDER / "data" / "base.yaml")
-    of_data: Any = OmegaConf.merge(today, config["data"])
-    of_data.left_out_fold = None
-    sparsity = instantiate(OmegaConf.create(config["sparsity"]), "sparsity")
-    data: DetectionData = instantiate(of_data, "data", sparsity=sparsity, seed=config["seed"])
-    data.setup()
-    values: Any = OmegaConf.to_container(of_data, resolve=True)
+    data = read_data(config)
     options = [
         f"data.{name}={_text(value)}"
-        for name, value in values.items()
+        for name, value in config["data"].items()
         if not REPLACED.fullmatch(name)
     ]
     options += ["data.root=/", "data.annotated=fields", "data.check=exist"]

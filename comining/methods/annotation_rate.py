@@ -44,9 +44,10 @@ class AnnotationRate(Method):
 
     Where classes exclude each other (proposals of a two-stage detector), the loss is
     cross-entropy: ``-log(p_bg + sum of (1 - c_k) * p_k)``, or ``-log(p_bg)`` times
-    ``(1 - p) ** ((1 - c) / c)``, p the probability of any object; where classes have different
-    rates, with the mean of their exponents, weighted by their probabilities. The anchors of a
-    region proposal network have one class, an object, with the smallest of the rates.
+    ``c * (1 - p) ** ((1 - c) / c)``, p the probability of any object; where classes have different
+    rates, with the mean of their exponents, weighted by their probabilities, and with the factor
+    of each class (see :class:`comining.detectors.detector.Background`). The anchors of a region
+    proposal network have one class, an object, with the smallest of the rates.
 
     The rate of the loss need not be the true one: too low a rate does little harm, while too high a
     rate holds the scores of objects down. What is known of a class in an image (see
