@@ -1,6 +1,8 @@
 """One thread for each process of the suite, and for each that a test starts; shared records."""
 
+import logging
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
@@ -10,6 +12,26 @@ import pytest
 
 from comining.runs.result import RunResult
 from tests.recorded import RunFolder, train_records
+
+
+@pytest.fixture(autouse=True)
+def logging_of_one_test() -> Iterator[None]:
+    """What a run in this process has set up to log ends with its test.
+
+    Hydra leaves a handler on the root logger that writes to the standard output of that test, which
+    pytest has closed by the time that another test logs.
+    """
+    _forget_handlers()
+    yield
+    _forget_handlers()
+
+
+def _forget_handlers() -> None:
+    root = logging.getLogger()
+    for handler in root.handlers[:]:
+        if not type(handler).__module__.startswith("_pytest."):
+            root.removeHandler(handler)
+    root.setLevel(logging.WARNING)
 
 
 @pytest.fixture(scope="session")
