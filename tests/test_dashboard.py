@@ -24,12 +24,16 @@ from tests.test_loggers import records, train, values
 
 METHODS = sorted(path.stem for path in (CONFIG_FOLDER / "method").glob("*.yaml"))
 # An untrained network is sure of nothing, and methods that wait for something begin at once.
+RATE = [
+    "method.held_back=0.3", "method.estimate_from=0.5", "method.estimate_until=0.8",
+    # Long enough for scores that can be counted.
+    "trainer.max_steps=60", "trainer.val_check_interval=60", "data.paste=1",
+]  # fmt: skip
 EARLY = {
     "costudent": ["method.score_threshold=0.008", "method.teacher_score_threshold=0.008"],
-    "annotation_rate": ["method.estimate_from=0.2", "method.estimate_until=0.5"],
+    "annotation_rate": RATE,
     "comining_rate": [
-        "method.estimate_from=0.2", "method.estimate_until=0.5", "method.mine_from=0.6",
-        "method.least_score=0.0", "method.precision=0.0",
+        *RATE, "method.mine_from=0.6", "method.least_score=0.005", "method.precision=0.1",
     ],
     "calibrated_teacher": [
         "method.refit_every=2", "method.score_threshold=0.008", "method.right_overlap=0.01",
@@ -202,7 +206,8 @@ def runs_of_all_methods(tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
         options = ["detector=fcos"] if name == "fcos" else [f"method={name}", *EARLY.get(name, [])]
         done = train(
             folder, f"hydra.run.dir=runs/{name}", "pictures.every_n_steps=0",
-            "trainer.max_steps=10", "detector.score_threshold=0.0", *options,
+            "data.prepare.train_images=16", "detector.score_threshold=0.0", "trainer.max_steps=10",
+            *options,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         runs[name] = folder / "runs" / name

@@ -35,7 +35,7 @@ class Page(HTMLParser):
         self.images: list[str] = []
         self.tags: list[str] = []
         self.data = ""
-        self._in = ""
+        self._is_data = self._in_cell = False
         text = file.read_text(encoding="utf-8")
         self.text = text
         self.feed(text)
@@ -51,16 +51,17 @@ class Page(HTMLParser):
             self.links.append(given["href"] or "")
         elif tag == "img":
             self.images.append(given["src"] or "")
-        self._in = "data" if given.get("id") == "data" else tag
+        self._is_data |= given.get("id") == "data"
+        self._in_cell |= tag in ("td", "th")
 
     def handle_endtag(self, tag: str) -> None:
-        if tag in ("script", "table"):
-            self._in = ""
+        self._is_data &= tag != "script"
+        self._in_cell &= tag not in ("td", "th")
 
     def handle_data(self, data: str) -> None:
-        if self._in == "data":
+        if self._is_data:
             self.data += data
-        elif self.rows and self.rows[-1] and self._in not in ("", "script", "style"):
+        elif self._in_cell:
             self.rows[-1][-1] += data
 
     @property
