@@ -42,12 +42,14 @@ EARLY = {
     ],
 }  # fmt: skip
 # Of which methods these must be among the figures; others may have them.
+MINE = {
+    "calibrated_teacher", "comining", "comining_rate", "costudent", "mean_teacher", "pseudo_label",
+    "self_mining",
+}  # fmt: skip
 HAVE = {
-    "mining/pseudo_labels_per_image": {
-        "calibrated_teacher", "comining", "comining_rate", "costudent", "mean_teacher",
-        "pseudo_label", "self_mining",
-    },
-    "mining/agreement": {"comining"},
+    "mining/pseudo_labels_per_image": MINE,
+    "mining/agreement": MINE,  # 0 where there is no other view
+    "mining/augmented/pseudo_labels_per_image": {"comining", "costudent"},
     "rate/.+": {"annotation_rate", "comining_rate"},
     "threshold/.+": {"calibrated_teacher", "comining_rate"},
     "train/[^/]+/confusion": {"background_recalibration"},
@@ -237,7 +239,7 @@ def test_the_dashboard_of_one_method_names_nothing_else(
     for pattern in patterns:
         assert matching(pattern, columns(run)), pattern
     mines = any(pattern.startswith("mining/") for pattern in patterns)
-    assert mines == (name in HAVE["mining/pseudo_labels_per_image"])
+    assert mines == (name in MINE)
     text = (tmp_path / "workspace.json").read_text()
     assert json.loads(workspace_json(workspace_from_json(text))) == json.loads(text)
 

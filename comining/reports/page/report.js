@@ -54,6 +54,8 @@
       plot.append(nothing);
       return;
     }
+    const many = shown.length > 20;
+    plot.classList.toggle("many", many);
     const width = Math.max(plot.clientWidth, 240);
     const height = plot.clientHeight;
     const all = shown.flatMap(({ curve }) => curve);
@@ -82,7 +84,7 @@
       const group = element("g", { class: "run", "data-run": number }, svg);
       const places = curve.map(([step, value]) => [x(step), y(value)]);
       element("polyline", { class: "curve", points: places.map((one) => one.join(",")).join(" "), ...style }, group);
-      if (places.length <= 12) for (const [cx, cy] of places) element("circle", { cx, cy, r: 3, fill: style.stroke }, group);
+      if (places.length <= (many ? 1 : 12)) for (const [cx, cy] of places) element("circle", { cx, cy, r: 3, fill: style.stroke }, group);
       if (run.status !== "finished") {
         const [cx, cy] = places[places.length - 1];
         element("path", { d: `M${cx - 5} ${cy - 5}l10 10m0 -10l-10 10`, stroke: style.stroke, "stroke-width": 2.5 }, group);
