@@ -1,7 +1,9 @@
 """Tables and plots of runs: ``python -m comining.report DIR...``.
 
-Reads the ``result.json`` files below directories of runs or sweeps and nothing else, prints
-Markdown, and writes ``report.md``, ``report.csv`` and plots. It may be used while a sweep runs.
+Reads the ``result.json`` files below directories of runs or sweeps, prints
+Markdown, and writes ``report.md``, ``report.csv`` and plots. ``--html`` also writes
+``report.html``, one page with curves and pictures, from ``metrics.csv`` and ``pictures/`` of the
+runs. It may be used while a sweep runs.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from comining.errors import UserError, one_line
+from comining.reports.html_page import write_page
 from comining.reports.paper_tables import write_report
 
 
@@ -20,9 +23,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m comining.report", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, help="directories of runs or sweeps")
     parser.add_argument("--output", type=Path, help="where to write; default: the first folder")
+    parser.add_argument("--html", action="store_true", help="also write report.html")
     given = parser.parse_args(arguments)
     try:
-        write_report(given.folders, given.output or given.folders[0])
+        output = given.output or given.folders[0]
+        write_report(given.folders, output)
+        if given.html:
+            print(f"written: {write_page(given.folders, output)}")
     except (UserError, OSError) as error:
         message = one_line(error)
         print(f"error: {message}", file=sys.stderr)

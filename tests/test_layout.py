@@ -29,6 +29,7 @@ COMMANDS = {
     "report": "reports",
     "select": "reports",
     "study": "reports",
+    "dashboard": "reports",
     "complete": "completion",
 }
 

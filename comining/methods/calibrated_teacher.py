@@ -175,3 +175,8 @@ class CalibratedTeacher(Method):
         self._found_in_step = []
         if step % self.refit_every == 0:
             self.calibration.refit()
+
+    def figures(self) -> dict[str, float]:
+        """``threshold/all``: the score from which on detections are merged, once it is known."""
+        score = self.calibration.score_of(self.calibrated_threshold)
+        return {} if score is None else {"threshold/all": max(score, self.score_threshold)}

@@ -33,6 +33,17 @@ class Calibration(nn.Module):
         logits = scores.clamp(MARGIN, 1 - MARGIN).logit()
         return (self.slope * logits + self.offset).sigmoid() * self.fitted
 
+    def score_of(self, probability: float) -> float | None:
+        """The score whose calibrated score is ``probability``, from which on it is higher.
+
+        Returns:
+            None before a fit has succeeded, and where higher scores are worth no more.
+        """
+        wanted = torch.tensor(probability, dtype=torch.float64).logit()
+        score = ((wanted - self.offset.cpu()) / self.slope.cpu()).sigmoid()
+        known = bool(self.fitted) and self.slope.item() > 0 and bool(score.isfinite())
+        return score.item() if known else None
+
     def add(self, recent: Tensor) -> None:
         """Keep detections of this process and all others for the next fit.
 

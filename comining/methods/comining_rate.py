@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -135,6 +136,12 @@ class CoMiningRate(AnnotationRate):
         scores = torch.arange(BINS, device=seen.device) / BINS
         few = (self.precision * seen <= expected) & (expected > 0) & (scores >= self.least_score)
         return torch.where(few, scores, torch.inf).amin(dim=1)
+
+    def figures(self) -> dict[str, float]:
+        """Those of the rates, and ``threshold/NAME`` of every class that is mined."""
+        known = zip(self.names, self.thresholds().tolist(), strict=True)
+        chosen = {f"threshold/{name}": score for name, score in known if score < math.inf}
+        return super().figures() | chosen
 
     def _mine(
         self, teacher: Detector, predictions: Predictions, batch: Batch

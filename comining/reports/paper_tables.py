@@ -63,24 +63,38 @@ class ResultTable:
         groups = means.groupby(level="row" if self.layout.by_method else "column")
         return {group.idxmax() for _, group in groups if len(group) > 1}
 
+    def texts(self) -> tuple[pd.DataFrame, pd.DataFrame, set[Any]]:
+        """Our cells and the paper's, a row and a column each, and the (row, column) of the best.
+
+        The paper's have only the columns that it has, and "-" where it has no number.
+        """
+        ours = self.cells.apply(cell_text, axis="columns").unstack().loc[self.rows, self.columns]
+        papers = self.cells["published"].fillna("-").unstack().loc[self.rows]
+        return ours, papers[list(self.layout.numbers.columns)], self.best_cells()
+
+    def notes(self) -> list[str]:
+        """What is said below the table."""
+        notes = []
+        if len(self.layout.numbers):
+            notes.append("paper: published numbers, COCO val2017 at paper scale.")
+        if missing := self.missing():
+            notes.append(f"Missing: {', '.join(missing)}.")
+        return notes
+
     def markdown(self) -> list[str]:
         """Lines: our numbers and, beside each column of the paper, the paper's."""
-        texts = self.cells.apply(cell_text, axis="columns")
-        best = texts.index.isin(self.best_cells())
-        ours = texts.mask(best, "**" + texts + "**").unstack()
-        papers = self.cells["published"].fillna("-").map("*{}*".format).unstack()
+        ours, papers, best = self.texts()
         labels = [self.layout.labels.get(row, row) for row in self.rows]
         columns = {("", "label"): pd.Series(labels, self.rows)}
         for column in self.columns:
-            columns[column, "ours"] = ours[column]
-            if column in self.layout.numbers:
-                columns["*paper*", column] = papers[column].replace("*-*", "-")
+            columns[column, "ours"] = pd.Series(
+                [f"**{t}**" if (row, column) in best else t for row, t in ours[column].items()],
+                self.rows,
+            )
+            if column in papers:
+                columns["*paper*", column] = papers[column].map("*{}*".format).replace("*-*", "-")
         lines = pd.DataFrame(columns, index=self.rows).droplevel(1, axis="columns")
-        notes = []
-        if len(self.layout.numbers):
-            notes.append("*paper*: published numbers, COCO val2017 at paper scale.")
-        if missing := self.missing():
-            notes.append(f"Missing: {', '.join(missing)}.")
+        notes = [note.replace("paper:", "*paper*:", 1) for note in self.notes()]
         by = {"row": "row", "method": "method"} if self.layout.by_method else {"row": "row"}
         labelled = self.runs.assign(row=self.runs["row"].replace(self.layout.labels))
         recalls = recall_lines(labelled, by, ("val",))

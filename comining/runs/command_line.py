@@ -18,6 +18,7 @@ a checkpoint.
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import re
 import shlex
@@ -32,6 +33,7 @@ from hydra.core.override_parser.types import Quote, QuotedString, Sweep
 from hydra.errors import HydraException
 
 from comining.errors import ConfigError
+from comining.runs.help_text import check_names, help_text
 from comining.runs.pipes import stop_on_closed_pipes
 from comining.runs.ranks import started_by_rank_zero
 
@@ -95,8 +97,16 @@ def command_line(
     def run(*composed: Any) -> Any:
         if composed:  # with a configuration in place of a command line
             return program(*composed)
+        name = Path(inspect.unwrap(program).__code__.co_filename).stem
+        given, _ = get_args_parser().parse_known_args(sys.argv[1:])
+        if given.help:
+            print(help_text(name))
+            return None
         try:
             sys.argv[1:] = readable(sys.argv[1:], data_of_checkpoint)
+            elsewhere = given.config_name or given.config_path or given.config_dir
+            if not (given.shell_completion or elsewhere):
+                check_names(name, get_args_parser().parse_args(sys.argv[1:]).overrides)
         except ConfigError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)

@@ -12,6 +12,7 @@ import yaml
 from PIL.Image import Image
 
 from comining.errors import ConfigError
+from comining.tracking.panels import custom_scalars
 from comining.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 
 
 class TensorBoardEvents(Tracker):
-    """Writes event files into ``folder/tensorboard``.
+    """Writes event files into ``folder/tensorboard``, with the sections of the dashboard.
+
+    Its tab "Custom scalars" shows these.
 
     Args:
         folder: the run directory.
@@ -46,6 +49,7 @@ class TensorBoardEvents(Tracker):
         self.step = step
         options = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
         self._writer.add_text("config", f"```yaml\n{options}```", step)
+        self._writer.add_custom_scalars(custom_scalars())
 
     def figures(self, row: Mapping[str, float], step: int) -> None:
         self.step = step

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # The name that Lightning gives it, so that charts of earlier runs fit.
 STEP = "trainer/global_step"
 MODES = ("offline", "online", "disabled")
+# Groups whose choices a dashboard compares runs by; the configuration has them as NAME_name.
+NAMED_GROUPS = ("method", "sparsity", "detector")
 # W&B's variables that would take a run away from its directory.
 REFUSED = ("WANDB_RUN_ID", "WANDB_RESUME")
 
@@ -108,7 +110,8 @@ class WandbRun(Tracker):
                 group=self.group or sweep, name=self.name or self.folder.name,
                 id=run_id(self.folder), tags=list(self.tags) or None,
                 mode=self.mode, resume="allow", reinit=True,  # type: ignore[arg-type]  # in MODES
-                config=dict(config), allow_val_change=True,
+                config={**config, **choices(config, hydra.runtime.choices)},
+                allow_val_change=True,
                 settings=wandb.Settings(console="off", silent=True),
             )  # fmt: skip
         except (wandb.Error, OSError) as error:
@@ -137,6 +140,21 @@ class WandbRun(Tracker):
 
     def close(self, failed: bool) -> None:
         self._run.finish(exit_code=int(failed))
+
+
+def choices(config: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """By what a dashboard groups and compares runs, as keys at the top of the configuration.
+
+    The configuration itself has the options of each group, but not the name of the choice.
+
+    Args:
+        config: all options.
+        chosen: the choice of every group.
+    """
+    names = {f"{group}_name": chosen.get(group) for group in NAMED_GROUPS}
+    method = config.get("method")
+    threshold = method.get("score_threshold") if isinstance(method, Mapping) else None
+    return {**names, "score_threshold": threshold}
 
 
 def _box_layers(labelled: LabelledImage, names: Mapping[int, str]) -> dict[str, Any]:
