@@ -260,7 +260,8 @@ def test_an_offline_sweep_has_every_key_of_its_dashboard(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     runs = sorted(file.parent for file in (tmp_path / "sweeps/mine").glob("*/result.json"))
     assert len(runs) == 3
-    losses = (f"train/[^/]+/{name}" for name in ("centerness", "confusion", "rpn_.+", "consistency"))
+    of_others = ("centerness", "confusion", "rpn_.+", "consistency")
+    losses = (f"train/[^/]+/{name}" for name in of_others)
     without = {"rate/.+", "threshold/.+", *losses}
     workspace = json_of(tmp_path)
     thresholds = set()
