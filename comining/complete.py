@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -172,10 +173,19 @@ def _apply(given: argparse.Namespace) -> None:
     for what, count in reviewed.counts.items():
         print(f"{what}: {count}")
     print(f"written: {given.out}")
-    print(
-        f"train with data=custom data.train_annotations={given.out} "
-        f"data.train_images={folder.images} data.annotated=fields sparsity=full"
-    )
+    print(_training_line(folder, given.out, "fields"))
+
+
+def _training_line(folder: ProposalFolder, annotations: Path, annotated: str) -> str:
+    """The options that train on completed annotations as the proposals' trainings read theirs."""
+    source = folder.source
+    options = [
+        "data=custom", f"data.train_annotations={annotations}",
+        f"data.train_images={folder.images}", f"data.annotated={annotated}", "sparsity=full",
+    ]  # fmt: skip
+    options += [f"data.exif={source.exif}"] if source.exif != "ignore" else []
+    options += [f"data.bit_depth={source.bit_depth}"] if source.bit_depth != "auto" else []
+    return f"train with {shlex.join(options)}"
 
 
 def _export_options(parser: argparse.ArgumentParser) -> None:
@@ -216,6 +226,8 @@ def _export(given: argparse.Namespace) -> None:
         print(f"written: {path}")
         for loss in losses:
             print(f"  not kept: {loss}")
+    if "coco" in kinds:
+        print(_training_line(folder, output / EXPORTS["coco"][1], folder.source.annotated))
 
 
 def _fraction(text: str) -> float:

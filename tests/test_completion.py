@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from comining.complete import main
 from comining.completion.completed_set import with_proposals, with_records
 from comining.completion.proposal_folder import (
     PROPOSALS_FILE,
+    SOURCE_FILE,
     ProposalFolder,
     RateEstimate,
     path_from,
@@ -36,7 +38,8 @@ from comining.data.formats.annotation_format import ReadOptions
 from comining.data.formats.coco import read_coco
 from comining.data.knowledge import COMPLETE, PARTIAL, UNLOOKED, Annotated
 from comining.errors import DataError
-from tests.helpers import edit_json
+from comining.runs.command_line import readable
+from tests.helpers import composed, edit_json
 from tests.proposal_folders import proposal, proposed, write_decisions, write_folder
 
 C, P, U = COMPLETE, PARTIAL, UNLOOKED
@@ -362,6 +365,30 @@ def test_several_exports_at_once_write_over_nothing(
     assert main([*options, "--to", "yolo", "cvat"]) == 2
     assert "cvat.xml: is there already" in capsys.readouterr().err
     assert not (out / "yolo").exists()
+
+
+def test_the_printed_options_train_on_what_was_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "my set (1), a=b"
+    home.mkdir()
+    folder = write_folder(home)
+    edit_json(folder / SOURCE_FILE, lambda source: source.update(exif="apply", bit_depth=12))
+    decisions = write_decisions(folder / "decisions.json", {1: "accept"})
+    out = folder / "reviewed.json"
+    commands = {
+        "partial": ["export", str(folder), "--precision", "0.7"],
+        "fields": ["apply", str(folder), str(decisions), "--out", str(out)],
+    }
+    for (annotated, command), file in zip(
+        commands.items(), (folder / "completed.json", out), strict=True
+    ):
+        assert main(command) == 0
+        options = shlex.split(capsys.readouterr().out.split("train with ")[1])
+        data = composed(*readable(options)).data
+        assert (data.train_annotations, data.annotated) == (str(file), annotated)
+        assert Path(data.train_images) == ProposalFolder.read(folder).images
+        assert (data.exif, data.bit_depth) == ("apply", 12)
 
 
 @pytest.mark.parametrize("cut", [["--precision", "1.5"], ["--probability", "nan"], []])
