@@ -328,6 +328,24 @@ def test_a_class_of_an_image_as_a_whole(opened: Page, tmp_path: Path) -> None:
     assert content["looked_through"] == []
 
 
+def test_unlikely_ones_are_faint_until_they_are_looked_at(page: Page, tmp_path: Path) -> None:
+    page.open(write_folder(tmp_path, proposed([(1, 1, 0.5), (1, 1, 0.4), (1, 1, 0.09)])))
+    page.keys("g")
+    faint = """return [...document.querySelectorAll('#stage .box')]
+        .filter(box => box.dataset.kind === 'waiting')
+        .map(box => getComputedStyle(box.parentElement).opacity)"""
+    captions = "return [...document.querySelectorAll('#stage text')].map(one => one.textContent)"
+    assert page.run(faint) == ["1", "0.4"]
+    assert page.run(captions)[-3:] == ["2 ", "3 ", "1 class 1?"]
+    page.keys("\ue015", "\ue015")  # arrow down
+    assert page.run(faint) == ["1", "1"]
+
+
+def test_the_proposed_class_is_no_other_class(opened: Page) -> None:
+    opened.keys("c", *"class 1")
+    assert "proposed as class 1" in opened.text("#chooser-list")
+
+
 def test_the_review_is_known_afterwards(opened: Page, tmp_path: Path) -> None:
     opened.keys("g", "A", "n", "l")
     opened.saved()

@@ -346,10 +346,14 @@ function kindOf(position) {
   return { accept: "accepted", reject: "rejected", class: "changed" }[said.decision];
 }
 
-function drawBox(svg, kind, [x, y, width, height], words, scale, choose, wider = 0) {
+// Proposals below this probability are drawn faintly until they are looked at.
+const UNLIKELY = 0.1;
+
+function drawBox(parent, kind, [x, y, width, height], words, scale, choose, { wider = 0, faint = false } = {}) {
   const { colour, dash, width: thin } = KINDS[kind];
   const stroke = thin + wider;
   const place = { x, y, width, height };
+  const svg = faint ? element("g", { class: "faint" }, parent) : parent;
   element("rect", { ...place, class: "rim", "stroke-width": stroke + 2 }, svg);
   element("rect", { ...place, class: "box", stroke: colour, "stroke-width": stroke,
     "stroke-dasharray": dash, "data-kind": kind }, svg);
@@ -399,13 +403,16 @@ function draw(svg, position, view, captions) {
     if (kind === "waiting" && !(together && together.includes(other))) continue;
     if (kind === "rejected" && !(together && together.includes(other))) continue;
     const number = together && together.includes(other) ? together.indexOf(other) + 1 + " " : "";
-    drawBox(svg, kind, proposals[other].box, captions ? number + caption(other) : "", scale,
-      captions ? () => { if (select(other)) show(); } : null);
+    // Undecided ones are of the class that is looked at, and dozens in a crowded image.
+    const words = kind === "waiting" ? number : number + caption(other);
+    drawBox(svg, kind, proposals[other].box, captions ? words : "", scale,
+      captions ? () => { if (select(other)) show(); } : null,
+      { faint: kind === "waiting" && proposals[other].probability < UNLIKELY });
   }
   const number = together ? together.indexOf(position) + 1 + " " : "";
   const said = decisions.get(proposal.id);
   drawBox(svg, said ? kindOf(position) : "current", proposal.box, captions ? number + caption(position) : "",
-    scale, null, 1.5);
+    scale, null, { wider: 1.5 });
 }
 
 function caption(position) {
@@ -647,7 +654,8 @@ function offer() {
 function showOptions() {
   const box = byId("chooser-list");
   box.replaceChildren();
-  if (!options.length) text(box, "p", "No class fits.", "note");
+  const own = classes[proposals[currentPosition()].label].name;
+  if (!options.length) text(box, "p", "No other class fits. It is proposed as " + own + ": Esc, then A accepts it.", "note");
   options.forEach((label, at) => {
     const line = text(box, "div", "", "option");
     line.setAttribute("role", "option");
