@@ -11,12 +11,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor, nn
-from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.ops import FrozenBatchNorm2d, box_iou
 
 from comining.config import CONFIG_FOLDER, instantiate
 from comining.data.views import SecondView
 from comining.detectors.dense import DenseDetector
+from comining.detectors.faster_rcnn import FasterRCNNDetector
+from comining.detectors.torchvision_detector import TorchvisionDetector
 from comining.methods.method import Method
 from comining.runs.checkpoint import build_detector
 from comining.structures import Batch, Boxes, Images, Knowledge
@@ -43,8 +45,8 @@ class Setting:
             f"data.max_size={max(self.size)}",
         ]
         detector = build_detector(configuration(*overrides), self.classes, pretrained=False)
-        if not isinstance(detector, DenseDetector):
-            raise TypeError(f"the steps are those of a dense detector, not {chosen.detector}")
+        if not isinstance(detector, DenseDetector | FasterRCNNDetector):
+            raise TypeError(f"there are no steps of detector={chosen.detector}")
         self.detector = detector
         self.detector.to(self.device).train()
         images = noise(2 * chosen.batch, self.size, self.device)
@@ -55,7 +57,10 @@ class Setting:
         }
         self.tau = self.methods["comining"].score_threshold
         with torch.compiler.set_stance("force_eager"):
-            make_confident(self.detector, images, self.tau, chosen.candidates)
+            if isinstance(detector, DenseDetector):
+                make_confident(detector, images, self.tau, chosen.candidates)
+            else:
+                make_roi_head_confident(detector, images, self.tau, chosen.candidates)
         self.stock = stock_copy(self.detector, self.tau)
 
         count = chosen.batch
@@ -77,7 +82,9 @@ class Setting:
         self.stock_images = {
             name: [image / 255 for image in group] for name, group in self.views.items()
         }
-        self.stock_targets = as_stock(truth)
+        # Of a two-stage detector the label 0 is background.
+        self.first_label = int(isinstance(self.stock, FasterRCNN))
+        self.stock_targets = as_stock(truth, self.first_label)
         self.optimizers = {
             model: torch.optim.SGD(
                 [p for p in model.parameters() if p.requires_grad],
@@ -189,7 +196,7 @@ def coco_like(size: tuple[int, int], classes: int, images: int) -> Boxes:
 
 
 @torch.no_grad()
-def settle_norms(detector: DenseDetector, images: list[Tensor]) -> None:
+def settle_norms(detector: TorchvisionDetector, images: list[Tensor]) -> None:
     """Give frozen batch norms the statistics of these images, as pretrained ones have.
 
     Without, the activations of an untrained ResNet grow from block to block.
@@ -232,7 +239,30 @@ def make_confident(
         detector.net.head.regression_head.bbox_reg.bias.fill_(2.0)
 
 
-def stock_copy(detector: DenseDetector, threshold: float) -> Any:
+@torch.no_grad()
+def make_roi_head_confident(
+    detector: FasterRCNNDetector, images: list[Tensor], threshold: float, candidates: int
+) -> None:
+    """Change the RoI head so that ``candidates`` proposals of an image have a class that passes.
+
+    Logits are spread so far that the best class of a proposal leaves nothing to the others, and
+    background competes with it.
+    """
+    layer = detector.net.roi_heads.box_predictor.cls_score
+    layer.bias.zero_()
+    logits, most = [], detector.candidate_proposals
+    for image in images:
+        predictions = detector.predict([image])
+        proposals = [boxes[:most] for boxes in predictions.proposals]
+        logits.append(detector.classify(predictions, proposals)[0][:, 1:])
+    scale = 20 / torch.cat(logits).std()
+    layer.weight.mul_(scale)
+    layer.weight[0] = 0
+    best = [(scale * one).amax(dim=1).topk(candidates).values[-1] for one in logits]
+    layer.bias[0] = torch.stack(best).median() - torch.tensor(threshold).logit()
+
+
+def stock_copy(detector: TorchvisionDetector, threshold: float) -> Any:
     """torchvision's own model with the same weights, nothing of ours left in it."""
     net = copy.deepcopy(detector.net).to(memory_format=torch.contiguous_format)
     for module in list(net.modules()):
@@ -245,14 +275,18 @@ def stock_copy(detector: DenseDetector, threshold: float) -> Any:
         for module in net.head.modules():
             if isinstance(module, nn.ReLU):
                 module.inplace = False  # as FCOSHead builds it
-    net.score_thresh = threshold
+    (net.roi_heads if isinstance(net, FasterRCNN) else net).score_thresh = threshold
     net.transform._skip_resize = True
     return net
 
 
-def as_stock(boxes: Boxes) -> list[Stock]:
-    """torchvision's form of the boxes of a batch."""
-    return [{"boxes": one.boxes, "labels": one.labels} for one in boxes.split()]
+def as_stock(boxes: Boxes, first_label: int = 0) -> list[Stock]:
+    """torchvision's form of the boxes of a batch.
+
+    Args:
+        first_label: of class 0.
+    """
+    return [{"boxes": one.boxes, "labels": one.labels + first_label} for one in boxes.split()]
 
 
 def drop_loop(found: Stock, annotated: Stock, overlap_threshold: float) -> Stock:

@@ -12,7 +12,8 @@ work. The variants are
 * ``naive``: the stock model in evaluation mode for the pseudo-labels, a loop that drops what is
   annotated, then a forward for each view and one backward.
 
-Mining alone is compared with the stock ``postprocess_detections`` and that loop.
+Mining alone is compared with the stock ``postprocess_detections`` and that loop, for one-stage
+detectors.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from comining.methods.comining import CoMining
 from comining.ops import rank_in_group
 from comining.structures import Boxes, DensePredictions
 
+DETECTORS = ("retinanet", "fcos", "faster_rcnn")
 # What an H200 needs for the arithmetic of a pair of views at R50, 800 x 1344, K = 80, at the 790
 # TFLOP/s that its tensor cores were measured to do in bf16: 2.84 and 2.42 TFLOP.
 FLOOR_MS = {"retinanet": 3.6, "fcos": 3.1}
@@ -47,7 +49,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
 
 def add_setting(options: argparse.ArgumentParser) -> None:
     """Options of the network and of the images."""
-    options.add_argument("--detector", default="retinanet", choices=("retinanet", "fcos"))
+    options.add_argument("--detector", default="retinanet", choices=DETECTORS)
     options.add_argument("--backbone", help="a file of conf/backbone")
     options.add_argument("--precision", choices=("fp32", "bf16"))
     options.add_argument("--batch", type=int, help="pairs of views")
@@ -123,12 +125,14 @@ def compare_steps(
 
 
 @torch.no_grad()
-def compare_mining(setting: Setting, chosen: argparse.Namespace) -> dict[str, measure.Ratio]:
+def compare_mining(
+    setting: Setting, detector: DenseDetector, chosen: argparse.Namespace
+) -> dict[str, measure.Ratio]:
     """Mining alone on the outputs of the network for a number of images."""
     count = chosen.mined_images
     method: CoMining = setting.methods["comining"]
     objects = coco_like(setting.size, setting.classes, count).to(setting.device)
-    predictions = confident_of(objects, outputs(setting, count), setting.detector)
+    predictions = confident_of(objects, outputs(setting, detector, count), detector)
     # Every other one of an image is erased.
     truth = objects[rank_in_group(objects.image) % 2 == 0]
     stock_truth = as_stock(truth)
@@ -137,7 +141,7 @@ def compare_mining(setting: Setting, chosen: argparse.Namespace) -> dict[str, me
         "cls_logits": list(torch.split(predictions.logits, levels, dim=1)),
         "bbox_regression": list(torch.split(predictions.deltas, levels, dim=1)),
     }
-    for output, name in setting.detector.auxiliary_outputs.items():
+    for output, name in detector.auxiliary_outputs.items():
         auxiliary = predictions.auxiliary[name].unsqueeze(-1)
         heads[output] = list(torch.split(auxiliary, levels, dim=1))
     anchors = [list(torch.split(predictions.anchors, levels))] * count
@@ -150,11 +154,11 @@ def compare_mining(setting: Setting, chosen: argparse.Namespace) -> dict[str, me
         ]
 
     def ours() -> Boxes:
-        return method.miner(setting.detector, predictions, truth)[0]
+        return method.miner(detector, predictions, truth)[0]
 
     pseudo_labels, expected = ours(), theirs()
     number = len(pseudo_labels) / count
-    confident = len(setting.detector.candidates(predictions, setting.tau)) / count
+    confident = len(detector.candidates(predictions, setting.tau)) / count
     print(f"Mining alone, {count} images, {confident:.0f} scores above {setting.tau} in each:")
     if not predictions.auxiliary:
         same = all(
@@ -181,10 +185,10 @@ def compare_mining(setting: Setting, chosen: argparse.Namespace) -> dict[str, me
     return {"cogeneration_over_torchvision": measure.ratio(one, other)}
 
 
-def outputs(setting: Setting, count: int) -> DensePredictions:
+def outputs(setting: Setting, detector: DenseDetector, count: int) -> DensePredictions:
     """What the network says of ``count`` images, one after the other."""
     images = noise(count, setting.size, setting.device)
-    parts = [setting.detector.predict([image]) for image in images]
+    parts = [detector.predict([image]) for image in images]
     return dataclasses.replace(
         parts[0],
         logits=torch.cat([part.logits for part in parts]),
@@ -192,7 +196,7 @@ def outputs(setting: Setting, count: int) -> DensePredictions:
         image_sizes=[setting.size] * count,
         auxiliary={
             name: torch.cat([part.auxiliary[name] for part in parts])
-            for name in setting.detector.auxiliary_outputs.values()
+            for name in detector.auxiliary_outputs.values()
         },
     )
 
@@ -242,13 +246,19 @@ def main(given: list[str] | None = None) -> None:
     print(f"  the second views: {min(second) * 1e3:.1f} ms a step, in none of these times")
     if setting.device.type == "cuda":
         rate = chosen.batch / (step + min(second))
-        floor = 1000 / FLOOR_MS[chosen.detector]
         print(f"  {rate:.1f} pairs of views a second, second views included")
-        if (chosen.backbone, *setting.size, chosen.classes) == ("resnet50", 800, 1344, 80):
+        floor = 1000 / FLOOR_MS.get(chosen.detector, math.inf)
+        if floor and (chosen.backbone, *setting.size, chosen.classes) == (
+            "resnet50",
+            800,
+            1344,
+            80,
+        ):
             hours = SCHEDULE_STEPS * SCHEDULE_BATCH / rate / 3600
             print(f"  {rate / floor:.0%} of the arithmetic floor of an H200, {floor:.0f} a second")
             print(f"  {hours:.1f} hours for {SCHEDULE_STEPS} steps of {SCHEDULE_BATCH} pairs")
-    ratios |= compare_mining(setting, chosen)
+    if isinstance(setting.detector, DenseDetector):
+        ratios |= compare_mining(setting, setting.detector, chosen)
     measure.report_ratios(ratios, chosen.json)
 
 
