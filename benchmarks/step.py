@@ -247,15 +247,11 @@ def main(given: list[str] | None = None) -> None:
     if setting.device.type == "cuda":
         rate = chosen.batch / (step + min(second))
         print(f"  {rate:.1f} pairs of views a second, second views included")
-        floor = 1000 / FLOOR_MS.get(chosen.detector, math.inf)
-        if floor and (chosen.backbone, *setting.size, chosen.classes) == (
-            "resnet50",
-            800,
-            1344,
-            80,
-        ):
+        if (chosen.backbone, *setting.size, chosen.classes) == ("resnet50", 800, 1344, 80):
+            if chosen.detector in FLOOR_MS:
+                floor = 1000 / FLOOR_MS[chosen.detector]
+                print(f"  {rate / floor:.0%} of the arithmetic floor of an H200, {floor:.0f}/s")
             hours = SCHEDULE_STEPS * SCHEDULE_BATCH / rate / 3600
-            print(f"  {rate / floor:.0%} of the arithmetic floor of an H200, {floor:.0f} a second")
             print(f"  {hours:.1f} hours for {SCHEDULE_STEPS} steps of {SCHEDULE_BATCH} pairs")
     if isinstance(setting.detector, DenseDetector):
         ratios |= compare_mining(setting, setting.detector, chosen)
