@@ -118,9 +118,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stop(
-    folder: Path, signum: int, *overrides: str, **environment: str
+    folder: Path, signum: int, *overrides: str, group: bool = False, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Start a long run, and send it a signal after its first steps."""
+    """Start a long run, and send it, or all its processes, a signal after its first steps."""
     data = f"data.root={folder / 'shapes'}"
     options = [one for one in TINY if "max_steps" not in one]
     flags = [one for one in overrides if one.startswith("-")]
@@ -129,13 +129,16 @@ def stop(
         [sys.executable, str(ROOT / "train.py"), *flags, data, *options, "trainer.max_steps=100000",
          "trainer.val_check_interval=100000", "checkpoint.every_n_steps=2", *rest],
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, start_new_session=group,
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while not list(folder.glob("stopped*/**/last.ckpt")) and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    process.send_signal(signum)
+    if group:
+        os.killpg(process.pid, signum)
+    else:
+        process.send_signal(signum)
     out, err = process.communicate(timeout=120)
     return subprocess.CompletedProcess([], process.returncode, out, err)
 
@@ -157,9 +160,12 @@ def test_a_signal_saves_and_exits_with_its_code(
 
 
 @pytest.mark.slow
-def test_a_signal_ends_a_sweep(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("group", [False, True], ids=["main process", "all processes"])
+def test_a_signal_ends_a_sweep(folder: Path, tmp_path: Path, group: bool) -> None:
+    """Schedulers send it to all processes, and workers of a loader must outlive the step."""
     shutil.copytree(folder / "shapes", tmp_path / "shapes")
-    done = stop(tmp_path, signal.SIGTERM, "-m", "seed=0,1", "hydra.sweep.dir=stopped")
+    options = ["-m", "seed=0,1", "hydra.sweep.dir=stopped", "data.num_workers=2"]
+    done = stop(tmp_path, signal.SIGTERM, *options, group=group)
     assert done.returncode == 143, done.stderr
     results = list((tmp_path / "stopped").glob("*/result.json"))
     assert [json.loads(file.read_text())["status"] for file in results] == ["interrupted"]

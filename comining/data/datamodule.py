@@ -32,6 +32,7 @@ from comining.data.formats.annotation_format import (
 from comining.data.image_files import total_counts, warn_of_pictures
 from comining.data.images import BitDepth, Exif, load_image
 from comining.data.knowledge import Annotated, counts
+from comining.data.loading import leave_signals_to_main
 from comining.data.sampler import StreamSampler
 from comining.data.set_writer import SetWriter
 from comining.data.sparsity import Erasure, Sparsity
@@ -399,6 +400,7 @@ class DetectionData(L.LightningDataModule):
         return partial(
             DataLoader,
             num_workers=self.num_workers,
+            worker_init_fn=leave_signals_to_main,
             pin_memory=torch.cuda.is_available(),
             # Those of the validation are wanted again; training is one epoch, however long.
             persistent_workers=self.num_workers > 0,

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Subset
 
 from comining.data.datamodule import DetectionData
 from comining.data.dataset import EvaluationSet, TrainingSet, collate_evaluation
+from comining.data.loading import leave_signals_to_main
 from comining.detectors.detector import Background, Detector, Regions
 from comining.errors import ConfigError, UserError
 from comining.evaluation.coco_evaluator import CocoEvaluator
@@ -83,6 +84,7 @@ class PseudoLabel(Method):
             images,
             batch_size=data.val_batch_size,
             num_workers=data.num_workers,
+            worker_init_fn=leave_signals_to_main,
             collate_fn=collate_evaluation,
         )
         pseudo_labels = shared_among_ranks(

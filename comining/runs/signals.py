@@ -81,10 +81,10 @@ class Signals:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            # A loader's worker: Ctrl-C reaches it, too, but the main process ends it in good time.
+            # A loader's worker, see comining.data.loading; here where that has no effect.
             if signum == signal.SIGTERM:
                 os._exit(128 + signum)
-            return
+            return  # Ctrl-C reaches it, too, but the main process ends it in good time
         self.stop(signum)
 
     def stop(self, signum: int) -> None:
