@@ -270,7 +270,9 @@ def locate(target: str, name: str) -> Callable[..., Any]:
     # ours is made for building.
     kinds = CLASSES if inspect.isclass(found) else BUILDERS if inspect.isfunction(found) else ()
     if not f"{getattr(found, '__module__', '')}.".startswith(tuple(kinds)):
-        raise ConfigError(f"{name}._target_={target!r} is defined outside of what may be built")
+        raise ConfigError(
+            f"{name}._target_={target!r} is not defined in a module whose objects may be built"
+        )
     if inspect.isabstract(found):
         raise ConfigError(
             f"{name}._target_={target!r} is a base class, which cannot be built itself"

@@ -81,13 +81,13 @@ TRAINER: Mapping[str, Any] = {
     "detect_anomaly": bool,
     "profiler": str | None,
 }
-STEPS = "training takes trainer.max_steps steps, whatever the number of images; set that instead"
+STEPS = "training runs for trainer.max_steps steps, whatever the number of images; set that instead"
 PART = (
-    "metrics of a part of the images compare with nothing; give a smaller annotation file instead"
+    "metrics of a part of the images compare with no others; use a smaller annotation file instead"
 )
-NO_EFFECT = "it would change nothing"
+NO_EFFECT = "it would have no effect"
 REASONS = {
-    "strategy": "every process has to be started as one of its own, and to hold the whole detector",
+    "strategy": "every process must be started separately and hold the whole detector",
     "precision": "losses and boxes need float32, weights in another precision do not train",
     "val_check_interval": "it counts steps",
     "check_val_every_n_epoch": "validation counts steps; set trainer.val_check_interval instead",
@@ -95,10 +95,10 @@ REASONS = {
     "min_epochs": STEPS,
     "min_steps": STEPS,
     "max_time": "a run that it ends early would be recorded as finished; send SIGTERM instead, and "
-    "go on with resume=DIR",
+    "resume with resume=DIR",
     "limit_train_batches": "it trains on the same few batches again and again; set "
     "trainer.max_steps instead",
-    "overfit_batches": "it trains on the same few batches again and again; give a smaller "
+    "overfit_batches": "it trains on the same few batches again and again; use a smaller "
     "annotation file instead",
     "fast_dev_run": "it leaves out checkpoints and metrics.csv; set trainer.max_steps=1 instead",
     "barebones": "it leaves out checkpoints and metrics.csv",
@@ -113,7 +113,7 @@ REASONS = {
     "enable_model_summary": NO_EFFECT,
     "enable_autolog_hparams": NO_EFFECT,
     "model_registry": "checkpoints are written by the group checkpoint; set its options",
-    "logger": "the group logger has it: logger=csv, logger=tensorboard or logger=wandb",
+    "logger": "choose it with the group logger: logger=csv, logger=tensorboard or logger=wandb",
     "callbacks": "the program sets them",
     "plugins": "the program sets them",
     "default_root_dir": "files go to the run directory; set hydra.run.dir instead",

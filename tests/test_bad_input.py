@@ -984,7 +984,7 @@ OPTIONS = [
     Row(
         "broken command line",
         "`tau=[`",
-        "tau=[: cannot be read (no viable alternative at input '['); a text stands in quotes: "
+        "tau=[: cannot be read (no viable alternative at input '['); put text in quotes: "
         "python train.py 'tau=\"[\"'",
         given("tau=["),
         "options",
@@ -1000,7 +1000,7 @@ OPTIONS = [
     Row(
         "a value that the shell has cut",
         "`data.root=/my set` without quotes",
-        "set: cannot be read (missing EQUAL at '<EOF>'); a value with spaces stands in quotes: "
+        "set: cannot be read (missing EQUAL at '<EOF>'); put a value with spaces in quotes: "
         "python train.py 'data.root=/my set'",
         given("data.root=/my", "set"),
         "options",
@@ -1008,7 +1008,7 @@ OPTIONS = [
     Row(
         "several values in a single run",
         "`seed=0,1` without `-m`",
-        "seed=0,1: several values are for a sweep: python train.py -m seed=0,1; one text stands in "
+        "seed=0,1: several values need a sweep: python train.py -m seed=0,1; put a single text in "
         "quotes: python train.py 'seed=\"0,1\"'",
         given("seed=0,1"),
         "options",
@@ -1016,8 +1016,8 @@ OPTIONS = [
     Row(
         "path with an open reference",
         "`data.root=/sets/${x`",
-        "data.root=/sets/${x: a path with ${ cannot be given, because ${...} is a reference to "
-        "another option; rename it, or give a link to it",
+        "data.root=/sets/${x: a path cannot contain ${, because ${...} is a reference to another "
+        "option; rename it, or use a link to it",
         given("data.root=/sets/${x"),
         "options",
     ),
@@ -1031,8 +1031,8 @@ OPTIONS = [
     Row(
         "unknown mode of W&B",
         "`logger=wandb logger.mode=live`",
-        "logger.mode='live' must be one of offline, online, disabled (where it is not given, "
-        "WANDB_MODE is)",
+        "logger.mode='live' must be one of offline, online, disabled (its default is the "
+        "variable WANDB_MODE)",
         given("logger=wandb", "logger.mode=live"),
         "options",
     ),
@@ -1423,7 +1423,7 @@ OPTIONS = [
             (
                 "length in epochs",
                 "+max_epochs=12",
-                "cannot be used: training takes trainer.max_steps steps, whatever the number of "
+                "cannot be used: training runs for trainer.max_steps steps, whatever the number of "
                 "images; set that instead",
             ),
             (
@@ -1570,7 +1570,7 @@ MORE = (
     "DIR/x.ckpt: cannot be loaded as a checkpoint (it is damaged, or holds more than tensors and "
     "plain containers)"
 )
-PART = "DIR/x.ckpt: not a whole checkpoint of comining: "
+PART = "DIR/x.ckpt: not a valid checkpoint of comining: "
 
 
 def _checkpoints() -> list[Row]:
@@ -1758,7 +1758,7 @@ PREDICTION = [
          pictures("x" * 300)),
         ("an empty folder", "", NO_PICTURES + "the folder is empty", pictures("mine", Path.mkdir)),
         ("nothing that can be decoded", "a text, and a phone's HEIC that is called .jpg",
-         NO_PICTURES + "1 file is no picture: 1 .txt; 1 HEIC picture cannot be decoded, convert "
+         NO_PICTURES + "1 file is not a picture: 1 .txt; 1 HEIC picture cannot be decoded, convert "
          "to JPEG or PNG: IMG_1.jpg", pictures("mine", nothing_to_decode)),
         ("a single file that is no picture", "a text", "images=DIR/notes.md: no pictures: 1 file "
          "is no picture: 1 .md", pictures("notes.md", lambda file: file.write_text("x"))),

@@ -576,7 +576,7 @@ def test_a_resumed_run_keeps_its_best(
     other = StepCheckpoint("unused", 0, "AP")
     other.load_state_dict(again.state_dict())
     assert validations.show(other, (45.0, 10.0), (44.0, 99.0)) == 3
-    assert "best.ckpt was chosen by AR100; from here on it is the best by AP" in caplog.text
+    assert "best.ckpt was chosen by AR100; from now on it is chosen by AP" in caplog.text
     old = StepCheckpoint("unused", 0, None)
     old.load_state_dict({"best": 47.0, "validated_step": 3})  # of a version without the option
     assert validations.show(old, (46.0, 10.0), (48.0, 5.0)) == 6

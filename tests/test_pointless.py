@@ -100,7 +100,7 @@ def test_many_classes_are_counted(root: Path) -> None:
 
 def test_fewer_images_than_a_batch(root: Path) -> None:
     (line,) = words(read(root, "data.batch_size=7"))
-    assert line.startswith(f"{root}/train.json: images to train on: 6, fewer than ")
+    assert line.startswith(f"{root}/train.json: only 6 images to train on, fewer than ")
     assert "data.batch_size=7" in line
 
 
@@ -111,7 +111,7 @@ def test_boxes_that_are_too_small_for_an_anchor(root: Path, name: str, limit: fl
     write_coco(root, [tiny] * 4, split="train")
     (line,) = words(read(root), name)
     assert line.startswith(f"{root}/train.json: 12 of 12 boxes are below {limit} px once resized")
-    assert f"the smallest anchor has {2 * limit}" in line
+    assert f"the smallest anchor is {2 * limit}" in line
     assert "data.min_size=48" in line
     assert words(read(root, "data.min_size=96", "data.max_size=128"), name) == []
     write_coco(root, [tiny, tiny, tiny, ALL], split="train")  # three quarters

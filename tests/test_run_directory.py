@@ -182,7 +182,7 @@ def test_overwrite_moves_the_old_content_aside(whole: Path, folder: Path) -> Non
     assert done.returncode == 0, done.stderr
     (aside,) = (whole.parent / "replaced").iterdir()
     assert aside.name.startswith("whole_")
-    assert f"what {whole} held is in {aside}" in done.stdout
+    assert f"the earlier content of {whole} is in {aside}" in done.stdout
     assert contents(aside) == before
     assert RunResult.read(whole / "result.json").steps == 1
     assert (whole / "wandb_id").read_bytes() != before["wandb_id"]
@@ -209,7 +209,7 @@ def test_bad_input_moves_nothing(whole: Path, folder: Path) -> None:
 def test_a_run_that_is_alive_is_left_alone(whole: Path, folder: Path) -> None:
     owner = RunDirectory.claim(whole, held="resume")
     before = contents(whole)
-    alive = f"{whole} belongs to a run that is alive (process {os.getpid()} on "
+    alive = f"{whole} belongs to a run that is still running (process {os.getpid()} on "
     try:
         for options in ([f"resume={whole}"], [f"hydra.run.dir={whole}", "overwrite=true"]):
             assert_one_line(train(folder, *SHORT, *options), alive)

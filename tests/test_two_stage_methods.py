@@ -502,7 +502,7 @@ def test_a_detector_without_proposals_is_refused() -> None:
     chosen = method("sparsedet")
     chosen.check_detector(FasterRCNNDetector, "sparsedet", "faster_rcnn")
     kind = type(detector("fcos", 3))
-    words = r"method=sparsedet has no meaning for detector=fcos: .* \(detector=faster_rcnn\)"
+    words = r"method=sparsedet cannot be used with detector=fcos: .* \(detector=faster_rcnn\)"
     with pytest.raises(ConfigError, match=words):
         chosen.check_detector(kind, "sparsedet", "fcos")
     method("comining").check_detector(kind, "comining", "fcos")

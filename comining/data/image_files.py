@@ -118,7 +118,7 @@ def warn_of_pictures(splits: Sequence[PictureFacts], exif: Exif, bit_depth: BitD
     paged = [facts for facts in splits if facts.paged]
     if paged:
         log.warning(
-            "%d of %d pictures have several pages or frames, of which the first is taken: %s is "
+            "%d of %d pictures have several pages or frames, only the first is used: %s is "
             "the first of %d", sum(len(facts.paged) for facts in paged), headers,
             paged[0].paged[0], paged[0].first_pages,
         )  # fmt: skip

@@ -33,7 +33,7 @@ Metrics = dict[str, float | None]
 
 LOWER_BOUND = (
     "AP is a lower bound: objects may be missing in the annotations, and a detection of one counts "
-    "as wrong. AR, the recall of what is annotated, is right."
+    "as wrong. AR, the recall of the annotated objects, is not affected."
 )
 
 

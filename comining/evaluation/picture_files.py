@@ -39,7 +39,7 @@ class PictureFiles:
         lines = []
         if self.others:
             count = self.others.total()
-            are = "1 file is no picture" if count == 1 else f"{count} files are no pictures"
+            are = "1 file is not a picture" if count == 1 else f"{count} files are not pictures"
             kinds = [f"{n} {printable(kind)}" for kind, n in self.others.most_common()]
             lines.append(f"{are}: {_first(kinds)}")
         for kind, names in sorted(self.foreign.items()):
@@ -56,7 +56,7 @@ class PictureFiles:
             (_printable(self.hidden), "hidden folder", "hidden folders", f"left out{inside}"),
             (_printable(self.runs), "folder", "folders", "with the output of a run left out"),
             (_printable(self.repeated), "folder", "folders", "seen under another name left out"),
-            (_printable(self.broken), "link", "links", "to nowhere"),
+            (_printable(self.broken), "broken link", "broken links", "left out"),
             (_printable(self.special), "pipe or device", "pipes or devices", "left out"),
         ):
             if listed:

@@ -52,7 +52,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not a checkpoint of comining")
     problem = _problem(content["comining"], content["state_dict"])
     if problem:
-        raise CheckpointError(f"{path}: not a whole checkpoint of comining: {problem}")
+        raise CheckpointError(f"{path}: not a valid checkpoint of comining: {problem}")
     return content
 
 

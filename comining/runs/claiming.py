@@ -143,7 +143,7 @@ def _claim(cfg: DictConfig, wanted: Path) -> RunDirectory:
     alone = hydra.mode is RunMode.RUN
     resume, overwrite = cfg.get("resume"), cfg.overwrite is True
     if resume is not None and overwrite:
-        raise ConfigError(f"resume={resume} goes on in a directory that overwrite=true would clear")
+        raise ConfigError(f"resume={resume} needs the directory that overwrite=true would clear")
     if resume not in (None, "auto") and not (wanted / "overrides.yaml").exists():
         raise ConfigError(f"resume={resume}: {wanted} is not a run directory")
     held: Literal["refuse", "resume", "replace"] = "refuse"
@@ -169,14 +169,14 @@ def _claim(cfg: DictConfig, wanted: Path) -> RunDirectory:
 
 def _advice(wanted: Path, alone: bool, trains: bool) -> str:
     """What to do about a directory that holds another run."""
-    aside = "move that aside with overwrite=true"
+    aside = "move the old content aside with overwrite=true"
     if not alone:
         return (
-            "run only what is not finished with skip_finished=true, take another "
+            "run only what is not finished with skip_finished=true, choose another "
             f"hydra.sweep.dir, or {aside}"
         )
-    further = f"go on with it by resume={wanted}, " if trains else ""
-    return f"{further}take another hydra.run.dir, or {aside}"
+    further = f"resume it with resume={wanted}, " if trains else ""
+    return f"{further}choose another hydra.run.dir, or {aside}"
 
 
 def _use(run: RunDirectory) -> RunDirectory:

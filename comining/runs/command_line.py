@@ -236,8 +236,8 @@ def _path(text: str, bases: Sequence[Path], listed: bool) -> str:
 def _literal(text: str, exists: bool) -> str:
     if "${" in text and (exists or "}" not in text):
         raise ConfigError(
-            "a path with ${ cannot be given, because ${...} is a reference to another option; "
-            "rename it, or give a link to it"
+            "a path cannot contain ${, because ${...} is a reference to another option; rename "
+            "it, or use a link to it"
         )
     return quoted(os.path.expanduser(text))
 
@@ -271,16 +271,16 @@ def _check(override: str, before: str, sweep: bool) -> None:
     except HydraException as error:
         reason = str(error).splitlines()[0]
         if equals and re.fullmatch(r"\+{0,2}[\w./@-]+", name):
-            how = f"a text stands in quotes: {program} {as_text}"
+            how = f"put text in quotes: {program} {as_text}"
         elif not equals and "=" in before:
-            how = f"a value with spaces stands in quotes: {program} {_joined(before, override)}"
+            how = f"put a value with spaces in quotes: {program} {_joined(before, override)}"
         else:
             how = f"options are NAME=VALUE: {program} seed=0"
         raise ConfigError(f"{override}: cannot be read ({reason}); {how}") from None
     if parsed.is_sweep_override() and not sweep:
         raise ConfigError(
-            f"{override}: several values are for a sweep: {program} -m {shlex.quote(override)}; "
-            f"one text stands in quotes: {program} {as_text}"
+            f"{override}: several values need a sweep: {program} -m {shlex.quote(override)}; "
+            f"put a single text in quotes: {program} {as_text}"
         )
 
 

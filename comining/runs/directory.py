@@ -90,7 +90,7 @@ class RunDirectory:
             advice: what else a user can do who is refused.
 
         Raises:
-            DirectoryTakenError: it belongs to a run that is alive, or holds another one.
+            DirectoryTakenError: it belongs to a run that is still running, or holds another one.
             ConfigError: it cannot be made or written.
         """
         path = Path(os.path.abspath(path))
@@ -146,8 +146,8 @@ class RunDirectory:
                 content = os.read(descriptor, 4096)
                 os.close(descriptor)
                 raise DirectoryTakenError(
-                    f"{path} belongs to a run that is alive{_who(content)}; wait for its end, or "
-                    "take another directory"
+                    f"{path} belongs to a run that is still running{_who(content)}; wait for its "
+                    "end, or choose another directory"
                 )
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), file.stat()):
@@ -219,7 +219,9 @@ class RunDirectory:
         """From here on the directory is kept, whatever becomes of the run."""
         self.begun = True
         if self.owned and self.replaced is not None:
-            print(f"moved aside: what {self.path} held is in {self.replaced}", flush=True)
+            print(
+                f"moved aside: the earlier content of {self.path} is in {self.replaced}", flush=True
+            )
 
     def log_to_file(self) -> None:
         """Write what is logged in this process to ``train.log``, too."""

@@ -35,7 +35,7 @@ def claim_gpu(folder: Path) -> int | None:
         if locked is None:
             os.close(descriptor)
             raise ConfigError(
-                f"own_gpu=true needs file locks, which {folder} has not; set own_gpu=false and "
+                f"own_gpu=true needs file locks, which {folder} lacks; set own_gpu=false and "
                 "start a process for each GPU with CUDA_VISIBLE_DEVICES"
             )
         if not locked:

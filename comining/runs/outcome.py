@@ -170,7 +170,7 @@ class _Attempt:
     def _claim(self) -> Run | None:
         claimed = claim(self.cfg, self.config, self.wanted)
         if isinstance(claimed, Path):
-            print(f"skipped, has a result: {claimed}")
+            print(f"skipped, already has a result: {claimed}")
             if claimed != self.wanted:
                 with contextlib.suppress(OSError):  # Hydra makes it for each run of a sweep
                     self.wanted.rmdir()
@@ -189,7 +189,9 @@ class _Attempt:
                 return EXIT_USER_ERROR
         if not self.alone:
             told = f": {one_line(error)}" if expected else ""
-            log.error(f"this run failed{told}; the sweep goes on", exc_info=not expected and error)
+            log.error(
+                f"this run failed{told}; the sweep continues", exc_info=not expected and error
+            )
             try:
                 if self.run is None:  # its options cannot even be resolved
                     self._claim()
@@ -223,7 +225,7 @@ class _Attempt:
         after = "" if error.step is None else f" after step {error.step}"
         print(f"{error}{after}", file=sys.stderr)
         if self.alone and self.run is not None and error.step is not None:
-            print(f"go on with: python train.py resume={self.run.path}", file=sys.stderr)
+            print(f"resume with: python train.py resume={self.run.path}", file=sys.stderr)
         warned = signal.Signals(error.signum).name == "SIGUSR1"  # by SLURM, ahead of the limit
         if warned and (queued := requeue()) is not None:
             print(queued, file=sys.stderr)
@@ -239,12 +241,12 @@ class _Attempt:
             )
         if "DataLoader worker" in str(error):
             print(
-                "error: a worker that loads images died, perhaps for want of memory; lower "
+                "error: a process that loads images died, possibly out of memory; lower "
                 "data.num_workers",
                 file=sys.stderr,
             )
         if self.run is not None and (self.run.path / "checkpoints" / "last.ckpt").exists():
-            print(f"go on with: python train.py resume={self.run.path}", file=sys.stderr)
+            print(f"resume with: python train.py resume={self.run.path}", file=sys.stderr)
 
 
 def identity(config: Any) -> dict[str, Any]:
@@ -297,7 +299,7 @@ def print_start(run: Path, data: Mapping[str, Any], device: torch.device) -> Non
         words = [f"{facts['images']} images"]
         if split == "train":
             words += [
-                f"{facts['images_trained_on']} of them trained on",
+                f"{facts['images_trained_on']} used for training",
                 f"{facts['kept']} annotations kept",
                 f"{facts['erased']} erased",
                 f"{facts['crowds']} regions to ignore in the file",
@@ -323,7 +325,7 @@ def knowledge_lines(known: Mapping[str, Any]) -> list[str]:
     """
     total = sum(known[state] for state in STATES)
     said = [f"{known[state]} {words}" for state, words in STATES.items() if known[state]]
-    lines = [f"known of {total} pairs of image and class: {', '.join(said)}"]
+    lines = [f"annotation of {total} (image, class) pairs: {', '.join(said)}"]
     if known["ignored_regions"]:
         lines[0] += f"; {known['ignored_regions']} regions to ignore"
     if len(said) > 1:

@@ -148,7 +148,7 @@ class PredictionFiles:
         if len(self._reasons) <= LOGGED:
             log.warning("%s: %s: %s", what, printable(str(prediction.name)), problem)
         elif len(self._reasons) == LOGGED + 1:
-            log.warning("further pictures that are skipped are named in skipped.json only")
+            log.warning("further skipped pictures are listed in skipped.json only")
 
     def __enter__(self) -> PredictionFiles:
         return self
@@ -166,7 +166,7 @@ class PredictionFiles:
                     for name, why in self.files.unreadable.items()
                 ),
                 *((names, f"cannot decode {kind}") for kind, names in self.files.foreign.items()),
-                (self.files.broken, "a link to nowhere"),
+                (self.files.broken, "broken link"),
             ]
             for name in names
         ]
@@ -184,7 +184,7 @@ class PredictionFiles:
             lines.append(f"not drawn: {len(self.not_drawn)} {_first(self.not_drawn)}")
         if self.paged:
             lines.append(
-                f"several pages or frames: {self.paged}, of which the first is taken: "
+                f"several pages or frames: {self.paged}, only the first is used: "
                 f"{self._first_paged}"
             )
         if self.images:

@@ -99,7 +99,7 @@ def meeting(num_nodes: int) -> Meeting | None:
     missing = [n for n in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT") if n not in os.environ]
     if missing:
         raise ConfigError(
-            f"trainer.num_nodes={num_nodes}: start the nodes by torchrun or srun, or set "
+            f"trainer.num_nodes={num_nodes}: start the nodes with torchrun or srun, or set "
             f"{', '.join(missing)} on each"
         )
     # The first process of each node; it starts the others.
@@ -134,9 +134,9 @@ def refuse_several_processes(trainer: L.Trainer) -> None:
     by_slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1
     if trainer.world_size > 1 and not by_slurm:
         raise ConfigError(
-            f"a sweep runs each of its runs on one device, and these options take "
+            f"a sweep runs each of its runs on one device, but these options use "
             f"{trainer.num_devices} on {trainer.num_nodes} nodes: set trainer.devices=1. To use "
-            "several, start the runs one by one (without -m), share the devices out with "
+            "several, start the runs one by one (without -m), give each run its own device with "
             "launcher=joblib, or let SLURM start the processes: launcher=slurm "
             "hydra.launcher.tasks_per_node=DEVICES"
         )

@@ -126,8 +126,8 @@ def check_same_options(cfg: DictConfig, checkpoint: Path) -> None:
     differences = list(_differences(content["comining"]["config"], resolve(cfg)))
     if differences and not cfg.allow_changes:
         raise ConfigError(
-            f"{checkpoint} was trained by other options: {'; '.join(differences)}. Take those, or "
-            "go on by the new ones with allow_changes=true"
+            f"{checkpoint} was trained with other options: {'; '.join(differences)}. Use those, or "
+            "resume with the new ones by allow_changes=true"
         )
 
 

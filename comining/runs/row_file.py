@@ -68,5 +68,5 @@ class RowFile:
 
     def _failed(self, error: OSError) -> ConfigError:
         return ConfigError(
-            f"{self.path}: cannot be written ({error.strerror}); what is known is in {self.draft}"
+            f"{self.path}: cannot be written ({error.strerror}); rows so far: {self.draft}"
         )

@@ -26,7 +26,7 @@ class Interrupted(BaseException):
 
     def __init__(self, signum: int, step: int | None = None):
         name = signal.Signals(signum).name
-        closed = ": nobody reads the output any more" if name == "SIGPIPE" else ""
+        closed = ": the output was closed" if name == "SIGPIPE" else ""
         super().__init__(f"stopped by {name}{closed}")
         self.signum = signum
         self.step = step

@@ -91,8 +91,8 @@ class StartWeights:
         there, here = (_anchors(net).sizes[0][0] for net in (source, detector.net))
         if abs(there / here - 1) > 0.05:
             lines.append(
-                f"its smallest anchors are {there:.0f} px, here {here:.0f} px: what it knows of "
-                "sizes has to be learned anew (head.anchor_scale)"
+                f"its smallest anchors are {there:.0f} px, here {here:.0f} px: object "
+                "sizes must be learned again (head.anchor_scale)"
             )
         facts = {"from": self.origin, "classes_kept": len(kept), "classes": len(class_names)}
         return Started(facts, lines)
@@ -117,14 +117,14 @@ def start_weights(config: dict[str, Any], progress: bool) -> StartWeights | None
     detector = build_detector(config, 1, pretrained=False)
     if type(detector.net) not in CLASS_LAYERS:
         raise ConfigError(
-            f"weights={origin}: the layer of the classes of {type(detector).__name__} is not known"
+            f"weights={origin}: the classification layer of {type(detector).__name__} is not known"
         )
     if origin == COCO:
         return _coco(detector, progress)
     trained, description = load_detector(origin)
     if type(trained.net) not in CLASS_LAYERS:
         raise ConfigError(
-            f"weights={origin}: the layer of the classes of {type(trained).__name__} is not known"
+            f"weights={origin}: the classification layer of {type(trained).__name__} is not known"
         )
     problem = difference(detector.net, trained.net)
     if problem is not None:
@@ -193,8 +193,8 @@ def _coco(detector: Detector, progress: bool) -> StartWeights:
                 reason = next(iter(str(error).splitlines()), reason)
             # torch would advise to load it all the same.
             raise ConfigError(
-                f"weights={COCO}: what is at {url}, or under that name in {DOWNLOADS}, are not its "
-                f"weights ({reason}); delete that file"
+                f"weights={COCO}: the file at {url}, or that of the same name in {DOWNLOADS}, does "
+                f"not hold its weights ({reason}); delete that file"
             ) from error
         for module in net.modules():
             if isinstance(module, nn.BatchNorm2d):

@@ -72,14 +72,14 @@ class WandbRun(Tracker):
         self._run: wandb.Run  # from start on
         if mode not in MODES:
             raise ConfigError(
-                f"logger.mode={mode!r} must be one of {', '.join(MODES)} (where it is not given, "
-                "WANDB_MODE is)"
+                f"logger.mode={mode!r} must be one of {', '.join(MODES)} (its default is the "
+                "variable WANDB_MODE)"
             )
         contradicting = [variable for variable in REFUSED if os.environ.get(variable)]
         if contradicting and mode != "disabled":
             raise ConfigError(
                 f"{contradicting[0]}={os.environ[contradicting[0]]!r} cannot be used: the id of a "
-                f"W&B run is in its run directory, so that resume=DIR goes on with it; unset "
+                f"W&B run is in its run directory, so that resume=DIR continues it; unset "
                 f"{contradicting[0]}"
             )
         if mode == "online":
@@ -195,4 +195,4 @@ def run_id(folder: Path) -> str:
         if re.fullmatch("[0-9a-f]{8}", content):
             return content
         time.sleep(0.05)  # another process may have created the file and not written it yet
-    raise ConfigError(f"{file}: {content[:20]!r} is no run id, 8 hexadecimal characters")
+    raise ConfigError(f"{file}: {content[:20]!r} is not a run id of 8 hexadecimal characters")

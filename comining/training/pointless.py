@@ -43,7 +43,7 @@ def pointless(data: DetectionData, detector: Detector, mines: bool = False) -> I
         raise RuntimeError("setup() has not been called")
     if len(train) < data.batch_size:
         yield (
-            f"{train.annotations.path}: images to train on: {len(train)}, fewer than "
+            f"{train.annotations.path}: only {len(train)} images to train on, fewer than "
             f"data.batch_size={data.batch_size}: each batch repeats images"
         )
     kept = ~data.erased & ~train.annotations.crowd
@@ -92,8 +92,8 @@ def _never_pasted(train: TrainingSet) -> Iterator[str]:
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     yield (
         f"{train.annotations.path}: data.paste={train.paster.count} pastes nothing of the classes "
-        f"{', '.join(names[:NAMED])}{more}: all their boxes have a side below {SMALLEST_SIDE} px "
-        f"once resized, or take more than {LARGEST_SHARE:.0%} of their image"
+        f"{', '.join(names[:NAMED])}{more}: after resizing, all their boxes have a side below "
+        f"{SMALLEST_SIDE} px or cover more than {LARGEST_SHARE:.0%} of their image"
     )
 
 
@@ -113,8 +113,9 @@ def _too_small(train: TrainingSet, kept: NDArray[np.bool_], smallest: float) -> 
     if small and small >= MOST * len(boxes):
         yield (
             f"{annotations.path}: {small} of {len(boxes)} boxes are below {SMALL * smallest:g} px "
-            f"once resized by data.min_size={train.min_size}, data.max_size={train.max_size}, and "
-            f"the smallest anchor has {smallest:g}: hardly any can be learned; raise data.min_size"
+            f"after resizing (data.min_size={train.min_size}, data.max_size={train.max_size}), but "
+            f"the smallest anchor is {smallest:g} px: hardly any can be learned; raise "
+            "data.min_size"
         )
 
 
@@ -159,8 +160,8 @@ class ZeroLossWarning(L.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by a connector
         if trainer.is_global_zero:
             log.warning(
-                "%s: the losses that place boxes were 0 in all of the first %d batches: no box has "
-                "an anchor that is trained to it; all may be too small once they are resized "
+                "%s: the localisation losses were 0 in all of the first %d batches: no anchor is "
+                "matched to any box; the boxes may be too small after resizing "
                 "(data.min_size=%d, data.max_size=%d)",
                 data.train_set.annotations.path, self.batches, data.min_size, data.max_size,
             )  # fmt: skip

@@ -33,7 +33,7 @@ class WarmupMultiStep:
     ):
         milestones = list(milestones)
         if milestones != sorted(set(milestones)):
-            raise ValueError(f"schedule.milestones must rise, got {milestones}")
+            raise ValueError(f"schedule.milestones must be increasing, got {milestones}")
         if milestones and milestones[-1] >= max_steps:
             raise ValueError(
                 f"schedule.milestones={milestones} reach beyond trainer.max_steps={max_steps}: set "

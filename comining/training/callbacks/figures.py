@@ -77,8 +77,8 @@ class TrainingFigures(L.Callback):
                     score.update(*(state.to(device) for state in states))
                 else:
                     log.warning(
-                        "the checkpoint counts mined boxes in another way than this version: "
-                        "their figures begin anew"
+                        "the checkpoint counts mined boxes differently from this version: "
+                        "their figures start from zero"
                     )
             self.scores[name] = score
         if trainer.is_global_zero:  # in other processes the tracker stays silent

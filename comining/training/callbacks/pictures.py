@@ -135,9 +135,9 @@ class Pictures(L.Callback):
             for view, side in zip(sides, both, strict=True)
         ]
         styles = _styles(batch)
-        title = f"Step {step}: what was mined in each view (it supervises the other view)"
+        title = f"Step {step}: boxes mined in each view (they supervise the other view)"
         if len(views) == 1:
-            title = f"Step {step}: what was mined"
+            title = f"Step {step}: mined boxes"
         page = sheet(panels, 2 * len(views), styles, title)
         self._save(page, f"mined_{step:06d}.png")
         self.tracker.picture("pictures/mined", page, step)
@@ -179,7 +179,7 @@ class Pictures(L.Callback):
                 if file.exists():
                     with Image.open(file) as earlier:
                         rows.append(captioned(earlier.copy(), f"step {drawn}, image {image_id}"))
-        title = "What the first view mined in the same images as training went on"
+        title = "Boxes mined by the first view in the same images during training"
         page = sheet(rows, len(steps), styles, title)
         self._save(page, "mined_over_time.png")
 

@@ -52,7 +52,7 @@ class WholeCheckpoints(TorchCheckpointIO):
             finally:
                 os.close(folder)
         except OSError as error:
-            earlier = "; the earlier checkpoint is as it was" if target.exists() else ""
+            earlier = "; the earlier checkpoint is unchanged" if target.exists() else ""
             raise CheckpointError(
                 f"{target}: cannot be written, {error.strerror or error} "
                 f"({content.getbuffer().nbytes / 1e6:.1f} MB were needed){earlier}"
@@ -167,14 +167,14 @@ class StepCheckpoint(Checkpoint):
         told = logging.WARNING if trainer.is_global_zero else logging.DEBUG
         if self.best_by not in (None, monitor):  # numbers of two kinds do not compare
             log.log(
-                told, "best.ckpt was chosen by %s; from here on it is the best by %s",
+                told, "best.ckpt was chosen by %s; from now on it is chosen by %s",
                 self.best_by, monitor,
             )  # fmt: skip
             self.best = None
         if value is None and self.best_by != monitor:
             log.log(
                 told, "checkpoint.monitor=%s: no such objects are annotated in the validation "
-                "split, so that no best.ckpt is chosen", monitor,
+                "split, so no best.ckpt is written", monitor,
             )  # fmt: skip
         self.best_by = monitor
         if value is None or (self.best is not None and value <= self.best):
