@@ -10,7 +10,7 @@ import torch
 from comining.errors import ConfigError
 from comining.runs.lock import try_lock
 
-# Open as long as this process lives: its lock is what keeps the GPU ours.
+# Kept open as long as this process lives: the lock reserves the GPU.
 _held: dict[Path, tuple[int, int]] = {}
 
 

@@ -1,4 +1,4 @@
-"""The processes of one run, before Lightning connects them: what rank 0 decides holds for all."""
+"""The processes of one run, before Lightning connects them: rank 0 decides for all."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from torch.distributed.distributed_c10d import Store
 
 from comining.errors import ConfigError
 
-# How long nodes may start apart from each other, in seconds.
+# Seconds that the starts of the nodes may differ by.
 WAIT = 300.0
 KEY = "comining/run_directory"
 
 Decision = dict[str, Any]
 
-# The store of rank 0 serves the process group, too, which is made later at the same address.
+# The store of rank 0 also serves the process group, which is created later at the same address.
 _stores: list[Store] = []
 
 
 @dataclass(frozen=True)
 class Meeting:
-    """Where the processes of a run meet that were not started by one of them.
+    """Where the processes of a run meet, if none of them started the others.
 
     Args:
         rank: of this process among all.
@@ -44,10 +44,10 @@ class Meeting:
     hosted: bool
 
     def agree(self, decide: Callable[[], Decision]) -> Decision:
-        """What rank 0 decides, in every process.
+        """The decision of rank 0, in every process.
 
         Args:
-            decide: called in rank 0 only; gives plain containers.
+            decide: called in rank 0 only; returns plain containers.
 
         Raises:
             ConfigError: the processes do not find each other.
@@ -109,7 +109,7 @@ def meeting(num_nodes: int) -> Meeting | None:
 def _in_slurm() -> bool:
     try:
         return SLURMEnvironment.detect()
-    except RuntimeError as error:  # what Lightning has against the job's options
+    except RuntimeError as error:  # Lightning refuses the job's options
         raise ConfigError(f"SLURM: {' '.join(str(error).split())}") from error
 
 
@@ -125,8 +125,8 @@ def started_by_rank_zero() -> bool:
 def refuse_several_processes(trainer: L.Trainer) -> None:
     """Refuse a run of a sweep that Lightning would start further processes for.
 
-    It starts them by the command line, which is that of the whole sweep. (Under SLURM there is a
-    process for each already.)
+    It would start them with the command line of the whole sweep. (SLURM has already started one
+    process for each device.)
 
     Raises:
         ConfigError: with what to do instead.
