@@ -1,8 +1,8 @@
 """Options of train.py and evaluate.py that no constructor checks: top-level ones, the trainer's.
 
 :data:`TRAINING` and :data:`EVALUATION` are the top-level options of the two programs,
-:data:`TRAINER` what Lightning's trainer accepts. Some of the trainer's options contradict what
-the programs do; :data:`REASONS` says why, for the message.
+:data:`TRAINER` what Lightning's trainer accepts. Some of the trainer's options conflict with the
+programs; :data:`REASONS` says why, for the error message.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from comining.errors import ConfigError
 from comining.option_types import Fraction, NonNegativeFloat, PositiveInt, misfit, shown
 
 Group = Mapping[str, Any]
-# What NumPy can be seeded with.
+# The range of NumPy's seeds.
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
 TRAINING: Mapping[str, Any] = {
@@ -121,7 +121,7 @@ REASONS = {
 
 
 def check_training(config: Mapping[str, Any]) -> None:
-    """Check what train.py is told beside its groups, and its trainer.
+    """Check the top-level options of train.py, and those of its trainer.
 
     Args:
         config: resolved.

@@ -130,8 +130,7 @@ class _Attempt:
             self._say_how_to_go_on(error)
             return error.exit_code
         except DirectoryTakenError as error:
-            # No run has failed, because none has begun. A sweep ends here: its other runs would get
-            # no directory either.
+            # No run has failed, because none has begun. A sweep ends here: its other runs are alike.
             print(f"error: {error}", file=sys.stderr)
             return EXIT_USER_ERROR
         except Exception as error:
@@ -277,7 +276,7 @@ def identity(config: Any) -> dict[str, Any]:
         "seed": seed if type(seed) is int else None,
         "max_steps": max_steps if type(max_steps) is int else None,
         "method_options": {k: v for k, v in options.items() if not str(k).startswith("_")},
-        # Runs that differ in the seed only share the first, cells of a table share the second.
+        # Runs that differ only in the seed share the first; the cells of a table share the second.
         "variant": options_hash(config, without=("seed",)),
         "recipe": options_hash(config, without=("seed", "method", "view", "sparsity", "tau")),
     }
