@@ -158,7 +158,7 @@ class Boxes:
     def padded(self) -> tuple[Tensor, Tensor]:
         """Boxes [B, G, 4] and labels [B, G], where G is the largest count of an image (at least 1).
 
-        Padding has the box zero and the label -1.
+        Padding consists of zero boxes with the label -1.
         """
         counts = self.counts
         most = max([1, *counts])

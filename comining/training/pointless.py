@@ -1,4 +1,4 @@
-"""What makes training or its evaluation pointless, and can be seen before the first step."""
+"""Warnings, before the first step, of data that make training or its evaluation pointless."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from comining.training.training_module import DetectionModule
 
 log = logging.getLogger(__name__)
 
-# A box whose longer side is below this share of the smallest anchor overlaps none by more than a
-# quarter, and lies between the points of a detector that has points.
+# A box whose longer side is below this share of the smallest anchor has an IoU of at most a quarter
+# with any anchor, and lies between the points of a detector that has points.
 SMALL = 0.5
-# From this share of small boxes on it is said.
+# The share of small boxes from which on a warning is given.
 MOST = 0.9
 NAMED = 5  # classes
-# The losses of a view that place boxes, of all detectors.
+# The names of the localisation losses of all detectors.
 PLACING = ("box", "centerness")
 
 
 def pointless(data: DetectionData, detector: Detector, mines: bool = False) -> Iterator[str]:
-    """What a user should know before training begins, a sentence each; names file and option.
+    """Warnings for the user before training begins, one sentence each, with file and option.
 
     Args:
         data: after ``setup("fit")``.
@@ -85,7 +85,7 @@ def _missing_classes(
 
 
 def _never_pasted(train: TrainingSet) -> Iterator[str]:
-    """Classes that are annotated, but not so that they could be pasted."""
+    """Classes with annotations, none of which can be pasted."""
     if train.paster is None or not train.paster.never_pasted:
         return
     names = [repr(train.annotations.categories.names[k]) for k in train.paster.never_pasted]
@@ -120,12 +120,12 @@ def _too_small(train: TrainingSet, kept: NDArray[np.bool_], smallest: float) -> 
 
 
 class ZeroLossWarning(L.Callback):
-    """Warns once where the losses that place boxes have been exactly 0 since training began.
+    """Warns once if the localisation losses have been exactly 0 since training began.
 
-    No region has had a target then: boxes are too small for all of them.
+    No region has had a target then: all boxes are too small.
 
     Args:
-        after: batches until it is said.
+        after: batches before the warning.
     """
 
     def __init__(self, after: int):

@@ -18,7 +18,7 @@ class WarmupMultiStep:
     Args:
         warmup_steps: steps until the factor reaches 1.
         warmup_start: factor at step 0.
-        milestones: steps at which the factor is multiplied with ``gamma``, rising.
+        milestones: ascending steps at which the factor is multiplied by ``gamma``.
         max_steps: length of training; a milestone beyond it is an error.
     """
 

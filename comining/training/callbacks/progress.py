@@ -1,4 +1,4 @@
-"""What a person sees while training runs."""
+"""The progress bar of training, or lines in its place."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Progress(L.Callback):
 
     AP is marked, and AR100 stands beside it, where AP is a lower bound.
 
-    Where standard output is no terminal, a line ``step=... loss=...`` ten times a run instead, so
+    If standard output is not a terminal, prints ten lines ``step=... loss=...`` per run instead, so
     that a log file stays short and can be parsed.
 
     Args:
-        figures: where the numbers come from.
-        enabled: False says nothing at all.
+        figures: source of the numbers.
+        enabled: False prints nothing.
     """
 
     def __init__(self, figures: TrainingFigures, enabled: bool):
