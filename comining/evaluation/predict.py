@@ -51,7 +51,7 @@ def predict_pictures(
 ) -> Iterator[PicturePrediction]:
     """Detect in pictures, one after the other; an error in one does not stop the others.
 
-    A picture is rotated by its EXIF orientation: boxes are in pixels as a viewer shows it. The
+    A picture is turned by its EXIF orientation: boxes are in pixels as a viewer shows it. The
     caller writes the results.
 
     Args:

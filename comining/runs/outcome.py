@@ -130,7 +130,7 @@ class _Attempt:
             self._say_how_to_go_on(error)
             return error.exit_code
         except DirectoryTakenError as error:
-            # No run has failed: none has begun. A sweep ends here, because its other runs are alike.
+            # No run has failed: none has begun. A sweep ends here: its other runs are alike.
             print(f"error: {error}", file=sys.stderr)
             return EXIT_USER_ERROR
         except Exception as error:

@@ -25,7 +25,7 @@ STEP = "trainer/global_step"
 MODES = ("offline", "online", "disabled")
 # Groups whose choices a dashboard compares runs by; the configuration has them as NAME_name.
 NAMED_GROUPS = ("method", "sparsity", "detector")
-# W&B's variables that would take a run away from its directory.
+# W&B's variables that would give a run another id than its directory has.
 REFUSED = ("WANDB_RUN_ID", "WANDB_RESUME")
 
 
@@ -40,7 +40,7 @@ class WandbRun(Tracker):
         mode: ``online`` uploads while training; after ``offline`` runs ``wandb sync`` does;
             ``disabled`` logs nothing.
         project, entity, tags: as in :func:`wandb.init`.
-        group: None for the name of the sweep's directory, where there is a sweep.
+        group: None for the name of the sweep's directory, if the run belongs to a sweep.
         name: None for that of the run directory.
         directory: made where it is missing.
 
@@ -143,7 +143,7 @@ class WandbRun(Tracker):
 
 
 def choices(config: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """By what a dashboard groups and compares runs, as keys at the top of the configuration.
+    """The keys by which a dashboard groups and compares runs, for the top of the configuration.
 
     The configuration itself has the options of each group, but not the name of the choice.
 
