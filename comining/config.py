@@ -216,7 +216,7 @@ def _check_signature(
             if accepts_all and isinstance(key, str) and not key.startswith("_"):
                 continue
             known = ", ".join(p for p in signature.parameters if p not in (*given, "self"))
-            raise ConfigError(f"unknown option {name}.{key}; known here: {known}")
+            raise ConfigError(f"unknown option {name}.{key}; valid options: {known}")
         problem = misfit(with_nested, hints.get(key, Any), f"{name}.{key}")
         if problem is not None:
             raise ConfigError(problem)

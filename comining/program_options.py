@@ -151,7 +151,7 @@ def check_trainer(options: Mapping[str, Any]) -> None:
         elif key in REASONS:
             problem = f"trainer.{key}={shown(value)} cannot be used"
         elif key not in CONTROL:
-            problem = f"unknown option trainer.{key}; known here: {', '.join(TRAINER)}"
+            problem = f"unknown option trainer.{key}; valid options: {', '.join(TRAINER)}"
         else:
             problem = None
         if problem is not None:
@@ -164,7 +164,7 @@ def _check_options(
 ) -> None:
     for name, value in config.items():
         if name not in schema:
-            raise ConfigError(f"unknown option {name}; known here: {', '.join(schema)}")
+            raise ConfigError(f"unknown option {name}; valid options: {', '.join(schema)}")
         problem = misfit(value, schema[name], name)
         if problem is not None:
             raise ConfigError(problem)

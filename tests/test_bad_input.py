@@ -404,9 +404,9 @@ ANNOTATION_FILES = [
         annotation(bbox=None, segmentation={"size": [48, 64], "counts": [0, 3071]}),
     ),
     Row(
-        "turned box",
+        "rotated box",
         "`[x, y, width, height, angle]`",
-        BOX + "[1, 2, 3, 4, 30] is a turned box (centre, width, height, angle), which cannot be "
+        BOX + "[1, 2, 3, 4, 30] is a rotated box (centre, width, height, angle), which cannot be "
         "trained on: give [x, y, width, height] of the upright box around it",
         annotation(bbox=[1, 2, 3, 4, 30]),
     ),
@@ -969,7 +969,7 @@ OPTIONS = [
     Row(
         "misspelt option that is added",
         "`+method.score_treshold=0.5`",
-        "unknown option method.score_treshold; known here: ...score_threshold...",
+        "unknown option method.score_treshold; valid options: ...score_threshold...",
         given("method=comining", "+method.score_treshold=0.5"),
         "options",
     ),
@@ -1378,14 +1378,14 @@ OPTIONS = [
     Row(
         "unknown option at the top",
         "`+foo=1`",
-        "unknown option foo; known here: seed, tau, ...",
+        "unknown option foo; valid options: seed, tau, ...",
         given("+foo=1"),
         "options",
     ),
     Row(
         "unknown option of the trainer",
         "`+trainer.epochs=3`",
-        "unknown option trainer.epochs; known here: max_steps, ...",
+        "unknown option trainer.epochs; valid options: max_steps, ...",
         given("+trainer.epochs=3"),
         "options",
     ),

@@ -118,7 +118,7 @@ def test_boxes_that_are_too_small_for_an_anchor(root: Path, name: str, limit: fl
     assert words(read(root), name) == []
 
 
-# -- turned boxes ------------------------------------------------------------------------
+# -- rotated boxes -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -141,16 +141,16 @@ def test_angles_that_are_lost_are_counted(
     caplog.clear()
     annotations = read_coco(root / "train.json")
     assert annotations.fingerprint() == before
-    turned = [count for what, count in annotations.repairs.items() if "turned boxes" in what]
+    turned = [count for what, count in annotations.repairs.items() if "rotated boxes" in what]
     assert turned == [counted] * bool(counted)
-    said = [message for message in caplog.messages if "turned boxes" in message]
+    said = [message for message in caplog.messages if "rotated boxes" in message]
     assert len(said) == counted
     assert all(message.startswith(f"{root}/train.json: ") for message in said)
 
 
 def test_a_box_of_five_numbers_is_refused(root: Path) -> None:
     edit_json(root / "train.json", lambda c: c["annotations"][1].update(bbox=[9, 9, 5, 5, 30.5]))
-    with pytest.raises(DataError, match=r"train.json: annotation 2: bbox .* is a turned box"):
+    with pytest.raises(DataError, match=r"train.json: annotation 2: bbox .* is a rotated box"):
         read_coco(root / "train.json")
 
 

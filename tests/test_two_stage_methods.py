@@ -494,7 +494,7 @@ def test_parts_of_boxes_are_erased_and_nothing_else() -> None:
     assert torch.equal(erase(noise[:1], truth.of_image(0), [4], 0)[0], first)
     never = BoxErasing(p=0.0, sides=(0.5, 0.5))
     assert torch.equal(never(noise, truth, [4, 5], 0)[0], noise[0])
-    with pytest.raises(ValueError, match="sides must rise"):
+    with pytest.raises(ValueError, match=r"sides must be \[smallest, largest\]"):
         BoxErasing(p=1.0, sides=(0.6, 0.5))
 
 

@@ -23,7 +23,7 @@ class BoxErasing:
 
     def __init__(self, *, p: Fraction, sides: tuple[Fraction, Fraction]):
         if sides[0] > sides[1]:
-            raise ValueError(f"method.erase.sides must rise, got {list(sides)}")
+            raise ValueError(f"method.erase.sides must be [smallest, largest], got {list(sides)}")
         self.p, self.sides = p, sides
 
     def __call__(

@@ -63,6 +63,6 @@ def check_output(output: Path) -> None:
         DataError: it does, or it is a file.
     """
     if output.is_dir() and any(output.iterdir()):
-        raise DataError(f"{output}: holds something already; nothing is written over")
+        raise DataError(f"{output}: is not empty; nothing is overwritten")
     if output.exists() and not output.is_dir():
         raise DataError(f"{output}: is a file")

@@ -184,7 +184,7 @@ def bbox(
     numbers: list[float | None] = []
     if isinstance(bbox, list) and len(bbox) == 5 and all(map(is_number, bbox)):
         raise DataError(
-            f"{where}: bbox {short(bbox)} is a turned box (centre, width, height, angle), which "
+            f"{where}: bbox {short(bbox)} is a rotated box (centre, width, height, angle), which "
             "cannot be trained on: give [x, y, width, height] of the upright box around it"
         )
     if isinstance(bbox, list) and len(bbox) == 4:

@@ -61,7 +61,9 @@ class DrawShapes(SetWriter):
         self.seed = seed
         for name, (low, high) in {"object_size": self.object_size, "objects": self.objects}.items():
             if low > high:
-                raise ValueError(f"data.prepare.{name} must rise, got {[low, high]}")
+                raise ValueError(
+                    f"data.prepare.{name} must be [smallest, largest], got {[low, high]}"
+                )
         if self.object_size[1] > image_size:
             raise ValueError("data.prepare.object_size is larger than data.prepare.image_size")
 

@@ -54,7 +54,7 @@ class StrongView:
         min_box_size: NonNegativeFloat,
     ):
         if squares[0] > squares[1]:
-            raise ValueError(f"method.strong.squares must rise, got {list(squares)}")
+            raise ValueError(f"method.strong.squares must be [least, most], got {list(squares)}")
         self.operation = ColorOperation(p=1.0)
         self.translate, self.shear = translate, shear
         self.squares, self.square_side = squares, square_side

@@ -103,7 +103,7 @@ class GaussianBlur(SecondView):
         super().__init__(p)
         low, high = sigma
         if low > high:
-            raise ValueError(f"view.sigma must rise, got {list(sigma)}")
+            raise ValueError(f"view.sigma must be [smallest, largest], got {list(sigma)}")
         self.low, self.high = low, high
 
     def change(self, image: Tensor, generator: torch.Generator) -> Tensor:

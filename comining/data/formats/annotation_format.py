@@ -156,7 +156,7 @@ def split_folders(root: Path) -> dict[str, Path]:
         if split in found:
             raise DataError(
                 f"{root}: {found[split].name} and {folder.name} are both named after the split "
-                f"{split}; leave one of them, or name files by data=custom"
+                f"{split}; keep one of them, or name files with data=custom"
             )
         if split is not None:
             found[split] = folder

@@ -38,7 +38,12 @@ class Auto(AnnotationFormat):
             f"{split} in {os.path.relpath(one.path, root)}" for split, one in splits.items()
         )
         log.info(
-            "data=auto takes %s for %s (data=%s), by %s: %s", root, found.title, name, shown, where
+            "data=auto: %s looks like %s (data=%s), by %s: %s",
+            root,
+            found.title,
+            name,
+            shown,
+            where,
         )
         return splits
 
@@ -68,7 +73,7 @@ def recognise(root: Path) -> tuple[str, str]:
     seen = ", ".join(entries[:8]) + more if entries else "nothing"
     raise DataError(
         f"{root}: no format is recognised; it holds {seen}; choose one of {choices}, or name COCO "
-        "files by data=custom"
+        "files with data=custom"
     )
 
 

@@ -119,7 +119,7 @@ def parse_coco(
             raise DataError(f"{where}: category_id {category_id} is not among the categories")
         image_size = sizes.get(image_id)
         if is_turned(record):
-            repairs["turned boxes read without their angle: they do not fit objects"] += 1
+            repairs["rotated boxes read without their angle: they do not fit objects"] += 1
         builder.add_annotation(
             where, annotation_id, image_id, label_of[category_id],
             _read_box(where, record, image_size, repairs),

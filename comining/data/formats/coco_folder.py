@@ -76,7 +76,7 @@ class CocoFolder(AnnotationFormat):
         }
 
 
-CHOOSE = "choose by data=custom data.train_annotations=FILE data.train_images=FOLDER"
+CHOOSE = "choose with data=custom data.train_annotations=FILE data.train_images=FOLDER"
 
 
 def _names(files: list[Path], root: Path) -> str:

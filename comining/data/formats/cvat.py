@@ -37,9 +37,10 @@ Point = tuple[float, float]
 class Cvat(AnnotationFormat):
     """``annotations.xml`` with ``images/`` beside it, as CVAT exports a task or a project.
 
-    Boxes are read as they are; of polygons, masks, ellipses, cuboids and turned boxes the enclosing
-    box is taken. Polylines, points, skeletons and tags are left out and counted. Classes are in the
-    order of the labels in the file's ``meta``, splits its subsets. Areas are those of the boxes.
+    Boxes are read as they are; for polygons, masks, ellipses, cuboids and rotated boxes the
+    enclosing box is used. Polylines, points, skeletons and tags are left out and counted. Classes
+    are in the order of the labels in the file's ``meta``, splits its subsets. Areas are those of
+    the boxes.
     """
 
     title: ClassVar[str] = "CVAT for images"
@@ -65,7 +66,7 @@ class Cvat(AnnotationFormat):
             split = "train" if subset in NO_SUBSET else split_of(subset)
             if split is None:
                 raise DataError(
-                    f"{image.where}: subset {short(subset)} is none of train, validation and test"
+                    f"{image.where}: subset {short(subset)} is not train, validation or test"
                 )
             images.setdefault(split, []).append(image)
         if not images:
@@ -147,7 +148,7 @@ def _bbox(shape: XmlElement, builder: AnnotationBuilder) -> tuple[float, float, 
         x1, y1, x2, y2 = map(number, CORNERS)
         if not angle:
             return px(x1), px(y1), px(x2 - x1), px(y2 - y1)
-        builder.repairs["boxes that enclose a turned one"] += 1
+        builder.repairs["boxes that enclose a rotated one"] += 1
         corners = [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
         return enclosing(_turned(corners, ((x1 + x2) / 2, (y1 + y2) / 2), angle))
     builder.repairs[f"boxes taken from another shape: {shape.tag}"] += 1
@@ -165,7 +166,7 @@ def _bbox(shape: XmlElement, builder: AnnotationBuilder) -> tuple[float, float, 
     if shape.tag == "cuboid":
         corner_names = [f"{side}{n}" for side in ("tl", "bl", "tr", "br") for n in (1, 2)]
         return enclosing([(number(f"x{name}"), number(f"y{name}")) for name in corner_names])
-    raise DataError(f"{shape.where}: no shape that is known here")
+    raise DataError(f"{shape.where}: unknown shape")
 
 
 def _outline(shape: XmlElement) -> Outline | None:
@@ -184,7 +185,7 @@ def _points(shape: XmlElement) -> list[Point]:
 
 
 def _turned(points: list[Point], centre: Point, degrees: float) -> list[Point]:
-    """Points turned around a centre."""
+    """Points rotated around a centre, by degrees."""
     if not math.isfinite(degrees):
         return [(math.nan, math.nan)]  # said by the builder
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))

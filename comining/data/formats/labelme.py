@@ -45,11 +45,11 @@ HEAD = 4_096
 class LabelMe(AnnotationFormat):
     """JSON files beside their pictures, in one folder or in folders named after splits.
 
-    Rectangles are read as they are; of polygons, circles, masks and turned rectangles the enclosing
-    box is taken. Points and lines are left out and counted. ``imageData`` is ignored. A picture
-    without a JSON file is one that nobody has looked at, unless ``data.missing_labels`` says
-    otherwise. Classes are sorted by name, or as ``data.names`` has them. Areas are those of the
-    boxes.
+    Rectangles are read as they are; for polygons, circles, masks and rotated rectangles the
+    enclosing box is used. Points and lines are left out and counted. ``imageData`` is ignored. A
+    picture without a JSON file is one that nobody has looked at, unless ``data.missing_labels``
+    says otherwise. Classes are sorted by name, or as ``data.names`` has them. Areas are those of
+    the boxes.
     """
 
     title: ClassVar[str] = "LabelMe"
@@ -175,7 +175,7 @@ def _shape(where: str, shape: Any) -> _Shape:
     if not is_text(label):
         raise DataError(f"{where}: label must be a word, got {short(label)}")
     if kind not in (*OUTLINES, "circle", *LEFT_OUT):
-        raise DataError(f"{where}: shape_type {short(kind)} is not known here")
+        raise DataError(f"{where}: shape_type {short(kind)} is unknown")
     if not isinstance(points, list) or not all(
         isinstance(point, list) and len(point) == 2 and all(map(is_number, point))
         for point in points
@@ -258,5 +258,5 @@ def _picture(content: _LabelFile, root: Path, below: dict[Path, list[Path]]) -> 
     if len(beside) == 1:
         return beside[0]
     raise DataError(
-        f"{content.file}: neither its picture {short(content.picture)} nor one beside it is there"
+        f"{content.file}: neither its picture {short(content.picture)} nor one of its name exists"
     )

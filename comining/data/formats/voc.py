@@ -59,7 +59,7 @@ class Voc(AnnotationFormat):
         if len(homes) > 1:
             raise DataError(
                 f"{root}: several VOC sets ({', '.join(str(h.relative_to(root)) for h in homes)}); "
-                f"choose one by data.root={homes[0]}"
+                f"choose one with data.root={homes[0]}"
             )
         folders = _devkit_splits(homes[0]) if homes else _folder_splits(root)
         classes = _Classes([file for split in folders.values() for file in split.labels.values()])

@@ -41,8 +41,8 @@ SLACK = 1e-3
 class Yolo(AnnotationFormat):
     """Ultralytics' layout, with or without ``data.yaml``, and Darknet's with ``obj.data``.
 
-    Boxes are ``class cx cy w h``; of polygons (segmentation, turned boxes) the enclosing box is
-    taken. A picture without a text file counts as one that shows nothing, as in Ultralytics'
+    Boxes are ``class cx cy w h``; for polygons (segmentation, rotated boxes) the enclosing box is
+    used. A picture without a text file counts as one that shows nothing, as in Ultralytics'
     programs, unless ``data.missing_labels`` says otherwise. Areas are those of the boxes.
     """
 
@@ -71,8 +71,8 @@ def _read_split(
         categories = numbered_categories(description.names, f"{description.file}: names")
     else:
         raise DataError(
-            f"{description.root}: neither data.yaml nor classes.txt; tell the class names in the "
-            "order of their numbers by data.names=[...]"
+            f"{description.root}: neither data.yaml nor classes.txt; give the class names in the "
+            "order of their numbers with data.names=[...]"
         )
     builder = AnnotationBuilder(
         places[0], categories, options.on_invalid_box, outlines=options.outlines

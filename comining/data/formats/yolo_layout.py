@@ -74,7 +74,7 @@ def describe_root(root: Path) -> YoloDescription:
     if len(files) > 1:
         raise DataError(
             f"{root}: several files describe a data set ({', '.join(f.name for f in files)}); "
-            f"choose one by data.root={files[0]}"
+            f"choose one with data.root={files[0]}"
         )
     if files:
         return _from_yaml(files[0])
@@ -147,7 +147,9 @@ def _read_yaml(file: Path) -> Mapping[str, Any]:
         reason = " ".join(str(error).split())
         raise DataError(f"{file}: not a yaml file ({reason})") from None
     if not isinstance(content, dict):
-        raise DataError(f"{file}: not the description of a data set: its top level is no mapping")
+        raise DataError(
+            f"{file}: not the description of a data set: its top level is not a mapping"
+        )
     return content
 
 
@@ -271,7 +273,7 @@ def _from_folders(root: Path) -> YoloDescription:
             one.name for one in images.iterdir() if one.is_dir() and split_of(one.name) is None
         )
         if places and others:
-            raise DataError(f"{images}: {', '.join(others[:5])} is named after no split")
+            raise DataError(f"{images}: {', '.join(others[:5])} is not named after a split")
         places = places or {"train": [images]}
     else:
         places = {
