@@ -1929,7 +1929,7 @@ def turned_upright(root: Path) -> None:
 def turned(root: Path) -> None:
     edited(lambda c: c["annotations"][1].update(attributes={"rotation": 30.0}))(root)
     found = read_coco(root / "train.json")
-    assert [found.repairs[what] for what in found.repairs if "turned" in what] == [1]
+    assert [found.repairs[what] for what in found.repairs if "rotated" in what] == [1]
 
 
 def decoded(

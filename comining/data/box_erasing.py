@@ -14,7 +14,7 @@ from comining.structures import Boxes
 
 
 class BoxErasing:
-    """Covers a part of each annotated box, where it is drawn, with a grey rectangle.
+    """Covers a part of randomly chosen annotated boxes with a grey rectangle.
 
     Args:
         p: the probability that a part of a box is erased.

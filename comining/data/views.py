@@ -16,7 +16,7 @@ from comining.option_types import Fraction, NonNegativeFloat, PositiveFloat
 
 
 class SecondView(ABC):
-    """Makes the augmented copy of an image; with probability ``1 - p`` it leaves it unchanged.
+    """Makes the augmented copy of an image, which is unchanged with probability ``1 - p``.
 
     Args:
         p: the probability that an image is changed.
