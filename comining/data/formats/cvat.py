@@ -27,7 +27,7 @@ from comining.data.record_values import file_name, short
 from comining.errors import DataError
 
 CORNERS = ("xtl", "ytl", "xbr", "ybr")
-# Without an extent, or not an object of its own.
+# Shapes without an extent, or that are not objects of their own.
 LEFT_OUT = ("polyline", "points", "skeleton", "tag")
 NO_SUBSET = ("", "default")
 
@@ -83,7 +83,7 @@ def _xml_file(root: Path) -> Path | None:
 
 
 def _categories(top: XmlElement, names: Sequence[str] | None) -> Categories:
-    """Those of ``data.names``, of the labels in ``meta``, or what occurs, sorted."""
+    """The classes of ``data.names``, of the labels in ``meta``, or those that occur, sorted."""
     if names is not None:
         return numbered_categories(names, "data.names")
     meta = top.find("meta")
@@ -131,14 +131,14 @@ def _read_split(
 
 
 def _picture_folder(root: Path, subset: str, name: str) -> Path:
-    """Where the pictures of a subset are: where its first one is."""
+    """The folder of the pictures of a subset: that of its first one."""
     candidates = [root / "images" / subset, root / "images", root / subset, root]
     there = [folder for folder in candidates if (folder / name).is_file()]
     return there[0] if there else root / "images"
 
 
 def _bbox(shape: XmlElement, builder: AnnotationBuilder) -> tuple[float, float, float, float]:
-    """The box xywh, px, of a shape, or around it; shapes other than boxes are counted."""
+    """The box xywh, px, of a shape, or the one around it; shapes other than boxes are counted."""
 
     def number(name: str) -> float:
         return as_number(shape.where, name, shape.attribute(name))
@@ -170,13 +170,13 @@ def _bbox(shape: XmlElement, builder: AnnotationBuilder) -> tuple[float, float, 
 
 
 def _outline(shape: XmlElement) -> Outline | None:
-    """What a polygon encloses; None for other shapes."""
+    """The outline of a polygon; None for other shapes."""
     points = _points(shape) if shape.tag == "polygon" else []
     return Outline([np.array(points, dtype=np.float64)]) if len(points) >= 3 else None
 
 
 def _points(shape: XmlElement) -> list[Point]:
-    """Those of ``points="x,y;x,y;..."``."""
+    """The points of ``points="x,y;x,y;..."``."""
     found = []
     for pair in shape.attribute("points").split(";"):
         x, _, y = pair.partition(",")
@@ -187,7 +187,7 @@ def _points(shape: XmlElement) -> list[Point]:
 def _turned(points: list[Point], centre: Point, degrees: float) -> list[Point]:
     """Points rotated around a centre, by degrees."""
     if not math.isfinite(degrees):
-        return [(math.nan, math.nan)]  # said by the builder
+        return [(math.nan, math.nan)]  # reported by the builder
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     cx, cy = centre
     moved = [(x - cx, y - cy) for x, y in points]
