@@ -143,7 +143,7 @@ def padded_rows(chosen: Sequence[Tensor]) -> Samples:
 
 
 def in_rows(values: Tensor, fill: int = 0, *, real: Tensor) -> Tensor:
-    """Values [N, ...] of all images in rows [B, S, ...] by a mask [B, S], ``fill`` beside them."""
+    """Values [N, ...] of all images in rows [B, S, ...] by a mask [B, S], padded with ``fill``."""
     table = values.new_full((*real.shape, *values.shape[1:]), fill)
     table[real] = values
     return table

@@ -121,7 +121,7 @@ class MiningScore(Metric):
 
     full_state_update = False
     sums: Tensor  # [V, len(SUMS)] float
-    most: Tensor  # [V] float: pseudo-labels of one image, at the most
+    most: Tensor  # [V] float: largest number of pseudo-labels of one image
     classes: Tensor  # [4, K] float: mined, judged, right, erased, of all views
 
     def __init__(

@@ -117,7 +117,7 @@ class PseudoLabel(Method):
         if beside is None:
             raise ConfigError(
                 "method.teacher is not set, and no finished run of method=original with the same "
-                f"options lies beside {run}: train one first, or give its checkpoint"
+                f"options is in the folder of {run}: train one first, or give its checkpoint"
             )
         return beside / "checkpoints" / "last.ckpt"
 

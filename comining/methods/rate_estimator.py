@@ -45,7 +45,7 @@ class RateEstimate(NamedTuple):
 
 
 class RateEstimator(nn.Module):
-    """Counts detections beside held-back annotations, the spies (Liu et al., ICML 2002).
+    """Estimates rates from held-back annotations, the spies (Liu et al., ICML 2002).
 
     Training treats the spies like objects that nobody annotated, so both are found equally often.
     If a share r of the spies has a detection with a score of at least t, and u detections of that
@@ -147,7 +147,7 @@ def estimate_rate(
         trained: [K, BINS] the same of annotated objects that are trained on.
         unmatched: [K, BINS] detections that belong to no annotation, in one pass over the set.
         annotated: [K] annotations of the set, spies included.
-        num_spies: [K] different spies; repeated visits of one are no further evidence.
+        num_spies: [K] number of distinct spies; repeated visits of one add no evidence.
     """
     own, of_all = _recall(spies), _recall(spies.sum(dim=0))
     trained_own, trained_of_all = _recall(trained), _recall(trained.sum(dim=0))

@@ -62,7 +62,7 @@ def write_page(folders: Sequence[Path], output: Path) -> Path:
         output: the folder to write to; links to run directories are relative to it.
 
     Raises:
-        DataError: a folder does not exist, or a file is no result; names it.
+        DataError: a folder does not exist, or a file is not a result; names it.
         OSError: the page cannot be written.
     """
     found, without_result = find_results(folders)
@@ -250,7 +250,7 @@ def _pictures(row: Mapping[str, Any]) -> str:
 
 
 def _table(result_table: ResultTable) -> str:
-    """A table of results, the paper's numbers beside ours."""
+    """A table of results with the numbers of the paper next to ours."""
     ours, papers, best = result_table.texts()
     labels = [result_table.layout.labels.get(row, row) for row in result_table.rows]
     two_rows = len(papers.columns) > 0  # of heads

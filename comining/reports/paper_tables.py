@@ -167,7 +167,7 @@ def write_report(folders: Sequence[Path], output: Path) -> pd.DataFrame:
         The runs, see :func:`~comining.reports.records.runs_frame`.
 
     Raises:
-        DataError: a folder does not exist, or a file is no result; names it.
+        DataError: a folder does not exist, or a file is not a result; names it.
         OSError: the output cannot be written.
     """
     files, without_result = find_results(folders)

@@ -168,7 +168,7 @@ def rank_folders(folders: Sequence[Path], by: str | None, annotated: float | Non
     """:func:`ranking_text` of all runs below some folders.
 
     Raises:
-        DataError: a folder does not exist, a file is no result, or no run has the number.
+        DataError: a folder does not exist, a file is not a result, or no run has the number.
     """
     if by is not None and by not in COCO_METRICS:
         raise DataError(f"--by {by}: must be one of {', '.join(COCO_METRICS)}")

@@ -85,7 +85,7 @@ def read_results(files: Sequence[Path]) -> dict[Path, RunResult]:
     """Read records of runs.
 
     Raises:
-        DataError: a file is no result; names it.
+        DataError: a file is not a result; names it.
     """
     return {file: RunResult.read(file) for file in files}
 

@@ -83,7 +83,7 @@ def read_study(folder: Path) -> tuple[dict[Path, RunResult], dict[Path, RunResul
     """The records of one study, and those of repeated runs.
 
     Raises:
-        DataError: a file is no result, or a repeat without its first run; names it.
+        DataError: a file is not a result, or a repeat without its first run; names it.
     """
     results = read_results(sorted(folder.glob("*.json")))
     repeats = {file: result for file, result in results.items() if REPEAT in file.name}

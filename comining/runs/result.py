@@ -40,9 +40,9 @@ class RunResult(BaseModel):
     dataset: str
     experiment: str | None = None
     table: str | None = None
-    paste: int = 0  # data.paste: annotated objects pasted into a training image, at the most
-    seed: int | None  # None only where the option was no seed
-    max_steps: int | None  # optimizer steps; None only where the option was no number
+    paste: int = 0  # data.paste: annotated objects pasted into a training image, at most
+    seed: int | None  # None only if the option was not a valid seed
+    max_steps: int | None  # optimizer steps; None only if the option was not a number
     method_options: dict[str, Any] = Field(default_factory=dict)
     # Hashes of the options: runs that share `variant` are seeds of one another, runs that share
     # `recipe` differ in no more than method, view, sparsity and threshold.
@@ -108,7 +108,7 @@ class RunResult(BaseModel):
         """Read a record.
 
         Raises:
-            DataError: the file is missing, cannot be read, or is no result; names the file and the
+            DataError: the file is missing, cannot be read, or is not a result; names the file and the
                 field.
         """
         try:

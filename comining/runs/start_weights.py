@@ -108,7 +108,7 @@ def start_weights(config: dict[str, Any], progress: bool) -> StartWeights | None
         progress: whether a download may show a progress bar.
 
     Raises:
-        CheckpointError: the file is no checkpoint.
+        CheckpointError: the file is not a checkpoint.
         ConfigError: the weights are those of another network.
     """
     origin = config["weights"]

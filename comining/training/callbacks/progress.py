@@ -14,7 +14,7 @@ from comining.training.callbacks.figures import TrainingFigures
 class Progress(L.Callback):
     """One bar over all steps, with loss, pseudo-labels per image and the last AP.
 
-    AP is marked, and AR100 stands beside it, where AP is a lower bound.
+    If AP is a lower bound, it is marked, and AR100 is shown, too.
 
     If standard output is not a terminal, prints ten lines ``step=... loss=...`` per run instead, so
     that a log file stays short and can be parsed.
