@@ -156,7 +156,7 @@ def _other_choices(option: str, groups: Mapping[str, Sequence[str]]) -> str:
     """A hint which choices of an option's group have it (e.g. ``method.score_threshold``)."""
     group, _, name = option.partition(".")
     having = [choice for choice in groups.get(group, ()) if name in _options_of(group, choice)]
-    return f" with this choice of {group}; {', '.join(having)} have it" if having else ""
+    return f" with this choice of {group}; it exists in {', '.join(having)}" if having else ""
 
 
 def _options_of(group: str, choice: str) -> set[str]:

@@ -108,8 +108,8 @@ class RunResult(BaseModel):
         """Read a record.
 
         Raises:
-            DataError: the file is missing, cannot be read, or is not a result; names the file and the
-                field.
+            DataError: the file is missing, cannot be read, or is not a result; names the file and
+                the field.
         """
         try:
             return cls.model_validate(json.loads(file.read_text(encoding="utf-8")))
