@@ -992,7 +992,7 @@ OPTIONS = [
     Row(
         "a text that Hydra's grammar refuses",
         "`data.hint=a=b`",
-        "data.hint=a=b: cannot be read (mismatched input '=' expecting <EOF>); a text stands in "
+        "data.hint=a=b: cannot be read (mismatched input '=' expecting <EOF>); put text in "
         "quotes: python train.py 'data.hint=\"a=b\"'",
         given("data.hint=a=b"),
         "options",
@@ -1417,7 +1417,7 @@ OPTIONS = [
             (
                 "a part of the validation",
                 "+limit_val_batches=1",
-                "cannot be used: metrics of a part of the images compare with nothing; give a "
+                "cannot be used: metrics of a part of the images compare with no others; use a "
                 "smaller annotation file instead",
             ),
             (
@@ -1633,8 +1633,8 @@ def _checkpoints() -> list[Row]:
             "a target that loads pickles",
             "`comining.training.training_module.DetectionModule.load_from_checkpoint`",
             "DIR/x.ckpt: detector._target_="
-            "'comining.training.training_module.DetectionModule.load_from_checkpoint' is defined "
-            "outside of what may be built",
+            "'comining.training.training_module.DetectionModule.load_from_checkpoint' is not "
+            "defined in a module whose objects may be built",
             saved(
                 foreign(
                     "detector",
@@ -1678,7 +1678,7 @@ def _checkpoints() -> list[Row]:
             "evaluating a part of the images",
             "`+trainer.limit_val_batches=1`",
             "trainer.limit_val_batches=... cannot be used: metrics of a part of the images compare "
-            "with nothing; give a smaller annotation file instead",
+            "with no others; use a smaller annotation file instead",
             saved(lambda content: None, "+trainer.limit_val_batches=1"),
         ),
         (

@@ -204,7 +204,7 @@ def test_thresholds_can_be_set_by_hand() -> None:
         (["~method.score_threshold"], "method.score_threshold is missing"),
         (["data=coco"], "option data.root is missing"),
         (["method._target_=os.system"], "method._target_='os.system' is not one of"),
-        (["method._target_=comining.runs.files.os.system"], "is defined outside of what may"),
+        (["method._target_=comining.runs.files.os.system"], "is not defined in a module whose"),
         (["method._target_=comining.nowhere"], "comining.nowhere.* cannot be imported"),
         (["data.max_size=50"], "data.max_size=50 is smaller than data.min_size=96"),
         (["data.flip=2"], "data.flip=2 must be a number from 0 to 1"),

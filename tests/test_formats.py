@@ -112,7 +112,9 @@ def test_one_of_several_descriptions_is_chosen(tmp_path: Path) -> None:
     text(root / "other.yaml", "x: [")
     assert read(root, "yolo")[0].categories.names == ("cat", "dog")  # data.yaml
     (root / "data.yaml").unlink()
-    with pytest.raises(DataError, match=r"\(one\.yaml, two\.yml\); choose one by data\.root=.*one"):
+    with pytest.raises(
+        DataError, match=r"\(one\.yaml, two\.yml\); choose one with data\.root=.*one"
+    ):
         read(root, "yolo")
     assert read(root / "two.yml", "yolo")[0].categories.names == ("two", "dog")
 

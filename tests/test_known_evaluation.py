@@ -556,8 +556,8 @@ def test_a_number_that_is_never_there_is_named_once(
     callback = StepCheckpoint("unused", 0, "APs")
     Validations().show(callback, (30.0, 50.0), (20.0, 60.0))
     assert [record.message for record in caplog.records] == [
-        "checkpoint.monitor=APs: no such objects are annotated in the validation split, so that "
-        "no best.ckpt is chosen"
+        "checkpoint.monitor=APs: no such objects are annotated in the validation split, so no "
+        "best.ckpt is written"
     ]
 
 

@@ -473,7 +473,7 @@ def test_a_constructor_leaves_no_trace(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("function", ["wandb_run.run_id", "drawing.panel", "drawing.sheet"])
 def test_functions_beside_the_trackers_cannot_be_built(function: str) -> None:
-    with pytest.raises(ConfigError, match="outside of what may be built"):
+    with pytest.raises(ConfigError, match="whose objects may be built"):
         locate(f"comining.tracking.{function}", "logger")
 
 

@@ -110,7 +110,7 @@ def test_boxes_that_are_too_small_for_an_anchor(root: Path, name: str, limit: fl
     tiny = [(5, 5, side, side, k) for k in (1, 2, 3)]
     write_coco(root, [tiny] * 4, split="train")
     (line,) = words(read(root), name)
-    assert line.startswith(f"{root}/train.json: 12 of 12 boxes are below {limit} px once resized")
+    assert line.startswith(f"{root}/train.json: 12 of 12 boxes are below {limit} px after resizing")
     assert f"the smallest anchor is {2 * limit}" in line
     assert "data.min_size=48" in line
     assert words(read(root, "data.min_size=96", "data.max_size=128"), name) == []
@@ -201,7 +201,7 @@ def test_a_loss_that_stays_zero_is_said_once(
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="comining"):
         watched(root, losses, after=5, max_steps=max_steps)
-    lines = [message for message in caplog.messages if "losses that place boxes" in message]
+    lines = [message for message in caplog.messages if "localisation losses" in message]
     assert len(lines) == said
     assert all(line.startswith(f"{root}/train.json: ") for line in lines)
     assert all("data.min_size=48" in line for line in lines)

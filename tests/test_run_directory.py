@@ -326,7 +326,7 @@ def test_a_sweep_over_several_gpus_is_refused(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     options = {"logger": False, "enable_checkpointing": False, "accelerator": "gpu"}
-    with pytest.raises(ConfigError, match=r"these options take 2 .* set trainer\.devices=1"):
+    with pytest.raises(ConfigError, match=r"these options use 2 .* set trainer\.devices=1"):
         refuse_several_processes(L.Trainer(devices=devices, **options))  # type: ignore[arg-type]
     for one in (1, "1", [1], "1,"):
         refuse_several_processes(L.Trainer(devices=one, **options))  # type: ignore[arg-type]

@@ -227,7 +227,7 @@ def test_other_anchors_are_mentioned(fetched: list[str]) -> None:
     _, lines = start(config).load_into(built(config, 1), ["dog"])
     assert lines[1] == (
         "its smallest anchors are 32 px, here 16 px: object sizes must be learned "
-        "anew (head.anchor_scale)"
+        "again (head.anchor_scale)"
     )
 
 
