@@ -17,7 +17,7 @@ MAX_BOXES_OF_ONE_NMS = 1_000
 
 
 def resized_shape(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
-    """The shape that torchvision's detection models resize an image to.
+    """The (height, width) px that torchvision's detection models resize an image to.
 
     The shortest side becomes ``min_size``, unless the longest would exceed ``max_size``. No side
     becomes shorter than 1 px, for which torchvision fails.

@@ -121,7 +121,10 @@ class TorchvisionDetector(Detector):
             images: B times [3, H, W] uint8 of any size; the model resizes them itself.
 
         Returns:
-            Boxes in pixels of the images as they were given.
+            Boxes with scores, in pixels of the images as they were given.
+
+        Raises:
+            RuntimeError: the network is in training mode.
         """
         if self.net.training:
             raise RuntimeError("detect() needs the network in evaluation mode")
