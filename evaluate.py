@@ -1,6 +1,6 @@
 """Evaluate a checkpoint: ``python evaluate.py checkpoint=PATH [data=coco] [data.root=...]``.
 
-Or show what it detects in pictures of your own: ``python evaluate.py checkpoint=PATH images=DIR``
+Or draw its detections in your own pictures: ``python evaluate.py checkpoint=PATH images=DIR``
 (or ``images=FILE``).
 """
 
@@ -40,7 +40,7 @@ def main(cfg: DictConfig) -> None:
     quiet_lightning()
     if OmegaConf.is_missing(cfg, "checkpoint"):
         raise ConfigError("checkpoint=PATH is missing")
-    # What is missing in the data options may stand in data_override.
+    # Options that are missing in the data may be in data_override.
     without_data = [str(key) for key in cfg if key != "data"]
     check_evaluation(resolve(OmegaConf.masked_copy(cfg, without_data)))
     detector, description = load_detector(to_absolute_path(cfg.checkpoint))
@@ -92,7 +92,7 @@ def evaluate(
     """Evaluate on a split of annotated data."""
     if "data" in cfg:
         options = cfg.data
-    else:  # as in training; options that did not exist then have today's default
+    else:  # as in training; newer options have today's default
         today = OmegaConf.load(CONFIG_FOLDER / "data" / "base.yaml")
         options = OmegaConf.merge(today, description["config"]["data"])
     with open_dict(options):

@@ -37,8 +37,7 @@ log = logging.getLogger(__name__)
 @recorded
 def main(cfg: DictConfig, config: dict[str, Any], run: Run) -> Mapping[str, Any]:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    # What is wrong with the options is found before the data are read, and what is wrong with
-    # the data before the network is built.
+    # Wrong options are found before the data are read, and wrong data before the network is built.
     method, view, schedule, optimizer, parameter_groups, sparsity, checkpoint = (
         instantiate(cfg[name], name)
         for name in (
@@ -75,7 +74,7 @@ def main(cfg: DictConfig, config: dict[str, Any], run: Run) -> Mapping[str, Any]
     resumed = checkpoint_to_resume(cfg, run.path)
     if resumed is not None:
         check_same_options(cfg, resumed)
-    # A run that goes on has its weights in its own checkpoint.
+    # A resumed run has its weights in its own checkpoint.
     start = None if resumed is not None else start_weights(config, cfg.trainer.enable_progress_bar)
     data.setup("fit")
     device = trainer.strategy.root_device

@@ -1,10 +1,10 @@
-"""Give the missing boxes back: ``python -m comining.complete``.
+"""Find missing boxes and review them: ``python -m comining.complete``.
 
 ``propose RUN --out DIR`` trains detectors by the options of a run, each without a part of the
 images, and proposes what they find in the images that they have not seen, each with a probability.
 ``review DIR`` writes the page on which a person decides on the proposals of a folder. ``apply DIR
-decisions.json --out annotations.json`` makes annotations of what was accepted, and says which
-classes are complete now. ``export DIR`` writes annotations and proposals for other programs. See
+decisions.json --out annotations.json`` turns accepted proposals into annotations and says which
+classes are now complete. ``export DIR`` writes annotations and proposals for other programs. See
 docs/completion.md.
 """
 
@@ -57,11 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _propose_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run", nargs="+", metavar="RUN",
-        help="the directory of a run, and options of train.py that differ; or options alone",
+        help="a run directory, optionally with options to change; or options of train.py alone",
     )  # fmt: skip
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
-    parser.add_argument("--folds", type=_parts, default=2, help="parts of the images; default: 2")
-    parser.add_argument("--launcher", help="trains several at once, a choice of conf/launcher")
+    parser.add_argument(
+        "--folds", type=_parts, default=2, help="number of parts of the images; default: 2"
+    )
+    parser.add_argument("--launcher", help="choice of conf/launcher, to train several at once")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
@@ -90,7 +92,7 @@ def _propose(given: argparse.Namespace) -> None:
 def _judge_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--truth", type=Path, metavar="FILE",
-        help="a COCO file with all objects; default: what sparsity erased in the trainings",
+        help="a COCO file with all objects; default: the annotations that sparsity erased",
     )  # fmt: skip
     parser.add_argument(
         "--decisions", nargs="+", type=_count, default=[], metavar="N",
@@ -98,10 +100,10 @@ def _judge_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--orders", nargs="+", choices=ORDERS, default=list(ORDERS),
-        help="orders in which proposals are decided on; default: all",
+        help="review orders to compare; default: all",
     )  # fmt: skip
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0")
-    parser.add_argument("--launcher", help="trains several at once, a choice of conf/launcher")
+    parser.add_argument("--launcher", help="choice of conf/launcher, to train several at once")
 
 
 def _judge(given: argparse.Namespace) -> None:
@@ -137,14 +139,14 @@ def _judge(given: argparse.Namespace) -> None:
 def _count(text: str) -> int:
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
     return value
 
 
 def _parts(text: str) -> int:
     value = int(text)
     if value < 2:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 2")
+        raise argparse.ArgumentTypeError(f"{text} must be at least 2")
     return value
 
 
@@ -160,7 +162,7 @@ def _review(given: argparse.Namespace) -> None:
 
 def _apply_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "decisions", nargs="+", type=Path, help="decisions.json; several where people shared work"
+        "decisions", nargs="+", type=Path, help="decisions.json; several if people shared the work"
     )
     parser.add_argument("--out", required=True, type=Path, help="the COCO file to write")
 
@@ -202,11 +204,14 @@ def _export_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, help="folder to write into; default: DIR")
     parser.add_argument(
-        "--pictures", choices=("copy", "link", "none"), default="copy", help="of a YOLO set"
+        "--pictures",
+        choices=("copy", "link", "none"),
+        default="copy",
+        help="pictures of a YOLO set",
     )
     parser.add_argument(
         "--address", default=LOCAL_FILES,
-        help=f"what stands before file names for Label Studio; default: {LOCAL_FILES}",
+        help=f"prefix of file names for Label Studio; default: {LOCAL_FILES}",
     )  # fmt: skip
 
 
@@ -233,17 +238,17 @@ def _export(given: argparse.Namespace) -> None:
 def _fraction(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
+        raise argparse.ArgumentTypeError(f"{text} must be from 0 to 1")
     return value
 
 
 Run = Callable[[argparse.Namespace], None]
-# Of every command what it does, its options beside DIR, and what runs it.
+# For every command: what it does, its options besides DIR, and the function that runs it.
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Run]] = {
     "propose": ("find the boxes that may be missing", _propose_options, _propose),
     "review": ("write the page on which a person decides on proposals", _review_options, _review),
-    "judge": ("how good proposals are, where the truth is known", _judge_options, _judge),
-    "apply": ("make annotations of what was accepted", _apply_options, _apply),
+    "judge": ("measure the quality of proposals where the truth is known", _judge_options, _judge),
+    "apply": ("turn accepted proposals into annotations", _apply_options, _apply),
     "export": ("write annotations and proposals for other programs", _export_options, _export),
 }
 

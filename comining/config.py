@@ -19,17 +19,17 @@ from comining.option_types import Nested, misfit, shown
 
 
 def run_dir(resume: str | None, new: str) -> str:
-    """Where a run writes to: into the run that it resumes, or a new directory."""
+    """The directory that a run writes to: that of the run it resumes, or a new one."""
     return new if resume in (None, "auto") else str(resume)
 
 
 def environment(name: str, default: Any) -> Any:
-    """An environment variable, or what holds where it is not set, or empty."""
+    """An environment variable, or the default if it is unset or empty."""
     return os.environ.get(name) or default
 
 
 def wandb_mode() -> str:
-    """What W&B's own environment variables say of ``logger.mode``; offline if they say nothing."""
+    """``logger.mode`` from W&B's own environment variables; offline if none is set."""
     if os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "t", "yes", "y", "on"):
         return "disabled"
     mode: str = environment("WANDB_MODE", "offline")
@@ -42,17 +42,17 @@ OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "conf"
 
-# A configuration may come out of somebody else's checkpoint, and a constructor that is called with
-# somebody else's arguments may do anything: write a file, load a pickle, run a program. So nothing
-# is built but classes of this package, functions of its modules that hold nothing but builders, and
-# what the configurations need of torch and Lightning.
+# A configuration may come from somebody else's checkpoint, and a constructor called with somebody
+# else's arguments may do anything: write a file, load a pickle, run a program. So only these are
+# built: classes of this package, functions of its modules that contain only builders, and what the
+# configurations need from torch and Lightning.
 ALLOWED_TARGETS = ("comining.", "torch.optim.", "lightning.pytorch.Trainer")
 BUILDERS = ("comining.detectors.",)
 CLASSES = ("comining.", "torch.optim.", "lightning.pytorch.trainer.")
 
-# And each group builds only what belongs into it: a subclass of a class, or what a module defines.
-# (Dotted names, because this module imports nothing of those that use it.) Groups inside of these
-# are held to the annotation of the option that they are the value of.
+# Each group builds only what belongs in it: subclasses of a class, or what a module defines.
+# (Dotted names, because this module must not import the modules that use it.) A nested group is
+# checked against the annotation of its option.
 GROUPS = {
     "backbone": "comining.detectors.backbones.Backbone",
     "checkpoint": "comining.training.callbacks.saving.StepCheckpoint",
@@ -72,16 +72,16 @@ GROUPS = {
 # Groups whose objects are given the rest of their arguments later (``_partial_: true``).
 PARTIAL = ("optimizer",)
 
-# _convert_ is accepted for those who know Hydra: containers are always plain ones.
+# _convert_ is accepted because Hydra has it, but containers are always plain.
 CONTROL = ("_target_", "_partial_", "_convert_")
 
 
 def instantiate(node: DictConfig, name: str, **given: Any) -> Any:
     """Build the object of a ``_target_`` node, after checking every option against its signature.
 
-    Nodes inside it, in lists and groups of options too, are built first. (Not by Hydra's
-    ``instantiate``, which resolves references a second time: what an option's text holds would
-    then be executed.)
+    Nodes inside it, in lists and groups of options too, are built first. (Not with Hydra's
+    ``instantiate``, which resolves references a second time and would execute those in the text of
+    an option.)
 
     Args:
         name: of the group, a key of :data:`GROUPS`.
@@ -112,12 +112,12 @@ def _build(value: Any, name: str, given: Mapping[str, Any]) -> Any:
         if not value.get("_partial_"):
             return build()
         if value["_target_"].startswith("torch.optim."):
-            # What it has against its options shall be found now, not when training begins.
+            # Wrong options should be reported now, not when training begins.
             build([_parameter()])
         return build
     except UserError:
         raise
-    except Exception as error:  # each library has its own
+    except Exception as error:  # every library raises its own
         if not foreign and not isinstance(error, ValueError | ConnectionError):
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -167,7 +167,7 @@ def instantiate_file(file: Path, overrides: Mapping[str, Any]) -> Any:
 
 
 def check(options: Mapping[str, Any], name: str, given: Mapping[str, Any]) -> None:
-    """Check a group of options, and the groups inside of it, against the signatures they are for.
+    """Check a group of options, and the groups inside it, against the signatures of their targets.
 
     Args:
         name: of the group, a key of :data:`GROUPS`.
@@ -190,7 +190,7 @@ def check(options: Mapping[str, Any], name: str, given: Mapping[str, Any]) -> No
 
 
 def _belongs(target: Callable[..., Any], wanted: str) -> bool:
-    """Whether what a target builds is of the class, or out of the module, of this dotted name."""
+    """Whether a target builds an instance of this class, or is defined in this module."""
     found = hydra.utils.get_object(wanted)
     if inspect.ismodule(found):
         return f"{target.__module__}.".startswith(f"{found.__name__}.")
@@ -216,7 +216,7 @@ def _check_signature(
             if accepts_all and isinstance(key, str) and not key.startswith("_"):
                 continue
             known = ", ".join(p for p in signature.parameters if p not in (*given, "self"))
-            raise ConfigError(f"unknown option {name}.{key}; known here: {known}")
+            raise ConfigError(f"unknown option {name}.{key}; valid options: {known}")
         problem = misfit(with_nested, hints.get(key, Any), f"{name}.{key}")
         if problem is not None:
             raise ConfigError(problem)
@@ -234,7 +234,7 @@ def _check_signature(
 
 
 def _with_nested(value: Any, name: str) -> Any:
-    """A value in which :class:`Nested` stands for the groups that build something."""
+    """A value with :class:`Nested` in place of groups that build something."""
     if isinstance(value, list | tuple):
         return [_with_nested(part, f"{name}[{number}]") for number, part in enumerate(value)]
     if not isinstance(value, dict):
@@ -256,7 +256,7 @@ def _check_nested(value: Any, name: str) -> None:
 
 
 def locate(target: str, name: str) -> Callable[..., Any]:
-    """The class or function that a ``_target_`` names, if it is one that may be built."""
+    """The class or function that a ``_target_`` names, if it may be built."""
     if not isinstance(target, str) or not target.startswith(ALLOWED_TARGETS):
         allowed = ", ".join(ALLOWED_TARGETS)
         raise ConfigError(f"{name}._target_={shown(target)} is not one of {allowed}")
@@ -266,11 +266,13 @@ def locate(target: str, name: str) -> Callable[..., Any]:
         raise ConfigError(
             f"{name}._target_={shown(target)} cannot be imported ({error})"
         ) from error
-    # A path may lead out again through a module that one of ours imports, and not all that is
-    # ours is made for building.
+    # A dotted path may lead out of the package through an import, and not everything in the package
+    # is meant to be built.
     kinds = CLASSES if inspect.isclass(found) else BUILDERS if inspect.isfunction(found) else ()
     if not f"{getattr(found, '__module__', '')}.".startswith(tuple(kinds)):
-        raise ConfigError(f"{name}._target_={target!r} is defined outside of what may be built")
+        raise ConfigError(
+            f"{name}._target_={target!r} is not defined in a module whose objects may be built"
+        )
     if inspect.isabstract(found):
         raise ConfigError(
             f"{name}._target_={target!r} is a base class, which cannot be built itself"
@@ -279,7 +281,7 @@ def locate(target: str, name: str) -> Callable[..., Any]:
 
 
 def _builds(target: Callable[..., Any]) -> type | None:
-    """The class of what a target builds: itself, or what a function says that it returns."""
+    """The class that a target builds: itself, or the return annotation of a function."""
     builds = target if inspect.isclass(target) else _hints(target).get("return")
     return builds if inspect.isclass(builds) else None
 

@@ -1,6 +1,6 @@
 """The dashboard of a W&B project: ``python -m comining.dashboard --project P``.
 
-Saves a workspace with panels for pseudo-labels, what they are worth, AP and losses. ``--json FILE``
+Saves a workspace with panels for pseudo-labels, their quality, AP and losses. ``--json FILE``
 writes it to a file instead, without key or network. Needs ``pip install -e ".[dashboard]"``.
 """
 

@@ -1,4 +1,4 @@
-"""Errors that a user can mend, reported in one line instead of a traceback."""
+"""Errors that a user can fix, reported in one line instead of a traceback."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DataError(UserError):
 
 
 class CheckpointError(UserError):
-    """A file is no checkpoint of ours, or does not fit."""
+    """A file is not a checkpoint of this package, or does not fit."""
 
 
 class OutputError(UserError):
@@ -35,7 +35,7 @@ class DivergedError(FloatingPointError):
 
     Args:
         message: what is not finite.
-        facts: what was known at that step, for ``result.json``: plain containers only.
+        facts: the state at that step, for ``result.json``: plain containers only.
     """
 
     def __init__(self, message: str, facts: Mapping[str, Any]):
@@ -44,7 +44,7 @@ class DivergedError(FloatingPointError):
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error; of one that a worker met, without the worker's traceback."""
+    """The message of an error, without the traceback of a data loader's worker."""
     message = str(error)
     if "in DataLoader worker process" in message:
         message = message.strip().splitlines()[-1].split(": ", 1)[-1]

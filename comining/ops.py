@@ -1,4 +1,4 @@
-"""Pure functions of tensors that several parts use: ranks, overlaps, suppression."""
+"""Pure functions of tensors that several modules use: ranks, overlaps, suppression."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ MAX_BOXES_OF_ONE_NMS = 1_000
 
 
 def resized_shape(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
-    """The shape that torchvision's detection models resize an image to.
+    """The (height, width) px that torchvision's detection models resize an image to.
 
-    The shortest side becomes ``min_size``, unless the longest would exceed ``max_size``; none
-    becomes less than 1 px, where torchvision fails.
+    The shortest side becomes ``min_size``, unless the longest would exceed ``max_size``. No side
+    becomes shorter than 1 px, for which torchvision fails.
     """
     scale = min(min_size / min(height, width), max_size / max(height, width))
     return max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
@@ -47,18 +47,18 @@ def rank_in_group(group: Tensor) -> Tensor:
 def suppress(boxes: Boxes, num_classes: int, iou_threshold: float, max_per_image: int) -> Boxes:
     """Class-wise non-maximum suppression, then the best ``max_per_image`` of each image.
 
-    Boxes of different classes (and images) are moved apart, so that one NMS serves them all. The
-    shift reaches millions of pixels, where float32 no longer resolves one, hence float64; on a
-    device without it the work is done on the CPU.
+    Boxes of different classes (and images) are moved apart, so that one NMS handles them all. The
+    shift reaches millions of pixels, where float32 no longer resolves single pixels; hence float64,
+    on the CPU if the device has none.
 
     Returns:
-        Boxes with scores, sorted by image and then by falling score.
+        Boxes with scores, sorted by image and then by descending score.
     """
     if len(boxes) == 0:
         return boxes
     if len(boxes) <= MAX_BOXES_OF_ONE_NMS:
         keep = _separated_nms(boxes, boxes.image * num_classes + boxes.labels, iou_threshold)
-        keep = keep[boxes.image[keep].argsort(stable=True)]  # nms returns falling scores
+        keep = keep[boxes.image[keep].argsort(stable=True)]  # nms returns descending scores
     else:
         first, parts = 0, []
         for position, count in enumerate(boxes.counts):
@@ -72,7 +72,7 @@ def suppress(boxes: Boxes, num_classes: int, iou_threshold: float, max_per_image
 
 
 def _separated_nms(boxes: Boxes, group: Tensor, iou_threshold: float) -> Tensor:
-    """Indices of the boxes that NMS keeps among those of their group [N], by falling score."""
+    """Indices of the boxes that NMS keeps in their group [N], by descending score."""
     device = boxes.boxes.device
     work = torch.device("cpu") if widest_float(device) == torch.float32 else device
     corners = boxes.boxes.to(work).double()
@@ -96,8 +96,7 @@ def clip(boxes: Boxes, image_sizes: Sequence[tuple[int, int]], min_size: float) 
 def iou_in_image(boxes: Boxes, others: Boxes) -> tuple[Tensor, Tensor]:
     """IoU of every box with all ``others`` of its own image.
 
-    The memory is N times the largest number of others in an image; it does not grow with the
-    square of the batch.
+    Memory: N times the largest number of others in an image, not the square of the batch.
 
     Args:
         boxes: N boxes of B images.
@@ -117,7 +116,7 @@ def iou_in_image(boxes: Boxes, others: Boxes) -> tuple[Tensor, Tensor]:
 
 
 def share_inside(anchors: Tensor, boxes: Tensor) -> Tensor:
-    """Which share of each anchor [A, 4] lies in each box [G, 4]: [G, A]; 0 for empty anchors."""
+    """The share of each anchor [A, 4] that lies in each box [G, 4]: [G, A]; 0 if it is empty."""
     corner = torch.maximum(boxes[:, None, :2], anchors[:, :2])
     end = torch.minimum(boxes[:, None, 2:], anchors[:, 2:])
     shared = (end - corner).clamp(min=0).prod(dim=-1)
@@ -128,7 +127,7 @@ def share_inside(anchors: Tensor, boxes: Tensor) -> Tensor:
 def paired_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
     """IoU of boxes [..., G, 4] with anchors [A, 4]: [..., G, A]; 0 for empty boxes.
 
-    Three tensors of that shape are in use at the most.
+    Memory: at most three tensors of that shape.
     """
     left, top, right, bottom = boxes.unsqueeze(-2).unbind(-1)  # [..., G, 1]
     # Coordinate by coordinate: with the anchors innermost the work is done in long vectors.

@@ -1,9 +1,9 @@
-"""Types of options: what an annotation allows, checked by pydantic and described in plain English.
+"""Types of options, checked by pydantic and described in plain English.
 
-The signature of a constructor is the schema of its group of options; the names below are its
-vocabulary beside ``int``, ``float``, ``bool``, ``str``, ``Literal``, sequences and mappings.
-Values are checked as they stand in the yaml: ``"1"`` is no number, ``True`` is no 1, a whole
-number is a number, and NaN and infinity are not.
+The signature of a constructor is the schema of its group of options. It uses the names below
+besides ``int``, ``float``, ``bool``, ``str``, ``Literal``, sequences and mappings. Values are
+checked as written in the yaml: ``"1"`` is not a number, ``True`` is not 1, an integer is a valid
+float, and NaN and infinity are not.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ STRICT = {
 
 @dataclass(frozen=True)
 class Nested:
-    """A group with a ``_target_`` as the value of an option, before it is built.
+    """A group with a ``_target_``, as the value of an option before it is built.
 
     Args:
         target: the dotted name.
-        builds: the class of what it will be; None if that is not known.
+        builds: the class of the object; None if it is not known.
     """
 
     target: str
@@ -57,7 +57,7 @@ def misfit(value: Any, hint: Any, name: str) -> str | None:
 
     Args:
         value: plain containers and scalars, with :class:`Nested` for groups that build something.
-        name: of the option; places inside of it are named ``name.key`` and ``name[0]``.
+        name: of the option; nested values are named ``name.key`` and ``name[0]``.
     """
     if suits(value, hint):
         return None
@@ -82,7 +82,7 @@ def suits(value: Any, hint: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value as yaml has it, cut to a length that fits a line."""
+    """A value as written in yaml, shortened to fit a line."""
     words = {None: "null", True: "true", False: "false"}
     text = words[value] if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= 100 else f"{text[:80]}...{text[-17:]}"
@@ -92,7 +92,7 @@ def shown(value: Any) -> str:
 
 
 def _strict(hint: Any) -> Any:
-    """The annotation that pydantic shall check: strict scalars, any list for a sequence or tuple.
+    """The annotation for pydantic: strict scalars, any list for a sequence or tuple.
 
     (Its own strict mode refuses a list for a tuple, and yaml has nothing but lists.)
     """
@@ -116,7 +116,7 @@ def _strict(hint: Any) -> Any:
 
 
 def _check_other(hint: Any, value: Any) -> Any:
-    """Classes take a group that builds them; anything goes where no type is named."""
+    """Classes accept a group that builds them; ``Any`` accepts everything."""
     if _is_open(hint):
         allowed = not _holds_nested(value)
     else:
@@ -140,7 +140,7 @@ def _holds_nested(value: Any) -> bool:
 
 
 def _parts(value: Any, hint: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
-    """Name, value and annotation of what a container holds, if it is the right container."""
+    """Name, value and annotation of each item of a container of the right type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         yield from _parts(value, arguments[0], name)
@@ -170,7 +170,7 @@ def describe(hint: Any) -> str:
 
 
 def _words(hint: Any, many: bool) -> list[str]:
-    """The alternatives; none for what an option cannot be. ``many``: as what a list is of."""
+    """The alternatives in words; none for types no option has. ``many``: in the plural."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     scalars = {
         bool: ("true or false", "true or false"),

@@ -1,8 +1,8 @@
 """Options of train.py and evaluate.py that no constructor checks: top-level ones, the trainer's.
 
 :data:`TRAINING` and :data:`EVALUATION` are the top-level options of the two programs,
-:data:`TRAINER` what Lightning's trainer accepts. Some of the trainer's options contradict what
-the programs do; :data:`REASONS` says why, for the message.
+:data:`TRAINER` what Lightning's trainer accepts. Some of the trainer's options conflict with the
+programs; :data:`REASONS` says why, for the error message.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from comining.errors import ConfigError
 from comining.option_types import Fraction, NonNegativeFloat, PositiveInt, misfit, shown
 
 Group = Mapping[str, Any]
-# What NumPy can be seeded with.
+# The range of NumPy's seeds.
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
 TRAINING: Mapping[str, Any] = {
@@ -81,13 +81,13 @@ TRAINER: Mapping[str, Any] = {
     "detect_anomaly": bool,
     "profiler": str | None,
 }
-STEPS = "training takes trainer.max_steps steps, whatever the number of images; set that instead"
+STEPS = "training runs for trainer.max_steps steps, whatever the number of images; set that instead"
 PART = (
-    "metrics of a part of the images compare with nothing; give a smaller annotation file instead"
+    "metrics of a part of the images compare with no others; use a smaller annotation file instead"
 )
-NO_EFFECT = "it would change nothing"
+NO_EFFECT = "it would have no effect"
 REASONS = {
-    "strategy": "every process has to be started as one of its own, and to hold the whole detector",
+    "strategy": "every process must be started separately and hold the whole detector",
     "precision": "losses and boxes need float32, weights in another precision do not train",
     "val_check_interval": "it counts steps",
     "check_val_every_n_epoch": "validation counts steps; set trainer.val_check_interval instead",
@@ -95,10 +95,10 @@ REASONS = {
     "min_epochs": STEPS,
     "min_steps": STEPS,
     "max_time": "a run that it ends early would be recorded as finished; send SIGTERM instead, and "
-    "go on with resume=DIR",
+    "resume with resume=DIR",
     "limit_train_batches": "it trains on the same few batches again and again; set "
     "trainer.max_steps instead",
-    "overfit_batches": "it trains on the same few batches again and again; give a smaller "
+    "overfit_batches": "it trains on the same few batches again and again; use a smaller "
     "annotation file instead",
     "fast_dev_run": "it leaves out checkpoints and metrics.csv; set trainer.max_steps=1 instead",
     "barebones": "it leaves out checkpoints and metrics.csv",
@@ -113,7 +113,7 @@ REASONS = {
     "enable_model_summary": NO_EFFECT,
     "enable_autolog_hparams": NO_EFFECT,
     "model_registry": "checkpoints are written by the group checkpoint; set its options",
-    "logger": "the group logger has it: logger=csv, logger=tensorboard or logger=wandb",
+    "logger": "choose it with the group logger: logger=csv, logger=tensorboard or logger=wandb",
     "callbacks": "the program sets them",
     "plugins": "the program sets them",
     "default_root_dir": "files go to the run directory; set hydra.run.dir instead",
@@ -121,7 +121,7 @@ REASONS = {
 
 
 def check_training(config: Mapping[str, Any]) -> None:
-    """Check what train.py is told beside its groups, and its trainer.
+    """Check the top-level options of train.py, and those of its trainer.
 
     Args:
         config: resolved.
@@ -151,7 +151,7 @@ def check_trainer(options: Mapping[str, Any]) -> None:
         elif key in REASONS:
             problem = f"trainer.{key}={shown(value)} cannot be used"
         elif key not in CONTROL:
-            problem = f"unknown option trainer.{key}; known here: {', '.join(TRAINER)}"
+            problem = f"unknown option trainer.{key}; valid options: {', '.join(TRAINER)}"
         else:
             problem = None
         if problem is not None:
@@ -164,7 +164,7 @@ def _check_options(
 ) -> None:
     for name, value in config.items():
         if name not in schema:
-            raise ConfigError(f"unknown option {name}; known here: {', '.join(schema)}")
+            raise ConfigError(f"unknown option {name}; valid options: {', '.join(schema)}")
         problem = misfit(value, schema[name], name)
         if problem is not None:
             raise ConfigError(problem)

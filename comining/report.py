@@ -3,7 +3,7 @@
 Reads the ``result.json`` files below directories of runs or sweeps, prints
 Markdown, and writes ``report.md``, ``report.csv`` and plots. ``--html`` also writes
 ``report.html``, one page with curves and pictures, from ``metrics.csv`` and ``pictures/`` of the
-runs. It may be used while a sweep runs.
+runs. It can be used while a sweep runs.
 """
 
 from __future__ import annotations

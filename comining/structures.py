@@ -1,4 +1,4 @@
-"""The types that cross a folder, with a shape on every field.
+"""The types that are passed between subpackages, with a shape on every field.
 
 Letters: B images of a batch, A regions (anchors or points) of an image over all pyramid levels,
 K classes, N boxes of a batch. Boxes are ``xyxy`` in pixels. Labels are 0 ... K-1; in an
@@ -22,17 +22,17 @@ IGNORED = -1
 class Boxes:
     """Boxes of a batch of images in flat columns: annotations, candidates or detections.
 
-    Rows are sorted by image. Flat, so that one operation serves the whole batch, and so that a
-    batch crosses processes in a few tensors: with a tensor for every image, 128 images exhaust the
-    1,024 file descriptors that a process may open by default.
+    Rows are sorted by image. The layout is flat, so that one operation handles the whole batch, and
+    a batch is sent between processes in a few tensors: with a tensor for every image, 128 images
+    exhaust the 1,024 file descriptors that a process may open by default.
     """
 
     boxes: Tensor  # [N, 4] float32
     labels: Tensor  # [N] int64; -1 in ignored regions: every class
-    image: Tensor  # [N] int64 position in the batch, rising
+    image: Tensor  # [N] int64 position in the batch, ascending
     num_images: int  # B
-    scores: Tensor | None = None  # [N] float32, of what a network found
-    # B, how many boxes each image has; known on the host where that costs no wait for the device.
+    scores: Tensor | None = None  # [N] float32, of detections
+    # B, the number of boxes of each image; set if the host knows it without a synchronisation.
     known_counts: list[int] | None = field(default=None, repr=False)
 
     @classmethod
@@ -57,7 +57,7 @@ class Boxes:
         labels: Sequence[Tensor],
         scores: Sequence[Tensor] | None = None,
     ) -> Self:
-        """Put together from boxes [n, 4], labels [n] and scores [n] of each of B images."""
+        """Concatenate boxes [n, 4], labels [n] and scores [n] of each of B images."""
         counts = [len(of_image) for of_image in labels]
         device = labels[0].device
         image = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(device)
@@ -86,20 +86,20 @@ class Boxes:
 
     @property
     def known_scores(self) -> Tensor:
-        """[N] scores, of boxes that must have them."""
+        """[N] scores; ValueError if the boxes have none."""
         if self.scores is None:
             raise ValueError("these boxes have no scores")
         return self.scores
 
     @property
     def counts(self) -> list[int]:
-        """How many boxes each of the B images has. Waits for the device where it is not known."""
+        """The number of boxes of each of the B images; synchronises with the device if unknown."""
         if self.known_counts is None:
             self.known_counts = torch.bincount(self.image, minlength=self.num_images).tolist()
         return self.known_counts
 
     def counts_on_device(self) -> Tensor:
-        """[B] int64, without the wait for the device that :attr:`counts` may cost."""
+        """The counts as [B] int64 on the device, without synchronising as :attr:`counts` may."""
         counts = torch.zeros(self.num_images, dtype=torch.int64, device=self.image.device)
         return counts.index_add_(0, self.image, torch.ones_like(self.image))
 
@@ -139,7 +139,7 @@ class Boxes:
         )
 
     def followed_by(self, other: Boxes) -> Self:
-        """In every image these boxes and then those of ``other``; scores are dropped."""
+        """For every image, these boxes followed by those of ``other``; scores are dropped."""
         image = torch.cat([self.image, other.image])
         order = image.argsort(stable=True)
         known = None
@@ -156,9 +156,9 @@ class Boxes:
         )
 
     def padded(self) -> tuple[Tensor, Tensor]:
-        """Boxes [B, G, 4] and labels [B, G], G the largest count of an image (at least 1).
+        """Boxes [B, G, 4] and labels [B, G], where G is the largest count of an image (at least 1).
 
-        Where an image has fewer, the box is zero and the label -1.
+        Padding consists of zero boxes with the label -1.
         """
         counts = self.counts
         most = max([1, *counts])
@@ -184,7 +184,7 @@ class Boxes:
         )
 
     def pin_memory(self) -> Self:
-        """In page-locked memory, from where a copy to a GPU need not be waited for."""
+        """A copy in page-locked memory, which can be copied to a GPU asynchronously."""
         return replace(
             self,
             boxes=self.boxes.pin_memory(),
@@ -196,9 +196,9 @@ class Boxes:
 
 @dataclass
 class Images(Sequence[Tensor]):
-    """Images of any size in one tensor, for the reason that :class:`Boxes` gives.
+    """Images of any size in one flat tensor, for the same reason as :class:`Boxes`.
 
-    As a sequence it is B images [3, H, W] uint8, which share its memory.
+    Behaves as a sequence of B images [3, H, W] uint8, which share its memory.
     """
 
     pixels: Tensor  # [sum of 3 * H * W] uint8, image after image
@@ -206,7 +206,7 @@ class Images(Sequence[Tensor]):
 
     @classmethod
     def of(cls, images: Sequence[Tensor]) -> Self:
-        """Put together from B images [3, H, W] uint8."""
+        """Flatten B images [3, H, W] uint8 into one tensor."""
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
         return cls(torch.cat([image.reshape(-1) for image in images]), sizes)
 
@@ -239,8 +239,8 @@ class Images(Sequence[Tensor]):
 class Knowledge:
     """What is known about B images beyond their annotations.
 
-    It is applied by the detector and by :meth:`Method.forward`, so that no method can forget it:
-    a class nobody looked for has no background in the image, a region that is ignored has no loss,
+    It is applied by the detector and by :meth:`Method.forward`, so that no method can forget it: a
+    class that nobody looked for has no background loss in the image, an ignored region has no loss,
     and nothing is mined where all objects are annotated.
     """
 
@@ -248,24 +248,25 @@ class Knowledge:
     # for it, nan some may be missing
     rate: Tensor
     ignored: Boxes  # regions without any loss; label -1: for every class
-    # A region of the detector lies in an ignored one if more than this share of its area does.
+    # A region of the detector is ignored if more than this share of its area lies in an ignored
+    # one.
     overlap: float
     # Classes exclude each other: an object that is annotated as one is background of all others,
     # also of those that nobody looked for.
     exclusive: bool
-    # Whether a rate is 0, and whether one is 1; known on the host, to wait for no device.
+    # Whether any rate is 0, and whether any is 1; kept on the host to avoid a synchronisation.
     some_unlooked: bool
     some_complete: bool
 
     @classmethod
     def of(cls, rate: Tensor, ignored: Boxes, overlap: float, exclusive: bool = False) -> Self:
-        """Put together on the CPU."""
+        """Create an instance from tensors on the CPU."""
         some_unlooked, some_complete = bool((rate == 0).any()), bool((rate == 1).any())
         return cls(rate, ignored, overlap, exclusive, some_unlooked, some_complete)
 
     @classmethod
     def nothing(cls, num_images: int, num_classes: int, device: torch.device | str = "cpu") -> Self:
-        """Objects of every class may be missing in every image."""
+        """No knowledge: objects of every class may be missing in every image."""
         rate = torch.full((num_images, num_classes), torch.nan, device=device)
         return cls(rate, Boxes.empty(num_images, device), 0.5, False, False, False)
 
@@ -284,20 +285,20 @@ class Knowledge:
 
 @dataclass
 class Batch:
-    """What the data module hands to the training step: B images of any size."""
+    """The input of the training step: B images of any size."""
 
     images: Images  # resized and flipped
     annotated: Boxes  # the annotations that were kept: the targets
     erased: Boxes  # those that sparsity erased, for judging pseudo-labels; empty on a user's data
     held_back: Boxes  # annotations that training does not see for now, see TrainingSet.hold_back
     knowledge: Knowledge
-    # [B, K] bool: `annotated` and `erased` are all objects of the class, so that a pseudo-label can
-    # be judged
+    # [B, K] bool: `annotated` and `erased` together are all objects of the class, so that
+    # pseudo-labels can be judged
     judged: Tensor
-    pseudo_labels: Boxes  # with scores: what a method attached before training; often empty
+    pseudo_labels: Boxes  # with scores: attached by a method before training; often empty
     image_ids: list[int]  # B ids of the annotation file
     positions: list[int]  # B global positions in the training stream; they seed the second view
-    # B, how many of an image's annotated boxes, the last ones, were pasted into it; empty: none
+    # B, how many boxes at the end of each image's annotated ones were pasted; empty: none
     pasted: list[int] = field(default_factory=list)
 
     def own_and_pasted(self) -> tuple[Boxes, Boxes]:
@@ -340,7 +341,7 @@ class Batch:
 
 @dataclass
 class EvaluationBatch:
-    """What the data module hands to validation and test: B images at their original size."""
+    """The input of validation and test: B images at their original size."""
 
     image_ids: list[int]  # B
     images: Images
@@ -374,7 +375,7 @@ class Predictions(ABC):
 
     @abstractmethod
     def detach(self) -> Self:
-        """The same numbers without their graph."""
+        """The same predictions without their graph."""
 
     @abstractmethod
     def split(self, size: int) -> list[Self]:
@@ -415,7 +416,7 @@ class DensePredictions(Predictions):
 
     def split(self, size: int) -> list[Self]:
         starts = range(0, len(self), size)
-        # The backward of one split fills one tensor; that of a slice a whole one for every part.
+        # The backward of split fills one tensor; slices would fill a whole one for every part.
         logits, deltas = torch.split(self.logits, size), torch.split(self.deltas, size)
         auxiliary = {name: torch.split(m, size) for name, m in self.auxiliary.items()}
         return [
@@ -432,13 +433,13 @@ class DensePredictions(Predictions):
 
 @dataclass
 class Assignment:
-    """What every anchor of a batch is trained to."""
+    """The training target of every anchor of a batch."""
 
     labels: Tensor  # [B, A] int64: class, K background, -1 ignored
     boxes: Tensor  # [B, A, 4] float32: the matched box; meaningless where not positive
     num_classes: int  # K
-    # [B, A], the largest IoU of the anchor with a target, 0 where there is none; None where
-    # matching does not go by it
+    # [B, A], the largest IoU of the anchor with a target, 0 if there is none; None if the matching
+    # does not use it
     overlap: Tensor | None = None
 
     @property
@@ -449,11 +450,11 @@ class Assignment:
 
 @dataclass
 class StepResult:
-    """What a method makes of a batch. Whoever called it sums, logs and judges."""
+    """The output of a method for a batch; its caller sums the losses, logs and judges."""
 
     losses: dict[str, Tensor]  # "view/term" -> scalar with gradient
-    # view -> the pseudo-labels that were found in this view (they may supervise another one), where
-    # they lie in the original view
+    # view -> the pseudo-labels that were found in this view (they may supervise another one), in
+    # the coordinates of the original view
     pseudo_labels: Mapping[str, Boxes] = field(default_factory=dict)
     # view -> [B, 5] int64: class scores, and how many remain after Step 1, Step 2, the image
     # border and Step 3 (and what is known); for methods that go these steps
@@ -461,5 +462,5 @@ class StepResult:
 
     @property
     def total(self) -> Tensor:
-        """The plain sum of Eq. 2."""
+        """The sum of all losses (Eq. 2)."""
         return torch.stack(list(self.losses.values())).sum()

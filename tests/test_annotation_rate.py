@@ -188,7 +188,7 @@ def test_what_is_known_comes_first(built: DenseDetector, form: str) -> None:
 
 
 def test_a_class_without_a_rate_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"method.rate: the class 'b' has none"):
+    with pytest.raises(ConfigError, match=r"method.rate: no rate for the class 'b'"):
         ready(rate={"a": 0.5, "c": 0.5})
     with pytest.raises(ConfigError, match=r"method.rate: 'dog' is not a class of the data"):
         ready(rate={"a": 0.5, "b": 0.5, "c": 0.5, "dog": 0.5})

@@ -49,7 +49,7 @@ def test_every_format_is_recognised(
     with caplog.at_level(logging.INFO):
         built = data("auto", tmp_path)
         built.setup("fit")
-    said = [line for line in caplog.messages if line.startswith("data=auto takes")]
+    said = [line for line in caplog.messages if line.startswith("data=auto: ")]
     assert len(said) == 1
     assert f"(data={name})" in said[0]
     assert "\n" not in said[0]
@@ -126,7 +126,7 @@ def pictures_only(root: Path) -> None:
 
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "two formats": (two_formats, r"looks like .*COCO .* and YOLO .*choose .*data=yolo"),
-    "two files": (two_files_of_a_split, "both hold the split train; choose by data=custom"),
+    "two files": (two_files_of_a_split, "both hold the split train; choose with data=custom"),
     "no split": (two_files_of_no_split, "not clear which splits .*friday.json.*data=custom"),
     "nothing": (lambda root: root.mkdir(), "no format is recognised; it holds nothing; choose"),
     "pictures": (pictures_only, "it holds 00.png, .*07.png and 4 more; choose one of .*data=yolo"),

@@ -139,7 +139,7 @@ ROWS = [
     Row(D, "unknown class", "", decision(decision="class", category_id=9),
         IN_D + f"decisions[1]: category_id 9 is not among the categories of {TRAIN}"),
     Row(D, "two decisions on one proposal", "", decision(id=1),
-        IN_D + f"decisions[1]: proposal 1 is decided in another way in DIR/{D}: decisions[0]"),
+        IN_D + f"decisions[1]: proposal 1 has another decision in DIR/{D}: decisions[0]"),
     Row(D, "image that is not there", "",
         decisions(looked_through=[{"image_id": 9, "category_id": 1}]),
         IN_D + f"looked_through[0]: image_id 9 is not among the images of {TRAIN}"),
@@ -147,7 +147,7 @@ ROWS = [
         IN_D + "version must be 1, got 2"),
     Row("annotations.json", "is there already", "",
         text("annotations.json", "{}"),
-        "DIR/annotations.json: is there already; nothing is written over"),
+        "DIR/annotations.json: already exists; nothing is overwritten"),
 ]  # fmt: skip
 
 

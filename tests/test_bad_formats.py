@@ -102,7 +102,7 @@ ROWS = [
     Row("cvat", "label that is not in meta", "", cvat_file('<box label="cat"', '<box label="cow"'),
         "DIR/annotations.xml: line ...: box: label 'cow' is not among the classes"),
     Row("labelme", "shape unknown", "", shape(shape_type="star"),
-        "DIR/b.json: shapes[0]: shape_type 'star' is not known here"),
+        "DIR/b.json: shapes[0]: shape_type 'star' is unknown"),
     Row("labelme", "box without area", "`data.on_invalid_box=error`",
         shape(points=[[5, 5], [5, 9]]),
         f"DIR/b.json: shapes[0]: bbox (5.0, 5.0, 0.0, 4.0) in image 2 of 64x48 px is empty {DROP}"),
@@ -113,7 +113,7 @@ ROWS = [
         lambda root: [(root / "annotations/train.json").rename(root / "annotations/monday.json"),
                       text(root / "annotations/friday.json", json.dumps({"images": []}))],
         "DIR: it is not clear which splits annotations/friday.json, annotations/monday.json hold; "
-        "choose by data=custom data.train_annotations=FILE data.train_images=FOLDER"),
+        "choose with data=custom data.train_annotations=FILE data.train_images=FOLDER"),
 ]  # fmt: skip
 
 

@@ -404,9 +404,9 @@ ANNOTATION_FILES = [
         annotation(bbox=None, segmentation={"size": [48, 64], "counts": [0, 3071]}),
     ),
     Row(
-        "turned box",
+        "rotated box",
         "`[x, y, width, height, angle]`",
-        BOX + "[1, 2, 3, 4, 30] is a turned box (centre, width, height, angle), which cannot be "
+        BOX + "[1, 2, 3, 4, 30] is a rotated box (centre, width, height, angle), which cannot be "
         "trained on: give [x, y, width, height] of the upright box around it",
         annotation(bbox=[1, 2, 3, 4, 30]),
     ),
@@ -969,7 +969,7 @@ OPTIONS = [
     Row(
         "misspelt option that is added",
         "`+method.score_treshold=0.5`",
-        "unknown option method.score_treshold; known here: ...score_threshold...",
+        "unknown option method.score_treshold; valid options: ...score_threshold...",
         given("method=comining", "+method.score_treshold=0.5"),
         "options",
     ),
@@ -984,7 +984,7 @@ OPTIONS = [
     Row(
         "broken command line",
         "`tau=[`",
-        "tau=[: cannot be read (no viable alternative at input '['); a text stands in quotes: "
+        "tau=[: cannot be read (no viable alternative at input '['); put text in quotes: "
         "python train.py 'tau=\"[\"'",
         given("tau=["),
         "options",
@@ -992,7 +992,7 @@ OPTIONS = [
     Row(
         "a text that Hydra's grammar refuses",
         "`data.hint=a=b`",
-        "data.hint=a=b: cannot be read (mismatched input '=' expecting <EOF>); a text stands in "
+        "data.hint=a=b: cannot be read (mismatched input '=' expecting <EOF>); put text in "
         "quotes: python train.py 'data.hint=\"a=b\"'",
         given("data.hint=a=b"),
         "options",
@@ -1000,7 +1000,7 @@ OPTIONS = [
     Row(
         "a value that the shell has cut",
         "`data.root=/my set` without quotes",
-        "set: cannot be read (missing EQUAL at '<EOF>'); a value with spaces stands in quotes: "
+        "set: cannot be read (missing EQUAL at '<EOF>'); put a value with spaces in quotes: "
         "python train.py 'data.root=/my set'",
         given("data.root=/my", "set"),
         "options",
@@ -1008,7 +1008,7 @@ OPTIONS = [
     Row(
         "several values in a single run",
         "`seed=0,1` without `-m`",
-        "seed=0,1: several values are for a sweep: python train.py -m seed=0,1; one text stands in "
+        "seed=0,1: several values need a sweep: python train.py -m seed=0,1; put a single text in "
         "quotes: python train.py 'seed=\"0,1\"'",
         given("seed=0,1"),
         "options",
@@ -1016,8 +1016,8 @@ OPTIONS = [
     Row(
         "path with an open reference",
         "`data.root=/sets/${x`",
-        "data.root=/sets/${x: a path with ${ cannot be given, because ${...} is a reference to "
-        "another option; rename it, or give a link to it",
+        "data.root=/sets/${x: a path cannot contain ${, because ${...} is a reference to another "
+        "option; rename it, or use a link to it",
         given("data.root=/sets/${x"),
         "options",
     ),
@@ -1031,8 +1031,8 @@ OPTIONS = [
     Row(
         "unknown mode of W&B",
         "`logger=wandb logger.mode=live`",
-        "logger.mode='live' must be one of offline, online, disabled (where it is not given, "
-        "WANDB_MODE is)",
+        "logger.mode='live' must be one of offline, online, disabled (its default is the "
+        "variable WANDB_MODE)",
         given("logger=wandb", "logger.mode=live"),
         "options",
     ),
@@ -1378,14 +1378,14 @@ OPTIONS = [
     Row(
         "unknown option at the top",
         "`+foo=1`",
-        "unknown option foo; known here: seed, tau, ...",
+        "unknown option foo; valid options: seed, tau, ...",
         given("+foo=1"),
         "options",
     ),
     Row(
         "unknown option of the trainer",
         "`+trainer.epochs=3`",
-        "unknown option trainer.epochs; known here: max_steps, ...",
+        "unknown option trainer.epochs; valid options: max_steps, ...",
         given("+trainer.epochs=3"),
         "options",
     ),
@@ -1417,13 +1417,13 @@ OPTIONS = [
             (
                 "a part of the validation",
                 "+limit_val_batches=1",
-                "cannot be used: metrics of a part of the images compare with nothing; give a "
+                "cannot be used: metrics of a part of the images compare with no others; use a "
                 "smaller annotation file instead",
             ),
             (
                 "length in epochs",
                 "+max_epochs=12",
-                "cannot be used: training takes trainer.max_steps steps, whatever the number of "
+                "cannot be used: training runs for trainer.max_steps steps, whatever the number of "
                 "images; set that instead",
             ),
             (
@@ -1570,7 +1570,7 @@ MORE = (
     "DIR/x.ckpt: cannot be loaded as a checkpoint (it is damaged, or holds more than tensors and "
     "plain containers)"
 )
-PART = "DIR/x.ckpt: not a whole checkpoint of comining: "
+PART = "DIR/x.ckpt: not a valid checkpoint of comining: "
 
 
 def _checkpoints() -> list[Row]:
@@ -1633,8 +1633,8 @@ def _checkpoints() -> list[Row]:
             "a target that loads pickles",
             "`comining.training.training_module.DetectionModule.load_from_checkpoint`",
             "DIR/x.ckpt: detector._target_="
-            "'comining.training.training_module.DetectionModule.load_from_checkpoint' is defined "
-            "outside of what may be built",
+            "'comining.training.training_module.DetectionModule.load_from_checkpoint' is not "
+            "defined in a module whose objects may be built",
             saved(
                 foreign(
                     "detector",
@@ -1678,7 +1678,7 @@ def _checkpoints() -> list[Row]:
             "evaluating a part of the images",
             "`+trainer.limit_val_batches=1`",
             "trainer.limit_val_batches=... cannot be used: metrics of a part of the images compare "
-            "with nothing; give a smaller annotation file instead",
+            "with no others; use a smaller annotation file instead",
             saved(lambda content: None, "+trainer.limit_val_batches=1"),
         ),
         (
@@ -1758,7 +1758,7 @@ PREDICTION = [
          pictures("x" * 300)),
         ("an empty folder", "", NO_PICTURES + "the folder is empty", pictures("mine", Path.mkdir)),
         ("nothing that can be decoded", "a text, and a phone's HEIC that is called .jpg",
-         NO_PICTURES + "1 file is no picture: 1 .txt; 1 HEIC picture cannot be decoded, convert "
+         NO_PICTURES + "1 file is not a picture: 1 .txt; 1 HEIC picture cannot be decoded, convert "
          "to JPEG or PNG: IMG_1.jpg", pictures("mine", nothing_to_decode)),
         ("a single file that is no picture", "a text", "images=DIR/notes.md: no pictures: 1 file "
          "is no picture: 1 .md", pictures("notes.md", lambda file: file.write_text("x"))),
@@ -1929,7 +1929,7 @@ def turned_upright(root: Path) -> None:
 def turned(root: Path) -> None:
     edited(lambda c: c["annotations"][1].update(attributes={"rotation": 30.0}))(root)
     found = read_coco(root / "train.json")
-    assert [found.repairs[what] for what in found.repairs if "turned" in what] == [1]
+    assert [found.repairs[what] for what in found.repairs if "rotated" in what] == [1]
 
 
 def decoded(

@@ -165,7 +165,7 @@ def test_a_reference_stays_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert value_of("data.root=/my set (1)/${seed}") == "/my set (1)/${seed}"
     (tmp_path / "${seed}").mkdir()
     for path in ("${seed}", "${seed"):
-        with pytest.raises(ConfigError, match=r"^data.root=\$\{seed.*: a path with \$\{"):
+        with pytest.raises(ConfigError, match=r"^data.root=\$\{seed.*: a path cannot contain \$\{"):
             readable([f"data.root={path}"])
 
 
@@ -175,8 +175,8 @@ def test_a_reference_stays_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         (["tau=["], "tau=[: cannot be read"),
         (["data.hint=a=b"], "data.hint=a=b: cannot be read"),
         (["table=it's"], "table=it's: cannot be read"),
-        (["seed=0,1"], "seed=0,1: several values are for a sweep"),
-        (["seed=range(0,2)"], "seed=range(0,2): several values are for a sweep"),
+        (["seed=0,1"], "seed=0,1: several values need a sweep"),
+        (["seed=range(0,2)"], "seed=range(0,2): several values need a sweep"),
         (["data.root=/my", "set"], "set: cannot be read"),
         (["tau=0.5", "data.hint=a (1)", "b"], "data.hint=a (1): cannot be read"),
         (["word"], "word: cannot be read"),
@@ -192,7 +192,7 @@ def test_a_refusal_is_one_line_with_a_command_that_works(arguments: list[str], w
     shown = re.split(r"python \S*\.?\w+ (?=['\w-])", message)[1:]
     assert shown
     for words in shown:
-        given = shlex.split(words.partition("; one text")[0])
+        given = shlex.split(words.partition("; put a single text")[0])
         assert readable(given), words
 
 

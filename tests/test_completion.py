@@ -363,7 +363,7 @@ def test_several_exports_at_once_write_over_nothing(
         "completed.json", "cvat.xml", "label_studio.json", "label_studio_config.xml",
     }  # fmt: skip
     assert main([*options, "--to", "yolo", "cvat"]) == 2
-    assert "cvat.xml: is there already" in capsys.readouterr().err
+    assert "cvat.xml: already exists" in capsys.readouterr().err
     assert not (out / "yolo").exists()
 
 

@@ -147,7 +147,7 @@ def test_nothing_is_written_over_and_nothing_is_left(
     with pytest.raises(SystemExit) as end:
         convert(source, output, "--to", "yolo")
     assert end.value.code == 2
-    assert f"{output}: holds something already" in capsys.readouterr().err
+    assert f"{output}: is not empty" in capsys.readouterr().err
     assert [file.name for file in output.iterdir()] == ["mine.txt"]
     (output / "mine.txt").unlink()
 

@@ -301,7 +301,7 @@ def test_images_without_annotations_train(built: DenseDetector) -> None:
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ("method.strong.squares=[3,1]", r"method.strong.squares must rise, got \[3, 1\]"),
+        ("method.strong.squares=[3,1]", r"squares must be \[least, most\], got \[3, 1\]"),
         ("method.strong.shear=90", "method.strong.shear=90 must be"),
         ("method.score_threshold=1.5", "method.score_threshold=1.5 must be"),
         ("+method.views=[original]", "unknown option method.views"),

@@ -112,7 +112,9 @@ def test_one_of_several_descriptions_is_chosen(tmp_path: Path) -> None:
     text(root / "other.yaml", "x: [")
     assert read(root, "yolo")[0].categories.names == ("cat", "dog")  # data.yaml
     (root / "data.yaml").unlink()
-    with pytest.raises(DataError, match=r"\(one\.yaml, two\.yml\); choose one by data\.root=.*one"):
+    with pytest.raises(
+        DataError, match=r"\(one\.yaml, two\.yml\); choose one with data\.root=.*one"
+    ):
         read(root, "yolo")
     assert read(root / "two.yml", "yolo")[0].categories.names == ("two", "dog")
 
@@ -228,7 +230,7 @@ def test_bad_rows_are_named(tmp_path: Path, row: str) -> None:
 
 BAD_YAML = {
     "{": "not a yaml file",
-    "[]": "its top level is no mapping",
+    "[]": "its top level is not a mapping",
     "train: images/train": "names must be a list of class names, got None",
     "train: images/train\nnames: cat": "names must be a list of class names, got 'cat'",
     "train: images/train\nnames: []": "names must be a list",
@@ -449,7 +451,7 @@ BAD_SHAPES = {
     '<box label="cat" xtl="1" ytl="2" xbr="11" ybr="5" rotation="nan"/>': "is not finite",
     '<polygon label="cat" points=""/>': "polygon: x must be a number",
     '<polygon label="cat" points="nan,2;3,4;5,6"/>': "polygon: bbox .* is not finite",
-    '<star label="cat"/>': "star: no shape that is known here",
+    '<star label="cat"/>': "star: unknown shape",
 }
 
 
@@ -474,7 +476,7 @@ def test_subsets_of_cvat_are_splits(tmp_path: Path) -> None:
     assert read(tmp_path, "cvat", "val")[1] == tmp_path / "images" / "Validation"
     assert read(tmp_path, "cvat", "test")[1] == tmp_path / "images"
     file.write_text(content.replace('name="c.png"', 'name="c.png" subset="odd"'))
-    with pytest.raises(DataError, match="subset 'odd' is none of train, validation and test"):
+    with pytest.raises(DataError, match="subset 'odd' is not train, validation or test"):
         read(tmp_path, "cvat")
     file.write_text("<annotations>\n<track id='0' label='cat'/></annotations>")
     with pytest.raises(DataError, match="line 2: track: a file of CVAT for video"):
@@ -543,7 +545,7 @@ def test_pictures_of_labelme(tmp_path: Path, expected: AnnotationSet) -> None:
     with pytest.raises(DataError, match=r"z\.json: no such label file"):
         read(root, "labelme", missing_labels="error")
     (root / "a.png").unlink()
-    with pytest.raises(DataError, match=r"a\.json: neither its picture .* nor one beside it"):
+    with pytest.raises(DataError, match=r"a\.json: neither its picture .* nor one of its name"):
         read(root, "labelme")
 
 

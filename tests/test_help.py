@@ -117,7 +117,7 @@ def test_nothing_is_guessed_where_nothing_is_near() -> None:
 def test_an_option_of_another_choice_is_said_to_be_one() -> None:
     with pytest.raises(ConfigError) as error:
         check_names("train", ["method=original", "method.score_threshold=0.4"])
-    choices = str(error.value).split("one of ")[1].split(", ")
+    choices = str(error.value).split("it exists in ")[1].split(", ")
     assert {"comining", "self_mining", "pseudo_label"} <= set(choices)
     assert "original" not in choices
 

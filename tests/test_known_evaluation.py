@@ -556,8 +556,8 @@ def test_a_number_that_is_never_there_is_named_once(
     callback = StepCheckpoint("unused", 0, "APs")
     Validations().show(callback, (30.0, 50.0), (20.0, 60.0))
     assert [record.message for record in caplog.records] == [
-        "checkpoint.monitor=APs: no such objects are annotated in the validation split, so that "
-        "no best.ckpt is chosen"
+        "checkpoint.monitor=APs: no such objects are annotated in the validation split, so no "
+        "best.ckpt is written"
     ]
 
 
@@ -576,7 +576,7 @@ def test_a_resumed_run_keeps_its_best(
     other = StepCheckpoint("unused", 0, "AP")
     other.load_state_dict(again.state_dict())
     assert validations.show(other, (45.0, 10.0), (44.0, 99.0)) == 3
-    assert "best.ckpt was chosen by AR100; from here on it is the best by AP" in caplog.text
+    assert "best.ckpt was chosen by AR100; from now on it is chosen by AP" in caplog.text
     old = StepCheckpoint("unused", 0, None)
     old.load_state_dict({"best": 47.0, "validated_step": 3})  # of a version without the option
     assert validations.show(old, (46.0, 10.0), (48.0, 5.0)) == 6

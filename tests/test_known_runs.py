@@ -21,10 +21,10 @@ def test_the_lines_about_what_is_known() -> None:
         return {"complete": complete, "not_looked_for": unlooked, "partial": partial}
 
     plain = {**of(0, 0, 6), "classes": {"a": of(0, 0, 3), "b": of(0, 0, 3)}, "ignored_regions": 0}
-    assert knowledge_lines(plain) == ["known of 6 pairs of image and class: 6 partial"]
+    assert knowledge_lines(plain) == ["annotation of 6 (image, class) pairs: 6 partial"]
     some = {**of(2, 1, 3), "classes": {"a": of(2, 1, 0), "b": of(0, 0, 3)}, "ignored_regions": 4}
     assert knowledge_lines(some) == [
-        "known of 6 pairs of image and class: 2 complete, 1 not looked for, 3 partial; 4 regions "
+        "annotation of 6 (image, class) pairs: 2 complete, 1 not looked for, 3 partial; 4 regions "
         "to ignore",
         "a: 2 complete, 1 not looked for",
         "b: 3 partial",
@@ -57,7 +57,8 @@ def test_a_run_says_what_is_known(folder: Path) -> None:
     lines = (folder / "stdout.txt").read_text().splitlines()
     start = next(n for n, line in enumerate(lines) if line.startswith("train: "))
     assert lines[start + 1] == (
-        f"  known of {images * len(names)} pairs of image and class: {known['complete']} complete, "
+        f"  annotation of {images * len(names)} (image, class) pairs: "
+        f"{known['complete']} complete, "
         f"{known['not_looked_for']} not looked for; {known['ignored_regions']} regions to ignore"
     )
     assert lines[start + 2].startswith(f"  {names[0]}: ")

@@ -420,7 +420,7 @@ def test_processes_agree_on_the_id_of_a_run(
 @pytest.mark.parametrize("content", [b"", b"../../x", b"1234567", b"12345678\n", b"\xff" * 8])
 def test_a_damaged_id_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "wandb_id").write_bytes(content)  # W&B makes it part of a path
-    with pytest.raises(ConfigError, match=r"wandb_id: .* is no run id"):
+    with pytest.raises(ConfigError, match=r"wandb_id: .* is not a run id"):
         run_id(tmp_path)
     assert (tmp_path / "wandb_id").read_bytes() == content
 
@@ -473,7 +473,7 @@ def test_a_constructor_leaves_no_trace(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("function", ["wandb_run.run_id", "drawing.panel", "drawing.sheet"])
 def test_functions_beside_the_trackers_cannot_be_built(function: str) -> None:
-    with pytest.raises(ConfigError, match="outside of what may be built"):
+    with pytest.raises(ConfigError, match="whose objects may be built"):
         locate(f"comining.tracking.{function}", "logger")
 
 

@@ -100,7 +100,7 @@ def test_many_classes_are_counted(root: Path) -> None:
 
 def test_fewer_images_than_a_batch(root: Path) -> None:
     (line,) = words(read(root, "data.batch_size=7"))
-    assert line.startswith(f"{root}/train.json: images to train on: 6, fewer than ")
+    assert line.startswith(f"{root}/train.json: only 6 images to train on, fewer than ")
     assert "data.batch_size=7" in line
 
 
@@ -110,15 +110,15 @@ def test_boxes_that_are_too_small_for_an_anchor(root: Path, name: str, limit: fl
     tiny = [(5, 5, side, side, k) for k in (1, 2, 3)]
     write_coco(root, [tiny] * 4, split="train")
     (line,) = words(read(root), name)
-    assert line.startswith(f"{root}/train.json: 12 of 12 boxes are below {limit} px once resized")
-    assert f"the smallest anchor has {2 * limit}" in line
+    assert line.startswith(f"{root}/train.json: 12 of 12 boxes are below {limit} px after resizing")
+    assert f"the smallest anchor is {2 * limit}" in line
     assert "data.min_size=48" in line
     assert words(read(root, "data.min_size=96", "data.max_size=128"), name) == []
     write_coco(root, [tiny, tiny, tiny, ALL], split="train")  # three quarters
     assert words(read(root), name) == []
 
 
-# -- turned boxes ------------------------------------------------------------------------
+# -- rotated boxes -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -141,16 +141,16 @@ def test_angles_that_are_lost_are_counted(
     caplog.clear()
     annotations = read_coco(root / "train.json")
     assert annotations.fingerprint() == before
-    turned = [count for what, count in annotations.repairs.items() if "turned boxes" in what]
+    turned = [count for what, count in annotations.repairs.items() if "rotated boxes" in what]
     assert turned == [counted] * bool(counted)
-    said = [message for message in caplog.messages if "turned boxes" in message]
+    said = [message for message in caplog.messages if "rotated boxes" in message]
     assert len(said) == counted
     assert all(message.startswith(f"{root}/train.json: ") for message in said)
 
 
 def test_a_box_of_five_numbers_is_refused(root: Path) -> None:
     edit_json(root / "train.json", lambda c: c["annotations"][1].update(bbox=[9, 9, 5, 5, 30.5]))
-    with pytest.raises(DataError, match=r"train.json: annotation 2: bbox .* is a turned box"):
+    with pytest.raises(DataError, match=r"train.json: annotation 2: bbox .* is a rotated box"):
         read_coco(root / "train.json")
 
 
@@ -201,7 +201,7 @@ def test_a_loss_that_stays_zero_is_said_once(
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="comining"):
         watched(root, losses, after=5, max_steps=max_steps)
-    lines = [message for message in caplog.messages if "losses that place boxes" in message]
+    lines = [message for message in caplog.messages if "localisation losses" in message]
     assert len(lines) == said
     assert all(line.startswith(f"{root}/train.json: ") for line in lines)
     assert all("data.min_size=48" in line for line in lines)

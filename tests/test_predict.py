@@ -147,7 +147,7 @@ def test_a_mixed_folder_is_told_by_content(
     assert named(rows) == ["a.png", "b.JPG", "c.jfif", "e.ppm", "noextension"]
     assert {row["category_id"] for row in rows} <= {2, 4, 7}
     lines = capsys.readouterr().out.splitlines()
-    assert "1 file is no picture: 1 .txt" in lines
+    assert "1 file is not a picture: 1 .txt" in lines
     assert "1 HEIC picture cannot be decoded, convert to JPEG or PNG: IMG_1.HEIC" in lines
     assert "5 images, 25 detections" in lines
     assert "skipped: 0" in lines
@@ -199,7 +199,7 @@ def test_texts_that_begin_like_pictures_are_none(tmp_path: Path) -> None:
     assert found.pictures == [PurePath("a.heic"), PurePath("plain")]
     assert found.others == {".txt": 2, "without a suffix": 1, ".mp4": 1, "hidden": 1}
     assert found.notes() == [
-        "5 files are no pictures: 2 .txt, 1 hidden, 1 without a suffix, 1 .mp4"
+        "5 files are not pictures: 2 .txt, 1 hidden, 1 without a suffix, 1 .mp4"
     ]
 
 
@@ -713,7 +713,7 @@ def test_several_frames_are_said_once(tmp_path: Path, capsys: pytest.CaptureFixt
         frames[0].save(folder / name, save_all=True, append_images=frames[1:])
     predict(folder, tmp_path / "run")
     out = capsys.readouterr().out
-    line = "several pages or frames: 2, of which the first is taken: m.gif is the first of 3"
+    line = "several pages or frames: 2, only the first is used: m.gif is the first of 3"
     assert out.splitlines().count(line) == 1
     records = read(tmp_path / "run" / "pictures.json")
     assert [record["width"] for record in records][1:] == [60, 60]

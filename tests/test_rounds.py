@@ -67,7 +67,7 @@ def test_decisions_without_trainings_to_go_by(
     assert "no finished training in it" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["judge", str(tmp_path), *truth, "--decisions", "0"])
-    assert "0 is not at least 1" in capsys.readouterr().err
+    assert "0 must be at least 1" in capsys.readouterr().err
     assert main(["judge", str(tmp_path), *truth]) == 0
     assert (tmp_path / "reliability.png").stat().st_size > 5000
 

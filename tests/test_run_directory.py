@@ -182,7 +182,7 @@ def test_overwrite_moves_the_old_content_aside(whole: Path, folder: Path) -> Non
     assert done.returncode == 0, done.stderr
     (aside,) = (whole.parent / "replaced").iterdir()
     assert aside.name.startswith("whole_")
-    assert f"what {whole} held is in {aside}" in done.stdout
+    assert f"the earlier content of {whole} is in {aside}" in done.stdout
     assert contents(aside) == before
     assert RunResult.read(whole / "result.json").steps == 1
     assert (whole / "wandb_id").read_bytes() != before["wandb_id"]
@@ -209,7 +209,7 @@ def test_bad_input_moves_nothing(whole: Path, folder: Path) -> None:
 def test_a_run_that_is_alive_is_left_alone(whole: Path, folder: Path) -> None:
     owner = RunDirectory.claim(whole, held="resume")
     before = contents(whole)
-    alive = f"{whole} belongs to a run that is alive (process {os.getpid()} on "
+    alive = f"{whole} belongs to a run that is still running (process {os.getpid()} on "
     try:
         for options in ([f"resume={whole}"], [f"hydra.run.dir={whole}", "overwrite=true"]):
             assert_one_line(train(folder, *SHORT, *options), alive)
@@ -326,7 +326,7 @@ def test_a_sweep_over_several_gpus_is_refused(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     options = {"logger": False, "enable_checkpointing": False, "accelerator": "gpu"}
-    with pytest.raises(ConfigError, match=r"these options take 2 .* set trainer\.devices=1"):
+    with pytest.raises(ConfigError, match=r"these options use 2 .* set trainer\.devices=1"):
         refuse_several_processes(L.Trainer(devices=devices, **options))  # type: ignore[arg-type]
     for one in (1, "1", [1], "1,"):
         refuse_several_processes(L.Trainer(devices=one, **options))  # type: ignore[arg-type]

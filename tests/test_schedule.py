@@ -47,8 +47,8 @@ def test_no_warm_up_and_no_milestones() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"milestones": [5, 3]}, "milestones must rise"),
-        ({"milestones": [3, 3]}, "milestones must rise"),
+        ({"milestones": [5, 3]}, "milestones must be increasing"),
+        ({"milestones": [3, 3]}, "milestones must be increasing"),
         ({"milestones": [0]}, r"milestones\[0\]=0 must be a whole number of at least 1"),
         ({"milestones": [10]}, r"milestones=\[10\] reach beyond trainer\.max_steps=10"),
         ({"milestones": [3, 11]}, r"milestones=\[3, 11\] reach beyond trainer\.max_steps=10"),

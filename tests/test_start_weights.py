@@ -226,8 +226,8 @@ def test_other_anchors_are_mentioned(fetched: list[str]) -> None:
     config = configuration(*R50, "weights=coco", "head.anchor_scale=2.0")
     _, lines = start(config).load_into(built(config, 1), ["dog"])
     assert lines[1] == (
-        "its smallest anchors are 32 px, here 16 px: what it knows of sizes has to be learned "
-        "anew (head.anchor_scale)"
+        "its smallest anchors are 32 px, here 16 px: object sizes must be learned "
+        "again (head.anchor_scale)"
     )
 
 
@@ -291,10 +291,11 @@ def test_a_damaged_download_is_named(
         torch.save({"a": torch.zeros(1)}, file)
     config = configuration(*R50, "detector=fcos", "weights=coco")
     beginning = start(config)
-    words = r"^weights=coco: what is at https://.*\); delete that file$"
+    words = r"^weights=coco: the file at https://.*\); delete that file$"
     with pytest.raises(ConfigError, match=words) as refused:
         beginning.load_into(built(config, 1), ["dog"])
-    assert f"/{file.name}, or under that name in $TORCH_HOME/hub/checkpoints" in str(refused.value)
+    where = f"/{file.name}, or that of the same name in $TORCH_HOME/hub/checkpoints"
+    assert where in str(refused.value)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "pwned").exists()
 

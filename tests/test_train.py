@@ -142,7 +142,7 @@ def test_a_method_for_two_stages_is_refused_before_any_work(
         train(tmp_path / "run", nowhere, f"detector={detector}", "method=sparsedet")
     assert stop.value.code == 2
     assert (
-        f"error: method=sparsedet has no meaning for detector={detector}: it is for a "
+        f"error: method=sparsedet cannot be used with detector={detector}: it needs a "
         "FasterRCNNDetector (detector=faster_rcnn)"
     ) in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
@@ -421,7 +421,7 @@ def test_a_folder_of_pictures_is_detected_in(finished: Path, tmp_path: Path) -> 
     assert "2 images" in done.stdout
     assert "skipped: 2 broken.jpg, page.png" in done.stdout
     assert "skipped: page.png: not a readable image" in done.stdout
-    assert "1 file is no picture: 1 .txt" in done.stdout
+    assert "1 file is not a picture: 1 .txt" in done.stdout
     drawn = tmp_path / "ev" / "pictures"
     assert {str(file.relative_to(drawn)) for file in drawn.rglob("*.png")} == {
         "a.jpg.png", "deeper/a.jpg.png",

@@ -494,7 +494,7 @@ def test_parts_of_boxes_are_erased_and_nothing_else() -> None:
     assert torch.equal(erase(noise[:1], truth.of_image(0), [4], 0)[0], first)
     never = BoxErasing(p=0.0, sides=(0.5, 0.5))
     assert torch.equal(never(noise, truth, [4, 5], 0)[0], noise[0])
-    with pytest.raises(ValueError, match="sides must rise"):
+    with pytest.raises(ValueError, match=r"sides must be \[smallest, largest\]"):
         BoxErasing(p=1.0, sides=(0.6, 0.5))
 
 
@@ -502,7 +502,7 @@ def test_a_detector_without_proposals_is_refused() -> None:
     chosen = method("sparsedet")
     chosen.check_detector(FasterRCNNDetector, "sparsedet", "faster_rcnn")
     kind = type(detector("fcos", 3))
-    words = r"method=sparsedet has no meaning for detector=fcos: .* \(detector=faster_rcnn\)"
+    words = r"method=sparsedet cannot be used with detector=fcos: .* \(detector=faster_rcnn\)"
     with pytest.raises(ConfigError, match=words):
         chosen.check_detector(kind, "sparsedet", "fcos")
     method("comining").check_detector(kind, "comining", "fcos")

@@ -1,1 +1,1 @@
-"""From proposals for the missing boxes to a data set that has them."""
+"""Proposals for missing boxes, their review, and the completed data set."""

@@ -1,4 +1,4 @@
-"""Annotation files with proposals added: all that stands in the file stays as it is."""
+"""Annotation files with proposals added; the content of the file is otherwise unchanged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LARGEST_ID = 2**63 - 1
 
 
 def added_record(proposal: Proposal) -> dict[str, Any]:
-    """The annotation that a proposal becomes, marked as proposed; without an id."""
+    """The annotation for a proposal, marked as proposed; without an id."""
     width, height = proposal.bbox[2:]
     return {
         "image_id": proposal.image_id,
@@ -32,7 +32,7 @@ def added_record(proposal: Proposal) -> dict[str, Any]:
 
 
 def with_records(content: Mapping[str, Any], records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A COCO file with further annotations, behind those that it has, with ids of their own.
+    """A COCO file with further annotations after its own, with new ids.
 
     Args:
         content: of the file, validated; not changed.
@@ -49,7 +49,7 @@ def with_proposals(content: Mapping[str, Any], proposals: Sequence[Proposal]) ->
 
 
 def _free_ids(annotations: Sequence[Mapping[str, Any]]) -> Iterator[int]:
-    """Ids that no annotation has, one after the other: above all others, if there is room."""
+    """Unused annotation ids, one after the other: above all others, if there is room."""
     taken = {whole(annotation["id"]) for annotation in annotations}
     highest = max((number for number in taken if number is not None), default=0)
     # Never 0, which counts as missed in COCO's evaluation.
@@ -62,17 +62,18 @@ def _free_ids(annotations: Sequence[Mapping[str, Any]]) -> Iterator[int]:
 def write_coco(file: Path, content: Mapping[str, Any]) -> None:
     """Write a COCO file whole or not at all.
 
-    Numbers that JSON has no word for stay as they were read: another program wrote them.
+    NaN and infinity, which JSON does not define, are written as they were read: another program
+    wrote them.
     """
     text = json.dumps(content)
     replace_file(file, lambda opened: opened.write(text.encode()))
 
 
 def check_new(file: Path) -> None:
-    """Refuse an output that is there already.
+    """Refuse an output that already exists.
 
     Raises:
-        DataError: it is.
+        DataError: it exists.
     """
     if file.exists() or file.is_symlink():
-        raise DataError(f"{file}: is there already; nothing is written over")
+        raise DataError(f"{file}: already exists; nothing is overwritten")

@@ -1,4 +1,4 @@
-"""Detectors for the images that they were not trained on: cross-fitting."""
+"""Cross-fitting: detectors for the images that they were not trained on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from comining.runs.resume import STARTED_IN
 
 FOLDS = "folds"  # the sweep of trainings, in the folder of proposals
 OPTION = "data.left_out_fold"
-# Options of a run that say where it was written, and not how it was trained.
+# Options of a run that determine where it is written, not how it is trained.
 OF_THE_RUN = (
     STARTED_IN, OPTION, "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "overwrite",
     "resume", "ckpt", "allow_changes", "skip_finished", "launcher", "table", "experiment.table",
@@ -34,7 +34,7 @@ class Recipe:
 
     Args:
         overrides: of ``train.py``.
-        folder: that relative paths in them are relative to.
+        folder: the base of relative paths in them.
     """
 
     overrides: tuple[str, ...]
@@ -42,13 +42,13 @@ class Recipe:
 
     @classmethod
     def of(cls, given: Sequence[str]) -> Recipe:
-        """What a command line names: the directory of a run, options (``NAME=VALUE``), or both.
+        """The recipe on a command line: the directory of a run, options (``NAME=VALUE``), or both.
 
-        Options that are given come after those of the run.
+        The given options follow those of the run.
 
         Raises:
             ConfigError: more than one directory, or nothing at all.
-            DataError: the directory is none of a run.
+            DataError: the directory is not that of a run.
         """
         runs = [one for one in given if "=" not in one or Path(one).is_dir()]
         options = [one for one in given if one not in runs]
@@ -61,12 +61,12 @@ class Recipe:
         recorded, folder = _recorded(Path(runs[0]))
         given_names = {_name(one) for one in options}
         kept = [one for one in recorded if _name(one) not in {*OF_THE_RUN, *given_names}]
-        # The directory that the new ones are relative to is the one of this command.
+        # The new options are relative to the directory of this command.
         return cls((*kept, *(absolute(one, Path.cwd()) for one in options)), folder)
 
 
 def _recorded(run: Path) -> tuple[list[str], Path]:
-    """The options that a run was started by, and the directory that it was started in."""
+    """The options that a run was started with, and the directory that it was started in."""
     file = run / "overrides.yaml"
     try:
         recorded = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -88,10 +88,10 @@ def _name(override: str) -> str:
 def train_folds(
     recipe: Recipe, output: Path, folds: int, launcher: str | None, progress: bool
 ) -> dict[int, Path]:
-    """Train a detector without each part of the images, if it is not there yet.
+    """For each part of the images, train a detector without it, if there is none yet.
 
-    Runs that have finished by the same options are left alone, so that a training that was stopped
-    goes on with the part that it was at.
+    Finished runs with the same options are kept, so that an interrupted command continues with the
+    part that it was at.
 
     Args:
         folds: parts of the images, n.
@@ -99,7 +99,7 @@ def train_folds(
         progress: whether to show progress bars.
 
     Returns:
-        for every part that was left out, 0 ... n - 1, the last checkpoint.
+        The last checkpoint for every left-out part, 0 ... n - 1.
 
     Raises:
         DataError: training failed; names the directories of the runs.
@@ -121,14 +121,14 @@ def train_folds(
     if done.returncode or missing:
         raise DataError(
             f"{sweep}: training without part {', '.join(map(str, missing)) or '?'} of the images "
-            f"did not come to its end (train.py ended with {done.returncode}); the same command "
-            "goes on where it stopped"
+            f"did not finish (train.py ended with {done.returncode}); the same command continues "
+            "where it stopped"
         )
     return found
 
 
 def trained_folds(sweep: Path, folds: int) -> dict[int, Path]:
-    """The last checkpoint of every finished run of a sweep by the part that it left out."""
+    """The last checkpoint of every finished run of a sweep, by the part that was left out."""
     found = {}
     for file in find_files(sweep, "result.json"):
         checkpoint = file.parent / "checkpoints" / "last.ckpt"
@@ -141,7 +141,7 @@ def trained_folds(sweep: Path, folds: int) -> dict[int, Path]:
 
 
 def trained_configuration(output: Path) -> tuple[dict[str, Any], Path]:
-    """All options of the trainings that proposals are from, and what their paths are relative to.
+    """All options of the trainings behind the proposals, and the base of their relative paths.
 
     Raises:
         DataError: there are none.

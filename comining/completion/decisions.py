@@ -1,4 +1,4 @@
-"""``decisions.json``: what a person said of proposals. docs/completion.md describes it."""
+"""``decisions.json``: a person's decisions on proposals. docs/completion.md describes it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Pair = tuple[int, int]  # ids of an image and a category
 
 
 class Decision(Record):
-    """What was said of one proposal: an object, none, or an object of another class."""
+    """The decision on one proposal: an object, no object, or an object of another class."""
 
     id: int  # of the proposal
     decision: Literal["accept", "reject", "class"]
-    category_id: Id | None = None  # what it is instead
+    category_id: Id | None = None  # the class that it is instead
 
     @model_validator(mode="after")
     def _has_its_class(self) -> Self:
@@ -34,7 +34,7 @@ class Decision(Record):
 
 
 class LookedThrough(Record):
-    """A class of which all objects in an image are annotated, once the decisions are applied."""
+    """A class whose objects in an image are all annotated, once the decisions are applied."""
 
     image_id: Id
     category_id: Id
@@ -54,7 +54,7 @@ DECISIONS = TypeAdapter(DecisionFile)
 
 @dataclass
 class Decisions:
-    """What was decided, in one file or several."""
+    """The decisions of one file or several."""
 
     of_proposal: dict[int, Decision] = field(default_factory=dict)  # by its id
     looked_through: set[Pair] = field(default_factory=set)
@@ -63,11 +63,11 @@ class Decisions:
     def read(cls, files: Sequence[Path], folder: ProposalFolder) -> Self:
         """Read decisions on the proposals of a folder.
 
-        The same decision twice is one.
+        Repeating a decision has no effect.
 
         Raises:
-            DataError: naming the file and the record: it is about other proposals, names what is
-                not there, or says something else of a proposal than an earlier record.
+            DataError: naming the file and the record: it is about other proposals, names something
+                that does not exist, or contradicts an earlier record.
         """
         read = cls()
         wanted = digest(folder.proposals)
@@ -96,7 +96,7 @@ class Decisions:
                 earlier = read.of_proposal.setdefault(decision.id, decision)
                 if (earlier.decision, earlier.category_id) != (decision.decision, category):
                     raise DataError(
-                        f"{where}: proposal {decision.id} is decided in another way in "
+                        f"{where}: proposal {decision.id} has another decision in "
                         f"{said_in[decision.id]}"
                     )
                 said_in.setdefault(decision.id, where)

@@ -1,4 +1,4 @@
-"""How good proposals are, where it is known which objects are missing."""
+"""The quality of proposals where the missing objects are known."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PRECISIONS = (0.9, 0.75, 0.5)
 
 @dataclass(frozen=True)
 class Truth:
-    """The objects that are missing, by image id: category ids [n] and boxes [n, 4] xyxy."""
+    """The missing objects by image id: category ids [n] and boxes [n, 4] xyxy px."""
 
     objects: Mapping[int, tuple[NDArray[np.int64], NDArray[np.float64]]]
     annotated: Mapping[str, int]  # of each class, how many are annotated
@@ -33,15 +33,15 @@ class Truth:
 
     @classmethod
     def of_training(cls, train: TrainingSet) -> Truth:
-        """What sparsity has erased from a training set.
+        """The annotations that sparsity has erased from a training set.
 
         Raises:
             DataError: nothing was erased.
         """
         if not train.knows_truth:
             raise DataError(
-                f"{train.annotations.path}: nothing was erased from it, so that nobody knows what "
-                "is missing; --truth FILE names a COCO file with all objects"
+                f"{train.annotations.path}: nothing was erased from it, so the missing objects are "
+                "unknown; --truth FILE names a COCO file with all objects"
             )
         annotations = train.annotations
         ids = np.array(annotations.categories.ids, dtype=np.int64)
@@ -57,7 +57,7 @@ class Truth:
 
     @classmethod
     def of_file(cls, file: Path, folder: ProposalFolder) -> Truth:
-        """The objects of a complete COCO file that no annotation of the proposals' file covers."""
+        """The objects of a complete COCO file that are not among the folder's annotations."""
         complete, known = read_coco(file), folder.annotations
         if complete.categories != known.categories:
             raise DataError(f"{file}: its categories are not those of {known.path}")
@@ -86,7 +86,7 @@ class Truth:
         annotated: NDArray[np.int64],
         missing: NDArray[np.int64],
     ) -> Truth:
-        """Put together from numbers [K] of the classes."""
+        """Create it from numbers [K] of the classes."""
         return cls(
             objects,
             dict(zip(names, annotated.tolist(), strict=True)),
@@ -105,7 +105,7 @@ def _covered(
     known_labels: NDArray[np.int64],
     known_boxes: NDArray[np.float64],
 ) -> NDArray[np.bool_]:
-    """Which boxes are the annotated ones, each of which is taken once."""
+    """Which boxes match an annotated one, each of which is matched once."""
     overlap = _overlap(boxes, known_boxes)
     overlap[labels[:, None] != known_labels] = 0
     covered = np.zeros(len(labels), dtype=np.bool_)
@@ -123,10 +123,10 @@ def _overlap(boxes: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray
 def right_ones(
     proposals: Sequence[Proposal], truth: Truth
 ) -> tuple[NDArray[np.bool_], list[Decision]]:
-    """Which proposals are missing objects, and what a reviewer who makes no mistake decides.
+    """Which proposals are missing objects, and the decisions of a perfect reviewer.
 
-    A proposal is right if it covers a missing object of its class by an IoU of 0.5 or more that no
-    proposal before it covers; the reviewer changes the class where it covers one of another class.
+    A proposal is right if it covers a missing object of its class with an IoU of at least 0.5, and
+    no earlier proposal does; the reviewer changes the class if it covers one of another class.
 
     Args:
         proposals: in the order in which they are decided on.
@@ -161,13 +161,14 @@ def right_ones(
 
 @dataclass(frozen=True)
 class Judgement:
-    """How good proposals are.
+    """The quality of proposals.
 
     Args:
-        cuts: for each wanted precision how many are taken, their true precision and recall.
-        calibration: rows of mean probability, share of right ones and count, by bins.
+        cuts: for each wanted precision, the number of chosen proposals, their true precision and
+            recall.
+        calibration: rows of mean probability, share of right proposals and count, one per bin.
         calibration_error: expected calibration error (Naeini et al., AAAI 2015).
-        rates: of each class the true rate, and the estimate where there is one.
+        rates: of each class, the true rate and the estimate, if there is one.
     """
 
     count: int
@@ -180,7 +181,7 @@ class Judgement:
 
 
 def judge(folder: ProposalFolder, truth: Truth) -> Judgement:
-    """Compare proposals with what is missing."""
+    """Compare proposals with the missing objects."""
     likely = sorted(folder.proposals, key=lambda one: (-one.probability, -one.score, one.id))
     right, _ = right_ones(likely, truth)
     of_id = {one.id: bool(r) for one, r in zip(likely, right, strict=True)}

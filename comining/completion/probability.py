@@ -1,12 +1,13 @@
-"""How likely a detection shows an object that nobody annotated.
+"""The probability that a detection shows an unannotated object.
 
-Detections of images that their detector was not trained on. Annotated and unannotated objects are
-alike if annotators left out what they left out by chance; then detections of both score alike, and
-how annotated objects score is known. If a share r of the annotated objects has a detection that
-scores t or more, and U detections of that score belong to no annotation, at most U / r objects are
-missing; hardly fewer where t is so high that hardly any detection is wrong (best bin estimation,
-Garg et al., NeurIPS 2021; compare Elkan and Noto, KDD 2008). With their number it is known how many
-of the detections of each score are objects, which is the probability.
+It applies to detections in images that the detector was not trained on. If annotators left out
+objects at random, annotated and unannotated objects are alike: detections of both have the same
+distribution of scores, which is known for annotated objects. If a share r of the annotated objects
+has a detection with a score of at least t, and U detections of that score belong to no annotation,
+at most U / r objects are missing, and hardly fewer if t is so high that hardly any detection is
+wrong (best bin estimation, Garg et al., NeurIPS 2021; compare Elkan and Noto, KDD 2008). The number
+of missing objects gives the share of objects among the detections of each score, which is the
+probability.
 """
 
 from __future__ import annotations
@@ -20,24 +21,25 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-# Scores are compared by their logit, in bins of equal width.
+# Number of bins of equal width in the logit of the score.
 BINS = 24
 HIGHEST_SCORE = 0.98
-# How scores of a class are distributed is drawn towards all classes, by so many objects.
+# The distribution of scores of a class is shrunk towards that of all classes, with the weight of
+# this many objects.
 PRIOR_OBJECTS = 60.0
-# Standard deviation in bins by which a distribution is smoothed.
+# Standard deviation, in bins, of the smoothing of a distribution.
 SMOOTHING = 1.2
-# Standard errors by which the upper end lies above an estimate; the lowest upper end is taken.
+# Standard errors between an estimate and its upper bound; the lowest upper bound is chosen.
 CAREFUL = 1.0
-# Of the scores whose upper end is not higher than this times the lowest, the lowest score is taken:
-# more detections tell there, and the lowest end of many is too low by chance.
+# Of the scores whose upper bound is at most this times the lowest, the lowest score is taken: it
+# has more detections, and the lowest of many bounds is too low by chance.
 AS_GOOD = 1.15
 # Scores at which a smaller share of the annotated objects is found are not used.
 LEAST_SHARE = 0.2
-# Of a class of which a smaller share of the annotated objects is found, nothing is estimated.
+# No estimate for a class of which a smaller share of the annotated objects is found.
 LEAST_FOUND = 0.1
-# Nor where there would be more missing objects than this for each annotated one: a detector that
-# has learnt nothing gives wrong detections the scores of objects.
+# No estimate either with more missing objects than this for each annotated one: a detector that has
+# learnt nothing gives wrong detections the scores of objects.
 MOST_MISSING = 50.0
 RESAMPLES = 100
 INTERVAL = (0.05, 0.95)
@@ -45,16 +47,16 @@ INTERVAL = (0.05, 0.95)
 
 @dataclass(frozen=True)
 class HeldOutScores:
-    """What detectors found in images that they were not trained on.
+    """Scores of detections in images that the detectors were not trained on.
 
     Args:
-        annotated: for every class, of each annotated object the score of its best detection, 0
-            where none covers it.
+        annotated: for every class, the score of the best detection of each annotated object, 0 if
+            none covers it.
         annotated_image: for every class the image of each of them, 0 ... N - 1.
         unmatched: for every class, the scores of detections that belong to no annotation.
         unmatched_image: for every class the image of each of them.
         num_images: N.
-        least_score: no detection scores less.
+        least_score: the lowest score of detections.
     """
 
     annotated: Sequence[Floats]
@@ -71,9 +73,9 @@ class ObjectScores:
 
     Args:
         centres: [BINS] of the bins, as logits.
-        missing: [K] objects without an annotation, found or not; NaN for a class of which nothing
-            is estimated.
-        probability: [K, BINS] of being one of them, rising.
+        missing: [K] number of objects without an annotation, found or not; NaN for a class without
+            an estimate.
+        probability: [K, BINS] of being one of them, ascending.
     """
 
     centres: Floats
@@ -86,10 +88,10 @@ class ObjectScores:
 
 
 def fit(scores: HeldOutScores, weights: Floats | None = None) -> ObjectScores:
-    """Tell objects from wrong detections.
+    """Fit the share of objects among the detections of each score.
 
     Args:
-        weights: [N] how often each image counts; None: once.
+        weights: [N] how often each image counts; None for once.
     """
     once = np.ones(scores.num_images) if weights is None else weights
     edges = np.linspace(
@@ -123,9 +125,9 @@ def fit(scores: HeldOutScores, weights: Floats | None = None) -> ObjectScores:
 
 
 def rates(scores: HeldOutScores, fitted: ObjectScores) -> tuple[Floats, Floats, Floats]:
-    """Which share of the objects of each class is annotated: [K], and an interval of 90 %, 2 x [K].
+    """The annotated share of the objects of each class, [K], and an interval of 90 %, 2 x [K].
 
-    The interval is that of fits to images drawn anew (the bootstrap).
+    The interval is computed with the bootstrap over images.
     """
     objects = np.array([float(len(one)) for one in scores.annotated])
     generator = np.random.default_rng(0)
@@ -148,12 +150,12 @@ def _share(annotated: Floats, missing: Floats) -> Floats:
 
 
 def _missing(seen: Floats, shape: Floats, number_seen: float) -> float:
-    """How many objects are missing, by the scores that tell it best.
+    """The number of missing objects, from the most informative scores.
 
     Args:
         seen: [BINS] detections that belong to no annotation.
         shape: [BINS] the share of objects whose best detection is in the bin.
-        number_seen: of how many objects that share is known.
+        number_seen: number of objects that the share is computed from.
     """
     above = np.cumsum(seen[::-1])[::-1]
     share = np.cumsum(shape[::-1])[::-1]
@@ -166,7 +168,7 @@ def _missing(seen: Floats, shape: Floats, number_seen: float) -> float:
 
 
 def _rising(values: Floats, weights: Floats) -> Floats:
-    """The rising values that are nearest to some (isotonic regression: pool adjacent violators)."""
+    """The ascending values nearest to ``values`` (isotonic regression, pool adjacent violators)."""
     means: list[float] = []
     masses: list[float] = []
     lengths: list[int] = []
@@ -189,7 +191,7 @@ def _logit(scores: Floats) -> Floats:
 
 
 def _binned(scores: Floats, weights: Floats, edges: Floats) -> Floats:
-    """Weights of scores in each bin; what is above the last edge is in the last bin."""
+    """Weights of scores in each bin; scores above the last edge are in the last bin."""
     values = np.minimum(_logit(scores), edges[-1] - 1e-9)
     return np.histogram(values, edges, weights=weights)[0].astype(np.float64)
 

@@ -1,4 +1,4 @@
-"""Annotations with the likeliest proposals, in files for other programs."""
+"""Annotations with the most probable proposals, in files for other programs."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ Pictures = Literal["copy", "link", "none"]
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What can be said of files for other programs.
+    """Options of files for other programs.
 
     Args:
         pictures: of a YOLO set: copies, hard links, or none.
-        address: what stands before the file names in Label Studio's tasks.
+        address: prefix of the file names in Label Studio's tasks.
     """
 
     pictures: Pictures = "copy"
@@ -81,7 +81,7 @@ def _left_out(folder: ProposalFolder) -> list[str]:
 
 
 Writer = Callable[[ProposalFolder, Sequence[Proposal], Path, ExportOptions], list[str]]
-# Of every kind of export its writer, which returns what is lost, and what it writes first.
+# For every kind of export: its writer, which returns the losses, and its main output.
 EXPORTS: dict[str, tuple[Writer, str]] = {
     "coco": (_completed, "completed.json"),
     "cvat": (_cvat, "cvat.xml"),
@@ -91,10 +91,10 @@ EXPORTS: dict[str, tuple[Writer, str]] = {
 
 
 def check_outputs(kinds: Sequence[str], output: Path) -> None:
-    """Refuse to write over anything.
+    """Refuse to overwrite anything.
 
     Raises:
-        DataError: an output is there.
+        DataError: an output exists.
     """
     for kind in kinds:
         if kind == "yolo":
@@ -119,10 +119,10 @@ def write_exports(
         output: the folder to write into.
 
     Returns:
-        for the path of each what it cannot hold, with counts.
+        For the path of each, what it cannot hold, with counts.
 
     Raises:
-        DataError: the set cannot be held at all, or a picture is missing.
+        DataError: the format cannot hold the set at all, or a picture is missing.
         OSError: the disk is full, or a picture cannot be read.
     """
     output.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A folder of proposals: ``proposals.json``, and ``complete.json``, which says what they are of."""
+"""A folder of proposals: ``proposals.json``, and ``complete.json``, which names their data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SOURCE_FILE = "complete.json"
 
 
 class RateEstimate(Record):
-    """How much of the objects of a class is annotated."""
+    """The annotated share of the objects of a class."""
 
     rate: Share
     interval: tuple[Share, Share]  # low, high
@@ -37,9 +37,9 @@ class RateEstimate(Record):
 
 
 class ProposalSource(Record):
-    """``complete.json``: the data that proposals are of.
+    """``complete.json``: the data that the proposals are for.
 
-    Paths are absolute where the user gave them so, else relative to the folder of the file.
+    Paths are absolute if the user gave absolute ones, else relative to the folder of the file.
     """
 
     version: Literal[1] = 1
@@ -61,12 +61,12 @@ SOURCE = TypeAdapter(ProposalSource)
 
 @dataclass(frozen=True)
 class ProposalFolder:
-    """What a folder of proposals holds, with the annotations that they are for.
+    """The content of a folder of proposals, with the annotations that they are for.
 
     Args:
         path: the folder.
         images: the folder of the pictures.
-        content: of the annotation file, as it stands there.
+        content: of the annotation file, unchanged.
         annotations: the same, validated; boxes without area are left out.
         proposals: in the order of their file.
     """
@@ -112,9 +112,9 @@ class ProposalFolder:
 
 
 def path_from(folder: Path, given: str | Path) -> str:
-    """A path as ``complete.json`` holds it: absolute as it was given, or relative to its folder.
+    """A path for ``complete.json``: unchanged if it is absolute, else relative to its folder.
 
-    A relative one counts from the working directory. Where no relative path leads there (another
+    A given relative path refers to the working directory. If no relative path exists (another
     drive), it becomes absolute.
     """
     given = Path(given)

@@ -1,6 +1,6 @@
 """``proposals.json``: boxes that may be missing among the annotations, each with a probability.
 
-The file is a list in COCO's results form. docs/completion.md describes it.
+The file is a list in COCO's results format. docs/completion.md describes it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from comining.data.annotations import AnnotationSet
 from comining.errors import DataError
 from comining.runs.files import write_json
 
-# A sum of probabilities may miss a bound by its rounding.
+# Tolerance for rounding in sums of probabilities.
 ROUNDING = 1e-9
 
 
@@ -31,7 +31,7 @@ class Proposal(Record):
     category_id: Id
     bbox: tuple[Number, Number, Number, Number]  # xywh px, as in the annotation file
     score: Number  # of the detector
-    probability: Share  # that it is a real object, and not annotated
+    probability: Share  # that it is an object without an annotation
 
 
 PROPOSALS = TypeAdapter(list[Proposal])
@@ -52,10 +52,10 @@ def read_proposals(file: Path, annotations: AnnotationSet) -> list[Proposal]:
 
 
 def check_proposals(proposals: Sequence[Proposal], annotations: AnnotationSet, where: str) -> None:
-    """Check what a single record does not show.
+    """Check proposals against the annotations and each other.
 
     Args:
-        where: the words that name the file in an error.
+        where: how an error names the file.
 
     Raises:
         DataError: an id occurs twice, an image or a category is not in the annotation file, or a
@@ -94,28 +94,28 @@ def write_proposals(file: Path, proposals: Sequence[Proposal]) -> None:
 
 
 def digest(proposals: Sequence[Proposal]) -> str:
-    """Tells sets of proposals apart that decisions may be about.
+    """A hash that identifies a set of proposals, for decisions on it.
 
-    The same for another order, and for other scores or probabilities of the same boxes.
+    It does not depend on the order, nor on scores and probabilities.
     """
     rows = sorted((one.id, one.image_id, one.category_id, *one.bbox) for one in proposals)
     return "sha256:" + hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def with_probability(proposals: Sequence[Proposal], least: float) -> list[Proposal]:
-    """Those with at least a probability, in their order."""
+    """The proposals with a probability of at least ``least``, in their order."""
     return [proposal for proposal in proposals if proposal.probability >= least]
 
 
 def with_precision(proposals: Sequence[Proposal], precision: float) -> list[Proposal]:
     """The largest set whose mean probability is at least ``precision``, in their order.
 
-    Where two have the same probability, that with the higher score comes first, then that with the
-    lower id.
+    Of two with the same probability, the one with the higher score comes first, then the one with
+    the lower id.
     """
     best_first = sorted(proposals, key=lambda one: (-one.probability, -one.score, one.id))
     total, kept = 0.0, 0
-    # The mean of the best k falls with k.
+    # The mean of the best k decreases with k.
     for count, proposal in enumerate(best_first, start=1):
         total += proposal.probability
         if total < (precision - ROUNDING) * count:

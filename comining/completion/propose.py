@@ -1,4 +1,4 @@
-"""Find the boxes that may be missing: detections by detectors that have not seen the image."""
+"""Find possibly missing boxes: detections by detectors that were not trained on the image."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ from comining.runs.files import write_json
 from comining.structures import Boxes
 
 ANNOTATIONS_FILE = "annotations.json"
-# A detection belongs to an annotation of its class that it covers by more than this IoU, and to
-# one of any class by more than the second.
+# A detection belongs to an annotation if their IoU exceeds the first for the same class, or the
+# second for any class.
 OVERLAP, OVERLAP_OF_ANY = 0.5, 0.7
-# Of detections of different classes that cover each other by more, the best is proposed.
+# Of detections, also of different classes, with a larger IoU than this, the best is proposed.
 SAME_PLACE = 0.7
 LEAST_SCORE = 0.05
 MOST_IN_AN_IMAGE = 100
-# What is less likely an object is not proposed.
+# Detections of a lower probability are not proposed.
 LEAST_PROBABILITY = 0.01
 
 
 @dataclass
 class Found:
-    """What was found in the images that a set of detectors has not seen.
+    """Detections in the images that each detector was not trained on.
 
     Columns of detections that belong to no annotation, best first in each image; and of annotated
-    objects, with the score of the best detection of each, 0 where there is none.
+    objects, with the score of the best detection of each, 0 if there is none.
     """
 
     image: NDArray[np.int64]  # position in the annotation set
@@ -68,7 +68,7 @@ class Found:
 
 
 def read_data(config: Mapping[str, Any]) -> DetectionData:
-    """The data of a run, with the part of the training images that it may have left out.
+    """The data of a run, including the part of the training images that it may have left out.
 
     Args:
         config: all options of the run.
@@ -95,12 +95,12 @@ def read_training_data(config: Mapping[str, Any]) -> TrainingSet:
 
 
 def find(train: TrainingSet, checkpoints: Mapping[int, Path], progress: bool) -> Found:
-    """Detect in every image by the detector that was trained without it.
+    """Detect in every image with the detector that was trained without it.
 
-    Images without any annotation are looked at, too.
+    Images without any annotation are included.
 
     Args:
-        checkpoints: by the part of the images that was left out.
+        checkpoints: by the left-out part of the images.
     """
     annotations = train.annotations
     everything = np.ones(len(annotations.image_ids), dtype=np.bool_)
@@ -136,16 +136,16 @@ def _of_image(
         scores = torch.where(covers, detected.known_scores[:, None], 0.0).amax(dim=0)
         detected = detected[~(covers | (overlap > OVERLAP_OF_ANY)).any(dim=1)]
     detected = _open(detected, train, image)
-    # Over all classes: of what is found twice in one place, the best is proposed.
+    # Over all classes: of several detections in one place, the best is proposed.
     kept = nms(detected.boxes, detected.known_scores, SAME_PLACE)[:MOST_IN_AN_IMAGE]
     detected = detected[kept]
     return detected, annotated, scores
 
 
 def _open(detected: Boxes, train: TrainingSet, image: int) -> Boxes:
-    """Detections where an object could be missing: not of complete classes, not in regions."""
+    """Detections where an object could be missing: not in complete classes or ignored regions."""
     status = torch.from_numpy(train.status[image])[detected.labels]
-    # Of a class that nobody looked for any object is missing.
+    # Every object of a class that nobody looked for is missing.
     kept = (status == PARTIAL) | (status == UNLOOKED)
     rows = train.ignored_rows[image]
     if len(rows) and len(detected):
@@ -177,7 +177,7 @@ def _columns(rows: list[tuple[int, Boxes, Boxes, Tensor]]) -> Found:
 
 
 def held_out_scores(found: Found, num_classes: int, num_images: int) -> HeldOutScores:
-    """What was found, class by class."""
+    """The scores of the detections, class by class."""
     unmatched = [found.labels == label for label in range(num_classes)]
     annotated = [found.annotated_labels == label for label in range(num_classes)]
     return HeldOutScores(
@@ -191,7 +191,7 @@ def held_out_scores(found: Found, num_classes: int, num_images: int) -> HeldOutS
 
 
 def proposals_of(found: Found, fitted: ObjectScores, annotations: AnnotationSet) -> list[Proposal]:
-    """Proposals, the most likely first."""
+    """Proposals, the most probable first."""
     probability = np.zeros(len(found.scores))
     for label in range(len(annotations.categories)):
         rows = found.labels == label
@@ -222,14 +222,14 @@ def proposals_of(found: Found, fitted: ObjectScores, annotations: AnnotationSet)
 def write_folder(
     output: Path, train: TrainingSet, options: Mapping[str, Any], found: Found, base: Path
 ) -> tuple[list[Proposal], dict[str, RateEstimate]]:
-    """Work the probabilities out, and write ``proposals.json`` and ``complete.json``.
+    """Compute the probabilities, and write ``proposals.json`` and ``complete.json``.
 
-    The annotations are those that training knows. They are written to ``annotations.json``, unless
-    they are a COCO file of the user's as it stands.
+    The annotations are those that training uses. They are written to ``annotations.json``, unless
+    they equal a COCO file of the user.
 
     Args:
         options: of the data.
-        base: what relative paths of the training set are relative to.
+        base: the base of relative paths of the training set.
     """
     annotations = train.annotations
     scores = held_out_scores(found, len(annotations.categories), len(annotations.image_ids))
@@ -261,14 +261,14 @@ def write_folder(
 
 
 def _from_here(path: Path, base: Path) -> Path:
-    """A path that is relative to ``base``, as it is reached from the working directory."""
+    """A path that is relative to ``base``, as seen from the working directory."""
     return path if base.samefile(Path.cwd()) else base / path
 
 
 def _annotation_file(
     output: Path, train: TrainingSet, options: Mapping[str, Any]
 ) -> tuple[Path, Any]:
-    """The COCO file of what training knows, and what holds where its fields say nothing."""
+    """The COCO file of the training annotations, and ``annotated`` for images without fields."""
     annotations = train.annotations
     known = train.kept | annotations.crowd | train.ignored
     as_it_stands = (

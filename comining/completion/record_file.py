@@ -18,7 +18,7 @@ Content = TypeVar("Content")
 
 
 class Record(BaseModel):
-    """Base class of what such a file holds; fields that a later version has added are kept."""
+    """Base class of the records; fields that a later version has added are kept."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
@@ -27,12 +27,12 @@ def read_records(file: Path, content: TypeAdapter[Content], name: str = "") -> C
     """Read and validate a JSON file.
 
     Args:
-        content: what it must hold.
-        name: of its top level in an error, where that is a list.
+        content: the type of the content.
+        name: of its top level in an error, if that is a list.
 
     Raises:
-        DataError: it cannot be read, is no JSON file, or holds something else; names the file and
-            the first field that is wrong.
+        DataError: it cannot be read, is not a JSON file, or holds something else; names the file
+            and the first field that is wrong.
     """
     try:
         data = file.read_bytes()
@@ -48,7 +48,7 @@ def read_records(file: Path, content: TypeAdapter[Content], name: str = "") -> C
 
 
 def _said(problem: Any, name: str) -> str:
-    """What is wrong, in one line."""
+    """The problem in one line."""
     if problem["type"] == "json_invalid":
         return f"not a JSON file ({problem['ctx']['error']})"
     place = name

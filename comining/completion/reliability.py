@@ -1,4 +1,4 @@
-"""How far a probability can be believed, as a diagram."""
+"""The reliability diagram of probabilities."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def draw_reliability(file: Path, judged: Judgement) -> list[Path]:
     """Draw the share of right proposals against their probability, and how many there are.
 
     Returns:
-        the file; nothing where there are no proposals, or matplotlib is not installed.
+        The file; an empty list without proposals, or if matplotlib is not installed.
     """
     if not judged.calibration:
         return []
@@ -28,9 +28,9 @@ def draw_reliability(file: Path, judged: Judgement) -> list[Path]:
     figure = Figure(figsize=(5, 5), layout="constrained")
     shares, counts = figure.subplots(2, height_ratios=[3, 1], sharex=True)
     probability, right, number = zip(*judged.calibration, strict=True)
-    shares.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="as probable as they say")
+    shares.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="perfectly calibrated")
     shares.plot(probability, right, "o-", color=BLUE, label="proposals")
-    shares.set_ylabel("share that is right")
+    shares.set_ylabel("share of right proposals")
     shares.set_ylim(-0.02, 1.02)
     shares.legend(loc="upper left", frameon=False)
     shares.set_title(f"expected calibration error {judged.calibration_error:.3f}", fontsize=10)

@@ -1,4 +1,4 @@
-"""In which order a person decides on proposals."""
+"""The order in which a person decides on proposals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ORDERS: tuple[str, ...] = get_args(Order)
 
 
 def in_order(proposals: Sequence[Proposal], order: str) -> list[Proposal]:
-    """Proposals in the order in which they are asked about.
+    """Proposals in the order of the review.
 
     * ``uncertain``: those with a probability near one half first, spread over images and classes:
       one of each image before the second of any, and of these one of each class in turn.

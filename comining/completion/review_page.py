@@ -1,7 +1,7 @@
 """``review.html``: the page on which a person decides on proposals.
 
-It opens from the disk, without a server or network: ``review_data.js`` and ``thumbnails/`` lie
-beside it. The page itself is in ``page/``.
+It opens from the disk, without a server or network: ``review_data.js`` and ``thumbnails/`` are next
+to it. The source of the page is in ``page/``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DATA_FILE = "review_data.js"
 THUMBNAILS = "thumbnails"
 # px of the longer side: enough to judge most objects by, and small enough for thousands.
 THUMBNAIL = 640
-# px, where the picture itself cannot be shown by a browser as its boxes want it.
+# px, if a browser cannot show the picture itself in the orientation of its boxes.
 LARGE_THUMBNAIL = 1600
 QUALITY = 82  # of JPEG
 SHOWN_BY_BROWSERS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP")
@@ -44,8 +44,7 @@ class PagePicture:
 
     Args:
         thumbnail: address of a small copy, relative to the page.
-        full: address of the picture itself; None where a browser would not show it as it is read
-            here.
+        full: address of the picture itself; None if a browser would not show it as it is read here.
     """
 
     thumbnail: str
@@ -97,7 +96,7 @@ def page_data(
     rows: Sequence[int],
     pictures: Sequence[PagePicture],
 ) -> dict[str, Any]:
-    """What the page is made from; numbers for images and classes are positions in their lists.
+    """The data of the page; numbers for images and classes are positions in their lists.
 
     Args:
         annotations: of the images of the page.
@@ -151,13 +150,13 @@ def page_data(
 
 
 def _short(side: float) -> float:
-    """Pixels with as many decimals as can be seen."""
+    """Pixels, rounded to visible decimals."""
     return round(side, 2)
 
 
 def _script(data: dict[str, Any]) -> str:
-    # ASCII only, so that neither an encoding nor a line separator of Unicode matters; and nothing
-    # in a name can end the script.
+    # ASCII only, so that neither the encoding nor Unicode line separators matter, and no name can
+    # close the script element.
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return f"window.REVIEW_DATA = {text};\n"
 
@@ -187,7 +186,7 @@ def _write_thumbnail(folder: ProposalFolder, annotations: AnnotationSet, row: in
 
 
 def _address(file: Path, folder: Path) -> str | None:
-    """The address of a file relative to the page; None where there is none (another drive)."""
+    """The address of a file relative to the page; None if there is none (another drive)."""
     try:
         relative = os.path.relpath(file, folder)
     except ValueError:

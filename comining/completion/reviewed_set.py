@@ -1,4 +1,4 @@
-"""Applying decisions: accepted boxes become annotations, and what was looked through is known."""
+"""Applying decisions: accepted boxes become annotations, and reviewed classes complete."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ COMPLETED = "pairs of image and class that are complete now"
 
 @dataclass(frozen=True)
 class ReviewedSet:
-    """What comes out of a review.
+    """The result of a review.
 
     Args:
         content: of the COCO file.
-        counts: what happened, in words, and how often.
+        counts: what happened, as text, and how often.
     """
 
     content: dict[str, Any]
@@ -34,16 +34,16 @@ class ReviewedSet:
 
 
 def reviewed_set(folder: ProposalFolder, decisions: Decisions) -> ReviewedSet:
-    """The annotation file of a folder of proposals, with what a person decided.
+    """The annotation file of a folder of proposals, with a person's decisions applied.
 
     Every image gets the fields of LVIS, so that its classes are read alike whatever
-    ``data.annotated`` says: what the file said before holds, and besides
+    ``data.annotated`` is. Earlier statements of the file remain valid, and in addition
 
     * a class of an image is complete if it was looked through, or if all its proposals there were
       decided on;
-    * else one that gets a box is partial, unless it was complete before.
+    * otherwise, one that gets a box is partial, unless it was complete before.
 
-    Images about which fields say all of this already stay as they are.
+    Images whose fields already say all of this are unchanged.
     """
     annotations = folder.annotations
     counts: Counter[str] = Counter()
@@ -111,10 +111,10 @@ def _with_fields(
 ) -> dict[str, Any]:
     """An image record with the fields of LVIS.
 
-    What they held of these and of unknown categories stays where it stands.
+    Their entries for these and for unknown categories keep their places.
 
     Args:
-        named: [K] for each field the classes that it names.
+        named: for each field, [K] the classes that it names.
         categories: K ids.
     """
     fields = {}

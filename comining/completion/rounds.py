@@ -1,4 +1,4 @@
-"""What a round of review brings: AP after training on what a reviewer without mistakes decides."""
+"""The benefit of a round of review: AP after training on a perfect reviewer's decisions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from comining.runs.files import write_json
 from comining.runs.result import RunResult, find_files
 
 ROUNDS = "rounds"  # in the folder of proposals
-# Of the data, what the files of a round replace.
+# The options of the data that the files of a round replace.
 REPLACED = re.compile(
     r"_target_|root|format|prepare|hint|missing_labels|names|annotated|left_out_fold|missing_val|"
     r"val_fraction|ignore_category|difficult|check|"
@@ -42,9 +42,9 @@ class Round:
     """A training set after some decisions, and the runs on it.
 
     Args:
-        order: in which proposals were decided on; None where none was.
-        decisions: how many were.
-        found: how many missing objects they gave back.
+        order: of the review; None without decisions.
+        decisions: their number.
+        found: the number of missing objects that they recovered.
         ap: AP of each run, by seed.
     """
 
@@ -57,10 +57,10 @@ class Round:
 def perfect_decisions(
     folder: ProposalFolder, truth: Truth, order: str, count: int
 ) -> tuple[Decisions, int]:
-    """What a reviewer who makes no mistake decides on the first proposals of an order.
+    """The decisions of a perfect reviewer on the first proposals of an order.
 
     Returns:
-        the decisions, and how many missing objects they give back.
+        The decisions, and how many missing objects they recover.
     """
     asked = in_order(folder.proposals, order)[:count]
     _, decided = right_ones(asked, truth)
@@ -78,18 +78,18 @@ def judge_rounds(
     seeds: Sequence[int],
     launcher: str | None,
 ) -> tuple[str, list[Round]]:
-    """Train after no decision, and after the first ones of each order.
+    """Train without decisions, and after the first ones of each order.
 
-    Runs that have finished are left alone, so that what was stopped goes on.
+    Finished runs are kept, so that an interrupted command continues.
 
     Args:
-        config: all options of the trainings that proposals are from.
-        started_in: what its relative paths are relative to.
+        config: all options of the trainings behind the proposals.
+        started_in: the base of its relative paths.
         counts: numbers of decisions.
         launcher: a choice of ``conf/launcher`` that trains several runs at once; None: one by one.
 
     Returns:
-        the split that AP is of, and the rounds.
+        The split of the AP, and the rounds.
 
     Raises:
         DataError: a training failed.
@@ -117,7 +117,7 @@ def judge_rounds(
 
 
 def _recipe(folder: ProposalFolder) -> Recipe:
-    """The options of the trainings, but for those of their data and their seed."""
+    """The options of the trainings, except those of their data and their seed."""
     runs = [file.parent for file in find_files(folder.path / FOLDS, "result.json")]
     recipe = Recipe.of([str(runs[0])])
     kept = [
@@ -127,10 +127,10 @@ def _recipe(folder: ProposalFolder) -> Recipe:
 
 
 def _write_evaluated_splits(base: Path, config: Mapping[str, Any]) -> tuple[list[str], str]:
-    """Leave the validation and test split as COCO files.
+    """Write the validation and test split as COCO files.
 
     Returns:
-        options of the data, those of the trainings among them; and the split that AP is of.
+        Options of the data, including those of the trainings, and the split of the AP.
     """
     data = read_data(config)
     options = [
@@ -188,8 +188,8 @@ def _train(
     missing = [seed for seed in seeds if seed not in found]
     if done.returncode or missing:
         raise DataError(
-            f"{sweep}: a training did not come to its end (train.py ended with "
-            f"{done.returncode}); the same command goes on where it stopped"
+            f"{sweep}: a training did not finish (train.py ended with {done.returncode}); the same "
+            "command continues where it stopped"
         )
     return {seed: found[seed] for seed in seeds}
 
@@ -199,10 +199,10 @@ def round_lines(split: str, rounds: Sequence[Round]) -> list[str]:
     seeds = list(rounds[0].ap)
     lines = [
         "",
-        f"AP ({split}) after training on what a reviewer without mistakes has decided, seeds "
+        f"AP ({split}) after training on the decisions of a reviewer without mistakes, seeds "
         f"{', '.join(map(str, seeds))}",
         "",
-        "| order | decisions | objects given back | AP of each seed | mean |",
+        "| order | decisions | recovered objects | AP of each seed | mean |",
         "|---|---|---|---|---|",
     ]
     for one in rounds:

@@ -18,9 +18,9 @@ from comining.data.annotations import AnnotationSet
 from comining.data.formats.annotation_format import px
 from comining.errors import DataError
 
-# Where Label Studio serves files of the folder that its LOCAL_FILES_DOCUMENT_ROOT names.
+# Where Label Studio serves files below its LOCAL_FILES_DOCUMENT_ROOT.
 LOCAL_FILES = "/data/local-files/?d="
-# Characters that is_text lets through and XML 1.0 does not have.
+# Characters that is_text accepts but XML 1.0 does not allow.
 NOT_IN_XML = re.compile("[\ufffe\uffff]")
 
 
@@ -71,7 +71,7 @@ def cvat_xml(annotations: AnnotationSet, proposals: Sequence[Proposal]) -> str:
     labels of the task have it.
 
     Raises:
-        DataError: a name has a character that XML does not have.
+        DataError: a name has a character that XML does not allow.
     """
     names = annotations.categories.names
     for name in (*names, *annotations.file_names):
@@ -127,9 +127,9 @@ def label_studio_tasks(
 ) -> list[dict[str, Any]]:
     """Tasks of Label Studio, one for each image, with a prediction where there is a box.
 
-    The prediction holds the annotations and the proposals of the image, so that who submits it
-    loses none; a proposal has its probability as ``score``. The prediction's own score is the mean
-    of them, by which Label Studio orders tasks.
+    The prediction holds the annotations and the proposals of the image, so that submitting it loses
+    none; a proposal has its probability as ``score``. The score of the prediction is their mean, by
+    which Label Studio orders tasks.
 
     Args:
         address: in front of the file names, which are quoted as in a URL.

@@ -1,1 +1,1 @@
-"""From annotation files and images to batches; sparsity and second views."""
+"""Annotation files and images, sparsity, second views, and batches."""

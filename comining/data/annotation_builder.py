@@ -1,4 +1,4 @@
-"""Putting an annotation set together, record by record, with the checks that all formats share."""
+"""Builds an annotation set, record by record, with the checks that all formats share."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ MIN_SIDE = 1e-6
 
 
 class AnnotationBuilder:
-    """Puts an :class:`AnnotationSet` together, record by record, and checks what all formats share.
+    """Builds an :class:`AnnotationSet`, record by record, with the checks that all formats share.
 
     Args:
-        path: of the file or folder that is read, for messages.
+        path: of the file or folder that is read, for error messages.
         categories: of the set.
         on_invalid_box: boxes that are empty, inverted, not finite or (mostly) outside of their
             image are an error that names the record, or are dropped and counted. COCO's own
             train2017 holds two empty boxes.
-        crowd: annotations that are marked as crowds are set aside (``ignore``), or taken as
-            ordinary objects (``object``), as tools mean them that mark every mask so.
+        crowd: annotations that are marked as crowds are set aside (``ignore``), or read as ordinary
+            objects (``object``), for tools that mark every mask so.
         unused_root: see :class:`AnnotationSet`.
-        outlines: whether outlines are kept; COCO's take 200 MB.
+        outlines: whether outlines are kept; those of COCO take 200 MB.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class AnnotationBuilder:
         self.on_invalid_box = on_invalid_box
         self.crowd = crowd
         self.unused_root = unused_root
-        self.repairs: Counter[str] = Counter()  # what was mended, and how often
+        self.repairs: Counter[str] = Counter()  # what was repaired, and how often
         self._position: dict[int, int] = {}  # of an image id
         self._image_of: dict[PurePosixPath, int] = {}
         self._file_names: list[str] = []
@@ -81,7 +81,7 @@ class AnnotationBuilder:
             raise DataError(f"{where}: image id {image_id} occurs twice")
 
     def check_new_annotation(self, where: str, annotation_id: int) -> None:
-        """Refuse an id that an earlier annotation has, also one that was dropped."""
+        """Refuse an id that an earlier annotation has, even a dropped one."""
         if annotation_id in self._annotation_ids:
             raise DataError(f"{where}: annotation id {annotation_id} occurs twice")
 
@@ -114,7 +114,7 @@ class AnnotationBuilder:
         self._sizes.append(size)
 
     def add_fields(self, image_id: int, neg: list[int], not_exhaustive: list[int]) -> None:
-        """Add what the fields of LVIS say of an image that has been added.
+        """Add the fields of LVIS of an image that has been added.
 
         Args:
             neg: labels of classes that were looked for and are absent.
@@ -140,11 +140,12 @@ class AnnotationBuilder:
         Args:
             where: the words that name the record in an error.
             label: 0 ... K-1.
-            bbox: xywh, px; None where the record has none, which is an invalid box.
-            area: px^2, of the mask where there is one; None takes that of the box.
-            crowd: of several objects; a region to ignore, unless the builder takes it as an object.
+            bbox: xywh, px; None if the record has none, which is an invalid box.
+            area: px^2, of the mask if there is one; None for that of the box.
+            crowd: True for a group of objects; a region to ignore, unless the builder reads crowds
+                as objects.
             ignore: a region to ignore.
-            outline: what it encloses, where that is known; kept if the builder keeps outlines.
+            outline: of the object, if it is known; kept if the builder keeps outlines.
 
         Raises:
             DataError: naming the record.
@@ -189,7 +190,7 @@ class AnnotationBuilder:
             self._outlines.append(encoded(outline, height, width))
 
     def drop_annotation(self, where: str, problem: str) -> None:
-        """Leave out and count an annotation whose box is invalid, if that is allowed.
+        """Drop and count an annotation with an invalid box, if that is allowed.
 
         Args:
             where: the words that name the record in an error.
@@ -203,7 +204,7 @@ class AnnotationBuilder:
         self.repairs["annotations dropped because their box is invalid"] += 1
 
     def build(self) -> AnnotationSet:
-        """The set; what was mended is logged in one line, and that most annotations are crowds.
+        """The set. Logs the repairs in one line, and a warning if most annotations are crowds.
 
         Raises:
             DataError: there are no images.
@@ -244,7 +245,7 @@ class AnnotationBuilder:
         return built
 
     def _said(self) -> Status:
-        """[N, K] what the fields say, once all boxes are there."""
+        """[N, K] the status by the fields, once all boxes are added."""
         size = (len(self._position), len(self.categories))
         named = np.zeros((2, *size), dtype=np.bool_)
         for image, labels_of in self._fields.items():
@@ -268,7 +269,7 @@ class AnnotationBuilder:
 def fit_box(
     bbox: tuple[float, float, float, float], width: int, height: int
 ) -> tuple[str, tuple[float, float, float, float]]:
-    """What is wrong with an xywh box ("" if nothing), and the box as xyxy inside the image."""
+    """The problem of an xywh box ("" if none), and the box as xyxy inside the image."""
     x, y, w, h = bbox
     if not all(map(math.isfinite, bbox)):
         return "is not finite", (0, 0, 0, 0)

@@ -1,7 +1,7 @@
-"""A validated set of annotations, whatever the format that it was read from.
+"""A validated set of annotations, independent of the format that it was read from.
 
-Everything is checked once, before any long work. Category ids and xywh boxes exist only on this
-edge; inside, labels are 0 ... K-1 and boxes xyxy.
+Everything is checked once, before any long work. Category ids and xywh boxes exist only at this
+boundary; everywhere else labels are 0 ... K-1 and boxes xyxy.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from comining.data.outlines import Outlines
 from comining.errors import DataError
 
 OnInvalidBox = Literal["error", "drop"]
-# What crowds are: regions that are set aside, or objects like all others.
+# How crowds are read: as regions to set aside, or as objects like all others.
 Crowd = Literal["ignore", "object"]
 
-# Among the repairs of a set: its crowds were read with data.crowd=object.
+# A repair: crowds were read with data.crowd=object.
 CROWDS_AS_OBJECTS = "crowds taken as objects"
 
 
 @dataclass(frozen=True)
 class Categories:
-    """The one place where category ids of a file and labels 0 ... K-1 meet.
+    """The mapping between category ids of a file and labels 0 ... K-1.
 
-    The position is the label. Ids rise, unless the labels are those of another file (see
+    The position is the label. Ids are ascending, unless the labels are those of another file (see
     :func:`comining.data.category_matching.match_categories`).
     """
 
@@ -51,8 +51,8 @@ class Categories:
 class AnnotationSet:
     """A validated annotation file as columns: N images, M annotations.
 
-    Columns rather than objects: worker processes share them without copying, and COCO's 860,000
-    annotations stay small.
+    Columns instead of objects: worker processes share them without copying, and COCO's 860,000
+    annotations take little memory.
     """
 
     path: Path
@@ -64,26 +64,26 @@ class AnnotationSet:
     image: NDArray[np.int64]  # [M] position in image_ids
     labels: NDArray[np.int64]  # [M]; -1 in ignored regions: every class
     bboxes: NDArray[np.float64]  # [M, 4] xywh as in the file: what COCO evaluates against
-    boxes: NDArray[np.float64]  # [M, 4] xyxy, cut at the image border: what is trained on
+    boxes: NDArray[np.float64]  # [M, 4] xyxy, cut at the image border: the training targets
     areas: NDArray[np.float64]  # [M] of the file (of the mask, where there is one)
     crowd: NDArray[np.bool_]  # [M] a region to ignore, of one class or of all: never a target
-    repairs: dict[str, int]  # what was mended, and how often
-    # Id and name of a category that was left out because it is the unused root of all others.
+    repairs: dict[str, int]  # what was repaired, and how often
+    # Id and name of a category that was left out because it is the unused parent of all others.
     unused_root: tuple[int, str] | None = None
     # Name of a class whose boxes became regions to ignore for all others (data.ignore_category).
     ignore_category: str | None = None
-    # The names in the image folder of files that have another one here, by position.
+    # The names in the image folder of files that are spelt differently here, by position.
     found_as: dict[int, str] = field(default_factory=dict)
-    # [N, K] what fields of the file say of images and classes; None: nothing of any
+    # [N, K] the status of images and classes by fields of the file; None without any
     said: Status | None = None
-    # What holds where they say nothing.
+    # What holds where the fields say nothing.
     otherwise: Literal["partial", "exhaustive"] = "partial"
-    # What the annotations enclose, for pasting; None where that was not asked for.
+    # The outlines of the annotations, for pasting; None if they were not read.
     outlines: Outlines | None = None
 
     @property
     def said_of_all(self) -> Status:
-        """[N, K] what the fields of the file say, UNSAID where nothing."""
+        """[N, K] the status by the fields of the file, UNSAID where they say nothing."""
         if self.said is not None:
             return self.said
         nothing = np.full((1, 1), UNSAID, dtype=np.int8)
@@ -91,16 +91,16 @@ class AnnotationSet:
 
     @property
     def status(self) -> Status:
-        """[N, K] what is known of every image and class; never UNSAID."""
+        """[N, K] the status of every image and class; never UNSAID."""
         return resolved(self.said_of_all, self.otherwise)
 
     @property
     def is_partial(self) -> bool:
-        """Whether objects may be missing where no field says so; AP is then a lower bound."""
+        """Whether objects may be missing where no field says so, so that AP is a lower bound."""
         return self.otherwise == "partial" and bool((self.said_of_all == UNSAID).any())
 
     def annotated_as(self, annotated: Annotated) -> AnnotationSet:
-        """The set with what holds of images of which no field says anything."""
+        """The set, with what holds for images without fields."""
         if annotated != "fields":
             return replace(self, otherwise=annotated)
         nothing = np.zeros((1, 1), dtype=np.bool_)
@@ -110,7 +110,7 @@ class AnnotationSet:
 
     @property
     def have_boxes(self) -> NDArray[np.bool_]:
-        """[N, K] which classes have an annotation that is no region to ignore, in which images."""
+        """[N, K] which classes have an annotation in an image that is not a region to ignore."""
         have = np.zeros((len(self.image_ids), len(self.categories)), dtype=np.bool_)
         have[self.image[~self.crowd], self.labels[~self.crowd]] = True
         return have
@@ -120,7 +120,7 @@ class AnnotationSet:
         return self.found_as.get(image, self.file_names[image])
 
     def check_file_names(self) -> None:
-        """Refuse that two images have one file.
+        """Refuse two images with the same file.
 
         Raises:
             DataError: naming the second of them.
@@ -135,7 +135,7 @@ class AnnotationSet:
                 )
 
     def fingerprint(self) -> str:
-        """Changes with every record that training or evaluation sees, not with the file's order."""
+        """A hash of every record that training or evaluation sees, independent of their order."""
         order = np.argsort(self.ids, kind="stable")
         digest = hashlib.sha256(repr(self.categories).encode())
         images = sorted(zip(self.image_ids.tolist(), self.file_names, self.sizes.tolist()))
@@ -151,7 +151,7 @@ class AnnotationSet:
         """The set with some of its images, which keep their ids.
 
         Args:
-            chosen: [N] which.
+            chosen: [N] which images.
         """
         rows = chosen[self.image]
         position = np.cumsum(chosen) - 1
@@ -171,7 +171,7 @@ class AnnotationSet:
         """The set with all of its images, and some of its annotations.
 
         Args:
-            rows: [M] which.
+            rows: [M] which annotations.
         """
         return replace(
             self,

@@ -14,7 +14,7 @@ from comining.structures import Boxes
 
 
 class BoxErasing:
-    """Covers a part of each annotated box, where it is drawn, with a grey rectangle.
+    """Covers a part of randomly chosen annotated boxes with a grey rectangle.
 
     Args:
         p: the probability that a part of a box is erased.
@@ -23,7 +23,7 @@ class BoxErasing:
 
     def __init__(self, *, p: Fraction, sides: tuple[Fraction, Fraction]):
         if sides[0] > sides[1]:
-            raise ValueError(f"method.erase.sides must rise, got {list(sides)}")
+            raise ValueError(f"method.erase.sides must be [smallest, largest], got {list(sides)}")
         self.p, self.sides = p, sides
 
     def __call__(

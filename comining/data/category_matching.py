@@ -1,4 +1,4 @@
-"""Labels of several annotation files that number the same classes differently."""
+"""Matches the labels of annotation files that number the same classes differently."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def without_category(annotations: AnnotationSet, name: str) -> AnnotationSet:
     """The set without a class, whose boxes become regions that are ignored for every class.
 
     Raises:
-        DataError: there is no such class, or no other.
+        DataError: there is no such class, or it is the only one.
     """
     categories = annotations.categories
     if name not in categories.names:
@@ -49,13 +49,13 @@ def match_categories(
     *,
     may_lack: bool = False,
 ) -> AnnotationSet:
-    """The set with the labels of other categories, which are recognised by their names.
+    """The set with the labels of other categories, matched by name.
 
-    Its category ids stay its own. A root that was left out because nothing of the set has it comes
-    back where the other categories have it.
+    It keeps its own category ids. An unused root that was left out is restored if the other
+    categories have it.
 
     Args:
-        source: where the other categories are from, for messages.
+        source: of the other categories, for messages.
         may_lack: the set may lack categories; nobody has looked for them in its images.
 
     Raises:
@@ -84,7 +84,7 @@ def match_categories(
         )
         raise DataError(f"the categories of {annotations.path} and {source} differ: {differences}")
     label_of = {name: label for label, name in enumerate(categories.names)}
-    # The label -1, every class, stays.
+    # The label -1 (every class) is unchanged.
     labels = np.array([*(label_of[name] for name in own.names), -1], dtype=np.int64)
     lacking = [name for name in categories.names if name not in id_of]
     unused = max([*own.ids, *categories.ids]) + 1

@@ -31,15 +31,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--to", choices=sorted(EXPORTS), required=True)
     parser.add_argument(
         "--from", choices=sorted(formats), dest="source_format",
-        help="the format of the source; recognised where it is not given",
+        help="the format of the source; default: recognised by its files",
     )  # fmt: skip
     parser.add_argument("--images", choices=("copy", "link", "none"), default="copy")
     parser.add_argument("--missing-labels", choices=("empty", "skip", "error"))
     parser.add_argument("--on-invalid-box", choices=("error", "drop"), default="error")
-    parser.add_argument("--names", help="class names in the order of their labels, with commas")
+    parser.add_argument("--names", help="class names in the order of their labels, comma-separated")
     parser.add_argument(
         "--difficult", choices=("object", "ignore"), default="object",
-        help="what objects are that VOC marks as difficult: objects, or regions to ignore",
+        help="how objects that VOC marks as difficult are read: as objects, or regions to ignore",
     )  # fmt: skip
     given = parser.parse_args(arguments)
     names = None if given.names is None else given.names.split(",")
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name = given.source_format
         if name is None:
             name, shown = recognise(given.source)
-            print(f"{given.source} is taken for {formats[name].title} (--from {name}), by {shown}")
+            print(f"{given.source} looks like {formats[name].title} (--from {name}), by {shown}")
         sets = read_sets(given.source, name, options, pictures=given.images != "none")
         export = EXPORTS[given.to].export(sets)
         write_export(export, given.output, given.images)
@@ -72,7 +72,7 @@ def read_sets(
 
     Args:
         name: of the format, as in ``data=NAME``.
-        pictures: whether they must be there.
+        pictures: whether the pictures must exist.
 
     Raises:
         DataError: naming the file and the record that is wrong.

@@ -1,4 +1,4 @@
-"""Objects that are cut out of images, and put into others: pixels only."""
+"""Pixels of objects that are cut out of images and pasted into others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as F
 
 
 class Cut(NamedTuple):
-    """Where an object is cut out, and how large it is pasted."""
+    """Where an object is cut out, and the size at which it is pasted."""
 
     window: tuple[int, int, int, int]  # left, top, right, bottom, whole px of its image
     size: tuple[int, int]  # height, width, px of the image that it is pasted into
@@ -23,19 +23,19 @@ class Cut(NamedTuple):
 
 
 class Crop(NamedTuple):
-    """An object as its image shows it."""
+    """The pixels of an object, as in its image."""
 
     pixels: Tensor  # [3, h, w] uint8
     cover: Tensor | None  # [h, w] uint8, 255 where the object is; None without an outline
 
     @property
     def bytes(self) -> int:
-        """Memory that it takes."""
+        """Its memory in bytes."""
         return self.pixels.numel() + (0 if self.cover is None else self.cover.numel())
 
 
 class CropCache:
-    """The crops that were used last, up to a number of bytes."""
+    """A least-recently-used cache of crops, limited in bytes."""
 
     def __init__(self, limit: int):
         self.limit = limit
@@ -43,13 +43,13 @@ class CropCache:
         self.crops: OrderedDict[int, Crop] = OrderedDict()
 
     def get(self, row: int) -> Crop | None:
-        """A crop that is kept."""
+        """The crop of an annotation; None if it is not cached."""
         if row in self.crops:
             self.crops.move_to_end(row)
         return self.crops.get(row)
 
     def put(self, row: int, crop: Crop) -> None:
-        """Keep a crop in place of those that were not used for longest."""
+        """Add a crop, and drop the least recently used ones beyond the limit."""
         if crop.bytes > self.limit:
             return
         self.crops[row] = crop
@@ -59,10 +59,10 @@ class CropCache:
 
 
 def rendered(crop: Crop, cut: Cut) -> tuple[Tensor, Tensor]:
-    """What is pasted: pixels [3, h, w] uint8, and their opacity [h, w] float32, 0 ... 1."""
+    """A crop at its pasted size: pixels [3, h, w] uint8, opacity [h, w] float32, 0 ... 1."""
     pixels, size = crop.pixels, list(cut.size)
     if pixels.shape[-2:] != cut.size:
-        # As images are resized for the network: pasted pixels are as sharp as others.
+        # Resized like images for the network, so that pasted pixels are as sharp as others.
         pixels = F.resize(pixels, size, antialias=False)
     pixels = pixels.flip(-1) if cut.mirrored else pixels
     if crop.cover is None:
@@ -82,16 +82,16 @@ def softened(cover: Tensor) -> Tensor:
 
 
 def faded(height: int, width: int, box: tuple[float, float, float, float]) -> Tensor:
-    """Opacity [height, width]: 1 in the box, and falling to 0 towards the border around it."""
+    """Opacity [height, width]: 1 in the box, decreasing to 0 towards the border around it."""
     left, top, right, bottom = box
     across, down = _ramp(width, left, right), _ramp(height, top, bottom)
     return torch.from_numpy(np.outer(down, across))
 
 
 def _ramp(length: int, start: float, end: float) -> NDArray[np.float32]:
-    """1 from start to end, and falling to 0 towards the pixel 0 and the last one."""
+    """1 from start to end, decreasing to 0 towards the first and the last pixel."""
     at = np.arange(length, dtype=np.float32) + 0.5
-    # Where there is nothing around the box, it ends without a ramp.
+    # Without background around the box there is no ramp.
     before, after = max(start, 1e-3), max(length - end, 1e-3)
     rising_and_falling: NDArray[np.float32] = np.minimum(at / before, (length - at) / after)
     return rising_and_falling.clip(max=1)
@@ -101,9 +101,9 @@ def blend(image: Tensor, hidden: Tensor, pixels: Tensor, opacity: Tensor, x: int
     """Put pixels [3, h, w] into an image [3, H, W], both uint8, in place.
 
     Args:
-        hidden: [H, W] float32, how much of the image was covered so far; gets the opacity.
+        hidden: [H, W] float32, how much of the image is covered so far; updated in place.
         opacity: [h, w] float32.
-        x, y: where to; what overhangs is cut off.
+        x, y: position in the image, px; parts outside are cut off.
     """
     height, width = image.shape[-2:]
     part_height, part_width = opacity.shape

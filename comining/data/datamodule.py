@@ -1,4 +1,4 @@
-"""From annotation files and image folders to the batches of training and validation."""
+"""The data module: batches for training and validation from annotation files and images."""
 
 from __future__ import annotations
 
@@ -45,55 +45,55 @@ log = logging.getLogger(__name__)
 
 
 class DetectionData(L.LightningDataModule):
-    """Annotations of any format with their images: COCO files by name, or what a format finds.
+    """Annotations of any format with their images: named COCO files, or splits that a format finds.
 
     Args:
         sparsity: erases annotations of the training file, once.
         seed: of the order of images and of flips.
-        root: paths that follow are relative to it; the folder of the set for a ``format``.
-        format: finds the splits below ``root``; None takes the files that are named here.
+        root: base of the relative paths below; the folder of the set for a ``format``.
+        format: finds the splits below ``root``; None uses the files that are named here.
         train_annotations, train_images, val_annotations, val_images: COCO files, image folders;
             None for a ``format``. Lists of them are merged by class name; classes that a file lacks
-            were not looked for in its images. Without those of the validation, ``val_fraction``
-            applies.
-        test_annotations, test_images: of a third split, which is evaluated once, when training has
-            ended, so that nothing is chosen by it; None where there is none.
+            were not looked for in its images. Without a validation file, ``val_fraction`` applies.
+        test_annotations, test_images: of a third split, which is evaluated once, after training,
+            and not used for model selection; None for none.
         missing_labels, names: see :class:`comining.data.formats.annotation_format.ReadOptions`.
-        annotated: what holds of training images of which no field of the file says anything:
-            ``partial``, objects may be missing; ``exhaustive``, all are annotated; ``fields``, as
-            if the fields of LVIS were there and empty. What sparsity erases makes it partial.
-        val_annotated, test_annotated: the same of the splits that are evaluated; None for the
-            validation: as ``annotated``, where it is made of training images, else ``exhaustive``.
-        ignore_category: name of a class whose boxes are regions to ignore; None where there is
-            none.
+        annotated: what holds for training images without fields in the file: ``partial``, objects
+            may be missing; ``exhaustive``, all are annotated; ``fields``, as if the fields of LVIS
+            were present and empty. Sparsity makes it partial.
+        val_annotated, test_annotated: the same for the evaluated splits; None for the validation:
+            as ``annotated`` if it consists of training images, else ``exhaustive``.
+        ignore_category: name of a class whose boxes are regions to ignore; None for none.
         ignored_overlap: an anchor (or a mined box) lies in an ignored region if more than this
             share of its area does; 1 ignores nothing in training.
-        exclusive_classes: an object that is annotated as one class is background of all others,
-            also of those that nobody looked for in its image.
+        exclusive_classes: an annotated object is background for all other classes, including those
+            that nobody looked for in its image.
         difficult: see :class:`comining.data.formats.annotation_format.ReadOptions`.
         val_fraction: share of the training images that is kept for validation, and not trained on,
-            where there is no validation split; None makes that an error.
-        left_out_fold: [i, n] leaves part i (0 ... n - 1) of n parts of the training images out, see
-            :func:`comining.data.folds.fold_of`; None leaves out none.
-        missing_val: where the validation file and folder are both absent, ``error``, or evaluate
-            on the ``train`` images (fully annotated) and say so.
-        hint: what to tell a user whose files are missing.
+            if there is no validation split; None makes that an error.
+        left_out_fold: [i, n] leaves out part i (0 ... n - 1) of n parts of the training images, see
+            :func:`comining.data.folds.fold_of`; None for none.
+        missing_val: if the validation file and folder are both absent, ``error``, or evaluate on
+            the ``train`` images (fully annotated) with a warning.
+        hint: added to the error message if files are missing.
         prepare: called with ``root`` before anything is read; may write the set.
         on_invalid_box: see :func:`comining.data.annotations.read_coco`.
         crowd: annotations that are marked as crowds are set aside (``ignore``) or taken as objects
             (``object``).
         exif: pictures with an EXIF orientation are taken as stored (``ignore``), or turned as in a
             viewer (``apply``); the sizes in the annotation file are then those of the turned ones.
-        bit_depth: bits that hold values in pictures with more than 8 bits a sample; ``auto``: all.
+        bit_depth: bits that hold values in pictures with more than 8 bits per sample; ``auto``:
+            all.
         check: what is checked of image files before training starts: only that they ``exist``, or
             also their ``size`` (reads every header). Sizes are checked again on decoding.
-        batch_size: images of a step, over all processes.
-        val_batch_size: images of a validation step, of each process.
+        batch_size: images per batch, over all processes.
+        val_batch_size: images per validation batch, in each process.
         num_workers: processes that decode images; 0 decodes in the main process.
-        min_size, max_size: shortest and longest side that the network sees, px.
+        min_size, max_size: shortest and longest side after resizing, px.
         flip: probability of a horizontal flip.
-        paste: annotated objects of other images that are pasted into each training image, at the
-            most, where nothing is annotated; see :mod:`comining.data.pasting`. 0 pastes none.
+        paste: maximum number of annotated objects from other images that are pasted into each
+            training image, where nothing is annotated; see :mod:`comining.data.pasting`. 0 for
+            none.
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class DetectionData(L.LightningDataModule):
         unread = self._unread(stage)
         self.splits.check_there(unread)
         load = partial(load_image, exif=self.exif, bit_depth=self.bit_depth)
-        # First, because the labels of all are those of the training split.
+        # First, because all splits use the labels of the training split.
         if "train" in unread:
             self._set_up_training(load)
         if "val" in unread:
@@ -221,10 +221,10 @@ class DetectionData(L.LightningDataModule):
         return unread
 
     def annotations_to_train_on(self) -> tuple[AnnotationSet, NDArray[np.bool_]]:
-        """The training images with all that their files hold, before anything else is read.
+        """The annotations of the training split, before anything else is read.
 
         Returns:
-            the annotations, and which of them training sees as objects, [M] bool.
+            The annotations, and which of them are objects for training, [M] bool.
 
         Raises:
             DataError: something is missing or wrong.
@@ -240,7 +240,7 @@ class DetectionData(L.LightningDataModule):
         if self.left_out_fold is not None:
             left_out, count = self.left_out_fold
             chosen = chosen & (fold_of(annotations, chosen, count) != left_out)
-        # Of the whole file, which is what a ready-made sparse one was made from.
+        # Applied to the whole file, from which a ready-made sparse file was made.
         erasure = self.sparsity.apply(annotations)
         if not chosen.all():
             erasure = erasure.of_images(annotations, chosen)
@@ -274,7 +274,7 @@ class DetectionData(L.LightningDataModule):
         )
 
     def _warn_of_shared_pictures(self) -> None:
-        """Say it where a format has the same pictures to train on and to validate."""
+        """Warn if a format has the same pictures for training and validation."""
         if self.format is None or self.train_set is None or self.val_set is None:
             return
         train, val = (
@@ -290,9 +290,9 @@ class DetectionData(L.LightningDataModule):
             )
 
     def use_categories(self, categories: Categories, source: str | Path) -> None:
-        """Label all splits as another set does, whose classes are recognised by their names.
+        """Use the labels of another set for all splits, matching classes by name.
 
-        Otherwise the labels are those of the training split, or of the one that is read first.
+        Otherwise the labels are those of the training split, or of the split that is read first.
 
         Args:
             source: where the categories are from, for messages.
@@ -306,12 +306,12 @@ class DetectionData(L.LightningDataModule):
 
     @property
     def evaluated(self) -> dict[str, AnnotationSet]:
-        """The splits that are evaluated: ``val`` and, where there is one, ``test``."""
+        """The evaluated splits: ``val`` and, if there is one, ``test``."""
         splits = {"val": self.val_set, "test": self.test_set}
         return {name: images.annotations for name, images in splits.items() if images is not None}
 
     def summary(self) -> dict[str, Any]:
-        """What was read, for the start of a run and for ``result.json``."""
+        """Facts about the data, for the start of a run and for ``result.json``."""
         facts: dict[str, Any] = {}
         if self.train_set is not None and self.erased is not None:
             annotations = self.train_set.annotations
@@ -390,8 +390,8 @@ class DetectionData(L.LightningDataModule):
         rank, ranks = (
             (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         )
-        # A process for which there is no image evaluates one again, which counts once: without a
-        # batch it would not take part in bringing the detections together.
+        # A process without an image evaluates one again, which counts once: without a batch it
+        # would not take part in gathering the detections.
         share = Subset(images, range(rank, len(images), ranks) or [rank % len(images)])
         return self._loader(share, batch_size=self.val_batch_size, collate_fn=collate_evaluation)
 
@@ -402,14 +402,14 @@ class DetectionData(L.LightningDataModule):
             num_workers=self.num_workers,
             worker_init_fn=leave_signals_to_main,
             pin_memory=torch.cuda.is_available(),
-            # Those of the validation are wanted again; training is one epoch, however long.
+            # Validation needs its workers again; training is one epoch, however long.
             persistent_workers=self.num_workers > 0,
         )
 
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
     ) -> Any:
-        """Move tensors; lists of ids stay where they are."""
+        """Move the tensors of a batch to a device."""
         if isinstance(batch, Batch | EvaluationBatch):
             return batch.to(device, non_blocking=True)
         return super().transfer_batch_to_device(batch, device, dataloader_idx)

@@ -1,4 +1,4 @@
-"""Images with their boxes, as the training step and the evaluation want them."""
+"""Data sets of images with their boxes, for training and evaluation."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ class TrainingSet(Dataset[Sample]):
 
     Args:
         annotations: the full set.
-        erasure: what sparsity took away, and what is known afterwards.
+        erasure: the annotations that sparsity erased, and the status afterwards.
         folder: of the images.
-        min_size, max_size: shortest and longest side that the network shall see, px.
+        min_size, max_size: shortest and longest side after resizing, px.
         flip: probability of a horizontal flip.
         seed: of the run; with the position it determines the flip.
         ignored_overlap, exclusive_classes: see :class:`Knowledge`.
-        paste: annotated objects of other images that are pasted into an image, at the most.
+        paste: maximum number of annotated objects from other images that are pasted into an image.
         load: decodes an image file of a given (height, width) to [3, H, W] uint8.
     """
 
@@ -85,7 +85,7 @@ class TrainingSet(Dataset[Sample]):
         self.knows_truth = bool(erased.any())
         kept = ~erased & ~annotations.crowd
         self.images = np.unique(annotations.image[kept])
-        # image id -> boxes in original pixels that a method attached before training began.
+        # image id -> boxes in original pixels, attached by a method before training.
         self.pseudo_labels: dict[int, Boxes] = {}
         ignored = annotations.crowd | erasure.ignored
         self.kept, self.ignored, self.paste = kept, ignored, paste
@@ -93,7 +93,7 @@ class TrainingSet(Dataset[Sample]):
         self.held_back = np.zeros(len(kept), dtype=np.bool_)  # [M], until a position of the stream
         self.held_back_until = 0
         self._other_paster: ObjectPaster | None = None  # of what is not held back
-        # Rows of every image, so that an item is found without a search.
+        # Rows of every image, to access items without a search.
         self.kept_rows = _rows_of_image(annotations, kept)
         self.erased_rows = _rows_of_image(annotations, erased & ~erasure.ignored)
         self.ignored_rows = _rows_of_image(annotations, ignored)
@@ -109,11 +109,11 @@ class TrainingSet(Dataset[Sample]):
     def hold_back(self, share: float, until: int) -> NDArray[np.bool_]:
         """Hide a share of the annotations of every class from training for a while.
 
-        They stand in :attr:`Batch.held_back` and not among the annotations, and are not pasted.
+        They are in :attr:`Batch.held_back` instead of the annotations, and are not pasted.
 
         Args:
             share: of the annotations of a class, rounded down.
-            until: the position in the training stream from which on all are annotated again.
+            until: the position in the training stream from which on they are annotations again.
 
         Returns:
             [M] which.
@@ -124,7 +124,7 @@ class TrainingSet(Dataset[Sample]):
         return self.held_back
 
     def known(self) -> dict[str, Any]:
-        """What is known of images and classes, and how many regions are ignored, as numbers."""
+        """Counts of what is known about images and classes, and of ignored regions."""
         regions = sum(map(len, self.ignored_rows))
         names = self.annotations.categories.names
         return counts(self.status, names) | {"ignored_regions": regions}
@@ -134,7 +134,7 @@ class TrainingSet(Dataset[Sample]):
 
     @property
     def landscape(self) -> NDArray[np.bool_]:
-        """[len] whether an image is wider than high."""
+        """[len] bool, whether an image is wider than high."""
         height, width = self.annotations.sizes[self.images].T
         return np.asarray(width > height)
 
@@ -146,8 +146,8 @@ class TrainingSet(Dataset[Sample]):
         image = self.load(file, (height, width))
         shape = resized_shape(height, width, self.min_size, self.max_size)
         if shape != (height, width):
-            # Without antialiasing, as torchvision's models resize at inference: the network is
-            # then trained on the pixels that it will be tested on.
+            # Without antialiasing, like torchvision's models at inference, so that training and
+            # test images are resized alike.
             image = F.resize(image, list(shape), antialias=False)
         scale = torch.tensor([shape[1] / width, shape[0] / height] * 2, dtype=torch.float64)
         flipped = random.Random(derive_seed("flip", self.seed, key.position)).random() < self.flip
@@ -173,14 +173,14 @@ class TrainingSet(Dataset[Sample]):
         pseudo_labels = move(self.pseudo_labels.get(image_id, Boxes.empty(1, scores=True)))
         count = 0
         if paster is not None:
-            # What is held back may be covered, as what is not annotated is.
+            # Held-back objects may be covered, like unannotated ones.
             pasted = paster(
                 image,
                 torch.cat([annotated.boxes, ignored.boxes]),
                 random.Random(derive_seed("paste", self.seed, key.position)),
             )
             image, count = pasted.image, len(pasted.labels)
-            # What was hidden is no truth any more, and no pseudo-label.
+            # Hidden objects no longer count as erased annotations or pseudo-labels.
             erased = erased[pasted.visible(erased.boxes)]
             pseudo_labels = pseudo_labels[pasted.visible(pseudo_labels.boxes)]
             annotated = annotated.followed_by(Boxes.of_images([pasted.boxes], [pasted.labels]))
@@ -200,8 +200,8 @@ class TrainingSet(Dataset[Sample]):
     def _judged(self, image_index: int) -> Tensor:
         """[K] bool, see :class:`Batch`.
 
-        Without erased truth, or where the file itself says that objects may be missing, nothing
-        that is mined can be called wrong.
+        False without erased annotations, or if the file itself says that objects may be missing:
+        then no mined box can be called wrong.
         """
         said = self.annotations.said_of_all[image_index]
         sure = (said != PARTIAL) & (said != UNLOOKED)
@@ -227,7 +227,7 @@ class TrainingSet(Dataset[Sample]):
 def _rows_of_image(
     annotations: AnnotationSet, chosen: NDArray[np.bool_]
 ) -> list[NDArray[np.int64]]:
-    """For every image of the set the rows of its chosen annotations."""
+    """The rows of the chosen annotations of every image."""
     rows = np.flatnonzero(chosen)
     rows = rows[np.argsort(annotations.image[rows], kind="stable")]
     counts = np.bincount(annotations.image[rows], minlength=len(annotations.image_ids))
@@ -248,7 +248,7 @@ def held_back_rows(
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Samples of a :class:`TrainingSet` to a :class:`Batch`."""
+    """Combine samples of a :class:`TrainingSet` into a :class:`Batch`."""
     return Batch(
         images=Images.of([sample.image for sample in samples]),
         annotated=_flat([sample.annotated for sample in samples]),
@@ -269,7 +269,7 @@ def collate(samples: list[Sample]) -> Batch:
 
 
 def _flat(of_images: Sequence[Boxes]) -> Boxes:
-    """Boxes of single images as those of a batch."""
+    """Concatenate boxes of single images into those of a batch."""
     scores = [boxes.scores for boxes in of_images if boxes.scores is not None]
     return Boxes.of_images(
         [boxes.boxes for boxes in of_images],
@@ -300,6 +300,6 @@ class EvaluationSet(Dataset[tuple[int, Tensor]]):
 
 
 def collate_evaluation(samples: list[tuple[int, Tensor]]) -> EvaluationBatch:
-    """Image ids and images of a batch."""
+    """Combine image ids and images into a batch."""
     image_ids, images = zip(*samples, strict=True)
     return EvaluationBatch(list(image_ids), Images.of(images))

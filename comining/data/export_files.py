@@ -1,4 +1,4 @@
-"""Exported sets on the disk."""
+"""Writing exported sets to the disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from comining.errors import DataError
 
 def _link(picture: Path, place: Path) -> None:
     try:
-        # A symbolic link would lead out of the set, which readers refuse.
+        # A symbolic link would point outside the set, which readers refuse.
         os.link(os.path.realpath(picture), place)
     except OSError as error:
         raise DataError(
@@ -32,11 +32,11 @@ def write_export(export: Export, output: Path, images: str) -> None:
     """Write a set, whole or not at all.
 
     Args:
-        output: the folder to make; it may be there if it is empty.
+        output: the folder to make; it may exist if it is empty.
         images: ``copy``, ``link`` (hard links, on one file system) or ``none``.
 
     Raises:
-        DataError: the folder holds something, or a picture cannot be linked.
+        DataError: the folder is not empty, or a picture cannot be linked.
         OSError: the disk is full, or a picture cannot be read.
     """
     check_output(output)
@@ -57,12 +57,12 @@ def write_export(export: Export, output: Path, images: str) -> None:
 
 
 def check_output(output: Path) -> None:
-    """Refuse a folder that holds something.
+    """Refuse a folder that is not empty.
 
     Raises:
-        DataError: it does, or it is a file.
+        DataError: it is not empty, or it is a file.
     """
     if output.is_dir() and any(output.iterdir()):
-        raise DataError(f"{output}: holds something already; nothing is written over")
+        raise DataError(f"{output}: is not empty; nothing is overwritten")
     if output.exists() and not output.is_dir():
         raise DataError(f"{output}: is a file")

@@ -1,4 +1,4 @@
-"""Finding image files that an annotation file names a little differently."""
+"""Finds image files that an annotation file spells slightly differently."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
-# What is mended here, as the line of repairs names it.
+# Repairs made here, as named in the log.
 ROOTS = "absolute file names taken relative to the folder that they share"
 BACKSLASHES = "file names with \\ read as /"
 OWN_FOLDER = "file names that begin with the image folder"
 LETTERS = "file names with letters composed in another way"
 SUFFIXES = "file names with a suffix in the other case"
 
-# The root of a system that is not this one: /, \, C:\ or s3://
+# The root of any system: /, \, C:\ or s3://
 _ROOT = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:)?[/\\]+")
-# Folders that are looked through for a hint.
+# Limit of folders that are searched for a hint.
 MOST_FOLDERS = 300
 
 
 def without_roots(names: Sequence[str], repairs: Counter[str]) -> list[str]:
-    """Names of which those that are absolute paths become relative to the folder they share.
+    """Names with absolute paths made relative to their common folder.
 
-    Nothing of another machine's folders can be meant here but what is below the common one.
+    They come from another machine, of whose folders only those below the common one can exist here.
 
     Args:
         repairs: counts the names that change.
@@ -36,7 +36,7 @@ def without_roots(names: Sequence[str], repairs: Counter[str]) -> list[str]:
         return list(names)
     parts_of = {name: _parts(_ROOT.sub("", name, count=1)) for name in absolute}
     folders = sorted(parts[:-1] for parts in parts_of.values())
-    # What the first and the last in order have in common, all between them have, too.
+    # The common parts of the first and the last in order are common to all between them.
     pairs = zip(folders[0], folders[-1], strict=False)
     shared = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
     repairs[ROOTS] += sum(name in absolute for name in names)
@@ -44,11 +44,11 @@ def without_roots(names: Sequence[str], repairs: Counter[str]) -> list[str]:
 
 
 class FileFinder:
-    """Finds files of a folder by names that are not spelt as the folder has them.
+    """Finds files of a folder by names that are spelt differently.
 
-    Found is what has one sensible reading only: ``\\`` for ``/``, the folder's own name in front,
-    letters with an accent as one character or two (a file system of a Mac stores two), a suffix in
-    the other case. Folders are listed once, when the first file is not found otherwise.
+    Only unambiguous differences are accepted: ``\\`` for ``/``, the folder's own name in front,
+    accented letters as one character or two (file systems of a Mac store two), a suffix in the
+    other case. Folders are listed once, when the first file is not found directly.
     """
 
     def __init__(self, folder: Path):
@@ -57,7 +57,7 @@ class FileFinder:
         self._listings: dict[str, _Listing] = {}
 
     def find(self, name: str) -> tuple[str, list[str]] | None:
-        """The name of a file in the folder, and what was mended for it; None if there is none."""
+        """The name of a file in the folder, and the repairs to find it; None if there is none."""
         for parts, repairs in self._readings(name):
             found = self._spelt(parts)
             if found is not None:
@@ -65,7 +65,7 @@ class FileFinder:
         return None
 
     def _readings(self, name: str) -> Iterator[tuple[list[str], list[str]]]:
-        """The parts of a name, as written and without the image folder in front."""
+        """The parts of a name, as written and without the image folder in front, with repairs."""
         parts = _parts(name)
         repairs = [BACKSLASHES] if "\\" in name else []
         yield parts, repairs
@@ -97,14 +97,14 @@ class _Listing:
         self.by_suffix: dict[tuple[str, str], list[str]] = {}
         try:
             self.names.update(os.listdir(folder))
-        except OSError:  # no such folder, or one that does not tell: nothing can be found in it
+        except OSError:  # no such folder, or not readable: nothing can be found in it
             return
         for name in sorted(self.names):
             self.by_letters.setdefault(_composed(name), []).append(name)
             self.by_suffix.setdefault(_without_case(name), []).append(name)
 
     def find(self, name: str, is_file: bool) -> tuple[str, ...] | None:
-        """The entry that a name means, and what was mended for it; None if none or several."""
+        """The entry for a name, and the repairs to find it; None if none or several match."""
         if name in self.names:
             return (name,)
         entries = self.by_letters.get(_composed(name), [])
@@ -115,12 +115,12 @@ class _Listing:
 
 
 def folder_of(name: str, near: Path, beside: bool) -> Path | None:
-    """The folder below a folder that holds a file of a name; None if none is found.
+    """Search below a folder for the folder of a file; None if it is not found.
 
-    Links are not followed, and no more than :data:`MOST_FOLDERS` folders are looked through.
+    Links are not followed, and at most :data:`MOST_FOLDERS` folders are searched.
 
     Args:
-        beside: look also in the folder's parent, and below that.
+        beside: also search in the folder's parent, and below that.
     """
     waiting = [near, near.parent] if beside else [near]
     for _ in range(MOST_FOLDERS):

@@ -1,4 +1,4 @@
-"""Image size, anchors and length of training by what the training images show."""
+"""Chooses image size, anchors and length of training from the training images."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 from comining.data.annotations import AnnotationSet
 from comining.option_types import PositiveFloat, PositiveInt
 
-# The network sees sides that are a multiple of this anyway (torchvision pads to it).
+# torchvision pads sides to a multiple of this.
 STRIDE = 32
-# A pyramid's smallest anchors are anchor_scale times its finest stride.
+# The smallest anchors are anchor_scale times the finest stride of the pyramid.
 FINEST_STRIDE = 8
 ANCHOR_SCALES = (1.0, 2.0, 4.0)
 
 
 @dataclass(frozen=True)
 class Given:
-    """Options that do not have to be chosen; None for those that have to."""
+    """Options that are given; None for those to choose."""
 
     min_size: int | None = None
     max_size: int | None = None
@@ -31,10 +31,9 @@ class FitToData:
     """Chooses the options that depend on the size of the objects and on the number of images.
 
     Args:
-        small_object: side of a small object that the network shall see, px. Small: of ten objects,
-            one is smaller.
+        small_object: wanted side of a small object (the 10th percentile) after resizing, px.
         least_size, largest_size: bounds of the shorter side of an image, px.
-        aspect: the longer side at the most, in shorter sides.
+        aspect: largest ratio of the longer to the shorter side.
         batch_size, batches_per_step: of training, ``data.batch_size`` and
             ``trainer.accumulate_grad_batches``.
         epochs: how often training sees every image.
@@ -77,13 +76,13 @@ class FitToData:
     def values(
         self, annotations: AnnotationSet, objects: NDArray[np.bool_], given: Given
     ) -> dict[str, int | float]:
-        """The options that fit to a training set, by name.
+        """The options that fit a training set, by name.
 
         Args:
-            objects: [M] which annotations are trained on; one at least.
-            given: options that are chosen already; the others go by them.
+            objects: [M] which annotations are trained on; at least one.
+            given: options that are already chosen; the others depend on them.
         """
-        # Sides in shares of the shorter side of the image, which data.min_size is the size of.
+        # Sides as shares of the shorter side of the image, which becomes data.min_size.
         height, width = annotations.sizes[annotations.image[objects]].T
         boxes = annotations.boxes[objects]
         sides = np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))

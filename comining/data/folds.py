@@ -12,11 +12,11 @@ from comining.data.validation_share import chance_of
 def fold_of(annotations: AnnotationSet, chosen: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
     """[N] the fold of every image, 0 ... count - 1, and -1 for images that are not chosen.
 
-    By a hash of the file name, so that it does not depend on the order of a file. Folds differ by
-    one image at the most.
+    Determined by a hash of the file name, so that it does not depend on the order of a file. The
+    sizes of folds differ by at most one image.
 
     Args:
-        chosen: [N] the images that are shared out.
+        chosen: [N] the images to distribute.
     """
     rows = np.flatnonzero(chosen)
     chance = np.array([chance_of(annotations.file_names[row]) for row in rows])

@@ -1,4 +1,4 @@
-"""Boxes of a batch as they lie in pictures of another geometry, and back."""
+"""Maps boxes of a batch to pictures of another geometry, and back."""
 
 from __future__ import annotations
 
@@ -18,28 +18,27 @@ class Geometry:
 
     A rectangle of centre c and sides s becomes a parallelogram. Its axis-aligned hull has the
     centre ``matrix @ c + shift`` and the sides ``abs(matrix) @ s``; both can be solved for c and s,
-    so that a box that went through :meth:`forward` comes back exactly. (The hull of a hull would
-    grow at every turn: at a shear of 30 degrees a square comes back 2.2 times as wide.)
+    so that :meth:`backward` inverts :meth:`forward` exactly. (The hull of a hull would grow: at a
+    shear of 30 degrees a square would come back 2.2 times as wide.)
     """
 
     matrix: Tensor  # [B, 2, 2] float32
     shift: Tensor  # [B, 2] float32, px
     sizes: Sequence[tuple[int, int]]  # B times (height, width)
-    # An object of which less than this share of its hull lies inside the picture is gone from it.
+    # An object is dropped if less than this share of its hull lies inside the picture.
     min_visible: float
-    min_box_size: float  # as is one with a shorter side, px
+    min_box_size: float  # and if a side is shorter, px
 
     def forward(self, boxes: Boxes) -> Boxes:
-        """The hulls of boxes of the images in the pictures, also beyond the border."""
+        """The hulls in the pictures of boxes of the images, not cut at the border."""
         matrix, centre, sides = self._parts(boxes)
         return _of_parts(boxes, _times(matrix, centre) + self.shift[boxes.image],
                          _times(matrix.abs(), sides))  # fmt: skip
 
     def backward(self, boxes: Boxes) -> Boxes:
-        """The rectangles in the images of which boxes in the pictures are the hulls.
+        """The rectangles in the images whose hulls are the given boxes in the pictures.
 
-        Where there is none, because the box is too narrow for its height or the reverse, the box
-        is dropped.
+        A box without such a rectangle, because it is too narrow or too flat, is dropped.
         """
         matrix, centre, hull = self._parts(boxes)
         centre = _times(_inverse(matrix), centre - self.shift[boxes.image])
@@ -60,12 +59,12 @@ class Geometry:
         return boxes[inside >= self.min_visible * (end - start).prod(dim=1)]
 
     def objects(self, boxes: Boxes) -> Boxes:
-        """Boxes of objects as targets in the pictures: cut at the border, without what is gone."""
+        """Boxes of objects as targets in the pictures: cut at the border, without dropped ones."""
         return clip(self.visible(self.forward(boxes)), self.sizes, self.min_box_size)
 
     def batch(self, batch: Batch) -> Batch:
-        """The batch with its boxes as they lie in the pictures; the images stay what they are."""
-        # Of a region to ignore, every part that is left remains ignored.
+        """The batch with its boxes in the coordinates of the pictures; its images are unchanged."""
+        # Every visible part of a region to ignore remains ignored.
         ignored = clip(self.forward(batch.knowledge.ignored), self.sizes, 0.0)
         return replace(
             batch,
@@ -74,7 +73,7 @@ class Geometry:
             held_back=self.objects(batch.held_back),
             pseudo_labels=self.objects(batch.pseudo_labels),
             knowledge=replace(batch.knowledge, ignored=ignored),
-            pasted=[],  # some may be out of sight, so that those that are left are not counted
+            pasted=[],  # some may be out of view, so that the rest is not counted
         )
 
 
@@ -84,12 +83,12 @@ def _of_parts(boxes: Boxes, centre: Tensor, sides: Tensor) -> Boxes:
 
 
 def _times(matrix: Tensor, vector: Tensor) -> Tensor:
-    """[N, 2, 2] times [N, 2], in full precision whatever is allowed for products of matrices."""
+    """[N, 2, 2] times [N, 2], in full precision even if TF32 is allowed for matrix products."""
     return (matrix * vector.unsqueeze(1)).sum(dim=2)
 
 
 def _inverse(matrix: Tensor) -> Tensor:
-    """Of [N, 2, 2]; torch's own would wait for the device."""
+    """The inverse of [N, 2, 2]; torch's own would synchronise with the device."""
     (a, b), (c, d) = (row.unbind(dim=1) for row in matrix.unbind(dim=1))
     determinant = a * d - b * c
     adjugate = torch.stack([d, -b, -c, a], dim=1).view(-1, 2, 2)

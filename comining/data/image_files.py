@@ -1,4 +1,4 @@
-"""The image files of an annotation set: that they are there, and what their headers say."""
+"""Checks that the image files of an annotation set exist, and reads their headers."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from comining.errors import DataError
 
 log = logging.getLogger(__name__)
 
-# Headers that are read where not all are, and deep pictures that are decoded to see their range.
+# Number of headers that are read if not all are, and of deep pictures decoded to see their range.
 SAMPLED_HEADERS = 64
 SAMPLED_PICTURES = 8
 
 
 @dataclass
 class PictureFacts:
-    """What the headers of the pictures of a split say that decoding does not show."""
+    """Facts from the headers of a split's pictures that decoding does not show."""
 
     headers: int = 0  # how many were read
     turned: list[Path] = field(default_factory=list)  # with an EXIF orientation
@@ -66,16 +66,16 @@ def check_images(
 ) -> tuple[AnnotationSet, PictureFacts]:
     """Check that every image of the file exists and, if ``sizes``, has the size the file says.
 
-    Only headers of images are read: all of them if ``sizes``, else of a few. ``folder`` may be a
-    link; a link below it may not lead out of it, so that an annotation file cannot name what else
-    the machine holds.
+    Only headers of images are read: all of them if ``sizes``, else a few. ``folder`` may be a link;
+    a link below it may not lead out of it, so that an annotation file cannot access other files of
+    the machine.
 
     Args:
-        exif: whose size is compared, see :func:`comining.data.images.check_size`.
+        exif: see :func:`comining.data.images.check_size`.
 
     Returns:
-        the set, with the names of files that are spelt differently in the folder, and what the
-        headers say.
+        The set, with the names of files that are spelt differently in the folder, and the facts
+        from the headers.
 
     Raises:
         DataError: naming the annotation file, the image id and the image file.
@@ -106,7 +106,7 @@ def check_images(
 
 
 def warn_of_pictures(splits: Sequence[PictureFacts], exif: Exif, bit_depth: BitDepth) -> None:
-    """Say once, over all splits, what of the pictures may not be as their owner thinks."""
+    """Warn once, over all splits, of properties of the pictures that users may not know."""
     headers = sum(facts.headers for facts in splits)
     turned = [file for facts in splits for file in facts.turned]
     if turned and exif == "ignore":
@@ -118,7 +118,7 @@ def warn_of_pictures(splits: Sequence[PictureFacts], exif: Exif, bit_depth: BitD
     paged = [facts for facts in splits if facts.paged]
     if paged:
         log.warning(
-            "%d of %d pictures have several pages or frames, of which the first is taken: %s is "
+            "%d of %d pictures have several pages or frames, only the first is used: %s is "
             "the first of %d", sum(len(facts.paged) for facts in paged), headers,
             paged[0].paged[0], paged[0].first_pages,
         )  # fmt: skip
@@ -128,7 +128,7 @@ def warn_of_pictures(splits: Sequence[PictureFacts], exif: Exif, bit_depth: BitD
 
 
 def _warn_of_range(deep: list[Path], bit_depth: BitDepth) -> None:
-    """Decode some of the pictures with more than 8 bits: whether they use the range they have."""
+    """Decode some of the pictures with more than 8 bits, and warn if they use a small range."""
     chosen = deep[:: -(-len(deep) // SAMPLED_PICTURES)]
     values = [(*largest_value(file, bit_depth), file) for file in chosen]
     largest, limit, file = max(values, key=lambda found: found[0] / found[1])
@@ -146,8 +146,8 @@ def _warn_of_range(deep: list[Path], bit_depth: BitDepth) -> None:
 
 
 def _found(annotations: AnnotationSet, folder: Path) -> AnnotationSet:
-    """The set, with the names in the folder of files that have another name in the set."""
-    inside: dict[Path, bool] = {}  # folders that have been looked at
+    """The set, with the names of files that are spelt differently in the folder."""
+    inside: dict[Path, bool] = {}  # folders that were checked
     finder = FileFinder(folder)
     found_as: dict[int, str] = {}
     repairs: Counter[str] = Counter()
@@ -184,7 +184,7 @@ def _found(annotations: AnnotationSet, folder: Path) -> AnnotationSet:
 
 
 def _mode(file: Path) -> int | None:
-    """What lies behind a path, as in :func:`os.stat`; None if nothing does.
+    """The mode of a path, as in :func:`os.stat`; None if it does not exist.
 
     Raises:
         OSError: the file cannot be read.
@@ -198,7 +198,7 @@ def _mode(file: Path) -> int | None:
 def _missing(annotations: AnnotationSet, folder: Path, missing: list[int]) -> str:
     first, count = missing[0], len(annotations.image_ids)
     name = annotations.file_names[first]
-    # Where some are there, one of the same name in another folder is another picture.
+    # If some exist, one of the same name in another folder is another picture.
     base = PurePosixPath(name.replace("\\", "/")).name
     elsewhere = folder_of(base, folder, beside=len(missing) == count)
     hint = "" if elsewhere is None else f"; a file of that name lies in {elsewhere}"

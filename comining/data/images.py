@@ -1,4 +1,4 @@
-"""Opening image files that somebody else wrote."""
+"""Opens untrusted image files."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from torchvision.io import decode_png, read_file
 from comining.data.record_values import is_lfs_pointer
 from comining.errors import DataError
 
-# Whether pictures are turned as their EXIF orientation says, or taken as they are stored.
+# Whether pictures are turned by their EXIF orientation, or used as stored.
 Exif = Literal["ignore", "apply"]
-# Bits of a sample that hold values, in files with more than 8; auto: all that the file has.
+# Bits of a sample that hold values, in files with more than 8; auto: all bits of the file.
 BitDepth = Literal["auto"] | Annotated[int, Field(ge=8, le=16)]
 
 # 268 MB as RGB; from here on Pillow, too, warns of files that decode to gigabytes.
 MAX_PIXELS = 89_478_485
-# What image sets come in. Pillow knows 40 more, among them ones that run Ghostscript.
+# The usual formats of image sets. Pillow knows 40 more, some of which run Ghostscript.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # Formats whose 16 bits may come as the mode "I", which is one of 32 bits elsewhere.
 WIDENED = ("PNG", "PPM")
 BITS_PER_SAMPLE, EXIF_ORIENTATION, TILE_WIDTH, TILE_LENGTH = 0x0102, 0x0112, 0x0142, 0x0143
 # px: smaller tiles may exceed a small image, as the last ones of every image do.
 LARGEST_TILE = 2**20
-# What turns a stored picture [H, W, ...] upright: exchange its axes, then reverse rows and columns.
+# How a stored picture [H, W, ...] is turned upright: swap its axes, then reverse rows and columns.
 TURNS = {
     2: (False, 1, -1), 3: (False, -1, -1), 4: (False, -1, 1), 5: (True, 1, 1),
     6: (True, 1, -1), 7: (True, -1, -1), 8: (True, -1, 1),
@@ -50,13 +50,13 @@ def load_image(
 ) -> Tensor:
     """Decode an image file to RGB [3, H, W] uint8.
 
-    Grey, palette and CMYK images are converted, alpha is left out, of several pages or frames the
-    first is taken. Of more than 8 bits a sample the upper 8 are kept.
+    Grey, palette and CMYK images are converted, alpha is dropped, and only the first page or frame
+    is used. Of more than 8 bits per sample the upper 8 are kept.
 
     Args:
         size: (height, width) that the image must have; compared before anything is decoded.
-        exif: ``apply`` turns the picture as its EXIF orientation says, and viewers do;
-            ``ignore`` keeps the pixels as they are stored, to which COCO's boxes refer.
+        exif: ``apply`` turns the picture by its EXIF orientation, as viewers do; ``ignore`` keeps
+            the pixels as stored, to which COCO's boxes refer.
         bit_depth: how many of the more than 8 bits hold values: 12 takes the upper 8 of the lower
             12. Larger values become 255.
 
@@ -78,9 +78,9 @@ def load_image(
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether a sample of an image that is not yet decoded has more than 8 bits of unknown use.
+    """Whether a sample of a not yet decoded image has more than 8 bits of unknown use.
 
-    False also for a PGM or PPM file that names its largest value: Pillow scales by that.
+    Also False for a PGM or PPM file that gives its largest value: Pillow scales by it.
     """
     tiles: list[Any] = getattr(image, "tile", [])
     if not tiles:
@@ -94,7 +94,7 @@ def is_deep(image: Image.Image) -> bool:
 
 
 def value_bits(image: Image.Image, bit_depth: BitDepth) -> int:
-    """How many bits of a sample of a deep image hold values, by an option and the file's header."""
+    """The number of bits per sample with values in a deep image, by the option and its header."""
     if bit_depth != "auto" and is_deep(image):
         return bit_depth
     if isinstance(image, TiffImageFile):
@@ -114,7 +114,7 @@ def largest_value(file: Path, bit_depth: BitDepth) -> tuple[int, int]:
             largest = int(np.asarray(image).max())
         elif bits < 16:
             largest = int(_deep_colours(image, file).max())
-        else:  # of the lower 8 bits nothing is known here
+        else:  # the lower 8 bits are unknown here
             largest = int(np.asarray(image.convert("RGB")).max()) << 8 | 255
     return largest, 2**bits - 1
 
@@ -125,7 +125,7 @@ def _upper_8(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
 
 
 def _deep_colours(image: Image.Image, file: Path) -> NDArray[np.uint16]:
-    """All 16 bits [H, W, 3] of a colour image, of which Pillow decodes no more than 8."""
+    """All 16 bits [H, W, 3] of a colour image, of which Pillow decodes only 8."""
     if image.format != "PNG":
         raise ValueError(
             f"data.bit_depth below 16 is for grey pictures and PNG files, this is {image.format} "
@@ -137,15 +137,15 @@ def _deep_colours(image: Image.Image, file: Path) -> NDArray[np.uint16]:
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation of an image that is not yet decoded: 1 upright, 2 ... 8 as in EXIF.
+    """The EXIF orientation of a not yet decoded image: 1 upright, 2 ... 8 as in EXIF.
 
-    1 for TIFF files: the tag is part of that format, and decoding applies it. A tag that cannot be
-    read is none, as it is for viewers.
+    1 for TIFF files: the tag is part of that format, and decoding applies it. An unreadable tag is
+    ignored, as in viewers.
     """
     if isinstance(image, TiffImageFile):
         return 1
     try:
-        # Not the method of PNG files: it would decode all pixels to look behind them.
+        # Not the method of PNG files, which would decode all pixels to look behind them.
         value = Image.Image.getexif(image).get(EXIF_ORIENTATION)
     except Exception:  # whatever the bytes lead the parser to
         return 1
@@ -153,7 +153,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def pages(image: Image.Image) -> int:
-    """How many pages or frames a file has; damage behind the first, which is decoded, ends them."""
+    """The number of pages or frames of a file, up to the first damaged one."""
     if image.format == "MPO":  # phones store a preview or a depth map behind the picture
         return 1
     try:
@@ -163,7 +163,7 @@ def pages(image: Image.Image) -> int:
 
 
 def _turned(array: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
-    """A picture [H, W, 3] made upright, by its EXIF orientation."""
+    """A picture [H, W, 3] turned upright by its EXIF orientation."""
     if turn == 1:
         return array
     exchange, down, right = TURNS[turn]
@@ -173,19 +173,19 @@ def _turned(array: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
 
 @contextmanager
 def open_image(file: Path, where: str) -> Iterator[Image.Image]:
-    """Open an image file without decoding it; whatever fails inside names the file.
+    """Open an image file without decoding it; errors inside the context name the file.
 
     Args:
         where: the words that name the file in an error.
 
     Raises:
-        DataError: the file is no image of a common format, damaged, or too large to decode.
+        DataError: the file is not an image of a common format, damaged, or too large to decode.
     """
     try:
         with warnings.catch_warnings():
-            # Refused below, and with an exact limit.
+            # Refused below, with an exact limit.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            # A palette with several transparent colours; transparency is left out.
+            # A palette with several transparent colours; transparency is dropped.
             warnings.filterwarnings("ignore", "Palette images with Transparency")
             with Image.open(file, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
@@ -200,7 +200,7 @@ def open_image(file: Path, where: str) -> Iterator[Image.Image]:
                 yield image
     except DataError:
         raise
-    except Exception as error:  # whatever the bytes lead the decoder to
+    except Exception as error:  # broken bytes may raise anything
         if isinstance(error, UnidentifiedImageError) and is_lfs_pointer(file):
             raise DataError(f"{where}: is a Git LFS pointer; run git lfs pull") from None
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -208,7 +208,7 @@ def open_image(file: Path, where: str) -> Iterator[Image.Image]:
 
 
 def _tile_pixels(image: Image.Image) -> int:
-    """Of a TIFF file, which is decoded tile by tile, whatever the size of the image; else 0."""
+    """The pixels of a tile of a TIFF file, which is decoded tile by tile; else 0."""
     if not isinstance(image, TiffImageFile):
         return 0
     return int(image.tag_v2.get(TILE_WIDTH, 0)) * int(image.tag_v2.get(TILE_LENGTH, 0))
@@ -217,7 +217,7 @@ def _tile_pixels(image: Image.Image) -> int:
 def check_size(
     image: Image.Image, size: tuple[int, int], where: str, exif: Exif = "ignore"
 ) -> None:
-    """Compare an image that is not yet decoded with its (height, width) in the annotation file.
+    """Compare a not yet decoded image with its (height, width) in the annotation file.
 
     Args:
         exif: ``apply`` compares with the size of the turned picture.

@@ -1,4 +1,4 @@
-"""What annotators say about the classes of an image: looked for or not, all annotated or not.
+"""What annotators state about the classes of an image: looked for or not, complete or not.
 
 docs/knowledge.md says what each format can express.
 """
@@ -10,12 +10,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-# What holds of images of which no field says anything; `fields` reads them as if their fields of
-# LVIS were empty.
+# What holds for images without fields; `fields` reads them as if their fields of LVIS were empty.
 Annotated = Literal["partial", "exhaustive", "fields"]
 
-# Of an image and a class. Partial: objects may be missing. Unlooked: nobody looked for the class.
-# Complete: all its objects are annotated, or it was looked for and is absent.
+# Status of a class in an image. Partial: objects may be missing. Unlooked: nobody looked for the
+# class. Complete: all its objects are annotated, or it was looked for and is absent.
 UNSAID, UNLOOKED, COMPLETE, PARTIAL = -1, 0, 1, 2
 
 Status = NDArray[np.int8]  # [N, K] of the four codes
@@ -26,8 +25,8 @@ def status_of_fields(
 ) -> Status:
     """The status [n, K] of images by the rule of LVIS (Gupta et al., CVPR 2019).
 
-    A class is partial where it is in ``not_exhaustive_category_ids``, else complete where it has a
-    box or is in ``neg_category_ids``; a class in neither and without a box was not looked for.
+    A class is partial if it is in ``not_exhaustive_category_ids``, else complete if it has a box or
+    is in ``neg_category_ids``; otherwise it was not looked for.
 
     Args:
         looked_for: [n, K] which classes have a box.
@@ -42,19 +41,19 @@ def fields_of_status(
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which classes [n, K] the fields of LVIS name: the reverse of :func:`status_of_fields`.
 
-    A class of which nothing is said is named as partial, the weakest that fields can say of it.
+    A class without a statement becomes partial, the weakest statement that fields can make.
 
     Args:
         have_boxes: [n, K] which classes have a box.
 
     Returns:
-        those in ``neg_category_ids``, and those in ``not_exhaustive_category_ids``.
+        The classes in ``neg_category_ids``, and those in ``not_exhaustive_category_ids``.
     """
     return (status == COMPLETE) & ~have_boxes, (status == PARTIAL) | (status == UNSAID)
 
 
 def resolved(status: Status, otherwise: Literal["partial", "exhaustive"]) -> Status:
-    """The status where no field says anything replaced by what holds there."""
+    """The status, with UNSAID replaced by what holds there."""
     said = PARTIAL if otherwise == "partial" else COMPLETE
     return np.where(status == UNSAID, np.int8(said), status)
 
@@ -67,10 +66,10 @@ def ignoring(
     Args:
         labels: [M]
         said: [N, K]
-        label: of the class that goes.
+        label: of the class to remove.
 
     Returns:
-        labels [M], -1 for what was of that class, and the status [N, K - 1].
+        Labels [M], -1 for annotations of that class, and the status [N, K - 1].
     """
     moved = np.where(labels > label, labels - 1, labels)
     moved[labels == label] = -1
@@ -78,7 +77,7 @@ def ignoring(
 
 
 def rates(status: Status) -> NDArray[np.float32]:
-    """The annotation rates: 1 of what is complete, 0 of what nobody looked for, else NaN."""
+    """The annotation rates [N, K]: 1 if complete, 0 if nobody looked for it, else NaN."""
     rate = np.full(status.shape, np.nan, dtype=np.float32)
     rate[status == COMPLETE] = 1
     rate[status == UNLOOKED] = 0
@@ -86,7 +85,7 @@ def rates(status: Status) -> NDArray[np.float32]:
 
 
 def counts(status: Status, names: tuple[str, ...]) -> dict[str, Any]:
-    """How many pairs of image and class have which status, in all and for every class.
+    """The number of (image, class) pairs with each status, in total and for every class.
 
     Args:
         status: [N, K], resolved.

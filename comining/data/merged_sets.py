@@ -1,4 +1,4 @@
-"""One set out of several annotation files, each of which was annotated for its own classes."""
+"""Merges annotation files, each of which was annotated for its own classes."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from comining.data.knowledge import COMPLETE, PARTIAL, UNLOOKED, UNSAID
 from comining.data.outlines import Outlines
 from comining.errors import DataError
 
-# Which of two statements about the same class of the same picture holds: what was looked for by
-# one of the files was looked for.
+# Of two statements about the same class of the same picture, the one that is later here holds: a
+# class that one file looked for was looked for.
 STRENGTH = (UNLOOKED, UNSAID, PARTIAL, COMPLETE)
 
 
 def merge(sets: Sequence[tuple[AnnotationSet, Path]]) -> tuple[AnnotationSet, Path]:
-    """One set of all images and of all classes by name, and the folder of its pictures.
+    """One set with all images and all classes, matched by name, and the folder of its pictures.
 
     Classes that a file lacks were not looked for in its images. A picture that several files name
     is one image with the annotations of all of them; the same box of the same class counts once.
-    Ids stay where they are unique, else those of later files are counted on.
+    Ids are kept if they are unique, else those of later files are renumbered.
 
     Raises:
-        DataError: two files say different sizes of the same picture.
+        DataError: two files give different sizes of the same picture.
     """
     if len(sets) == 1:
         return sets[0]
@@ -97,10 +97,10 @@ def _joined(
     sizes: list[list[int]],
     repairs: Counter[str],
 ) -> AnnotationSet:
-    """The columns of all sets, one below the other.
+    """The columns of all sets, concatenated.
 
     Args:
-        positions: of the images of each set among those of all.
+        positions: of each set's images among all images.
     """
     first = sets[0]
     said = np.full((len(image_ids), len(first.categories)), UNLOOKED, dtype=np.int8)

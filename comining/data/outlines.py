@@ -1,4 +1,4 @@
-"""The outlines of annotated objects: polygons or masks, as one flat column of a set."""
+"""The outlines of annotated objects: polygons or masks, in one flat column of a set."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from PIL import Image, ImageDraw
 
 Box = tuple[float, float, float, float]
 
-# Corners are kept in whole parts of a pixel, this many to one: as fine as what annotators draw, and
-# int32 holds them for every image that is decoded.
+# Corners are stored in integer fractions of a pixel, this many per pixel: as fine as annotators
+# draw, and int32 holds them for every image that is decoded.
 PARTS = 16
-# Rows and columns that a pixel is divided into where a polygon is drawn, in windows of up to so
-# many pixels; in larger ones a pixel is inside or not, which saves memory.
+# Polygons are drawn with this many rows and columns per pixel in windows of up to this many pixels;
+# in larger ones a pixel is inside or not, which saves memory.
 FINER, FINE_WINDOW = 4, 2**20
 
 
 class Outline(NamedTuple):
-    """What an object covers: the union of its polygons, or a mask."""
+    """The area of an object: the union of its polygons, or a mask."""
 
     polygons: Sequence[NDArray[np.float64]] = ()  # [n, 2] xy px each, n >= 3
-    # Lengths of runs of 0 and 1 in turn, down the columns of the image: a mask, without polygons.
+    # A mask instead of polygons: alternating run lengths of 0 and 1, column by column.
     runs: NDArray[np.int64] | None = None
     height: int = 0  # of the image, px; of a mask only
 
     @property
     def box(self) -> Box | None:
-        """The smallest box around it, xywh px; None if it encloses nothing."""
+        """The smallest box around it, xywh px; None if it is empty."""
         if self.runs is not None:
             return _box_of_runs(self.runs, self.height)
         if not self.polygons:
@@ -42,7 +42,7 @@ class Outline(NamedTuple):
         return left, top, right - left, bottom - top
 
     def fits(self, bbox: Box) -> bool:
-        """Whether the box around it overlaps a box xywh by most (an IoU above 0.5)."""
+        """Whether the box around it has an IoU above 0.5 with a box xywh."""
         found = self.box
         if found is None or not all(map(math.isfinite, found)):
             return False
@@ -53,7 +53,7 @@ class Outline(NamedTuple):
         return shared > 0.5 * (w * h + width * height - shared)
 
     def cover(self, window: tuple[int, int, int, int]) -> NDArray[np.float32]:
-        """Which share of every pixel of a window it covers: [h, w], 0 ... 1.
+        """The share of every pixel of a window that it covers: [h, w], 0 ... 1.
 
         Args:
             window: left, top, right, bottom, whole px, inside the image.
@@ -66,7 +66,7 @@ class Outline(NamedTuple):
         canvas = Image.new("L", (finer * width, finer * height))
         pen = ImageDraw.Draw(canvas)
         for polygon in self.polygons:
-            # To Pillow the centre of a pixel is at whole numbers.
+            # In Pillow, the centre of a pixel has integer coordinates.
             moved = (polygon - (left, top)) * finer - 0.5
             pen.polygon([(x, y) for x, y in moved.tolist()], fill=255)
         share: NDArray[np.float32] = np.asarray(canvas.reduce(finer), dtype=np.float32)
@@ -77,8 +77,8 @@ class Outline(NamedTuple):
 class Outlines:
     """The outlines of M annotations, some of which have none.
 
-    An outline is a row of whole numbers: how many polygons it has, the number of corners of each,
-    and then all corners, in :data:`PARTS` of a px; or 0 and the runs of a mask.
+    An outline is a row of integers: the number of polygons, the number of corners of each, and then
+    all corners, in units of 1 / :data:`PARTS` px; or 0 and the runs of a mask.
     """
 
     numbers: NDArray[np.int32]  # [V] row after row
@@ -86,7 +86,7 @@ class Outlines:
 
     @classmethod
     def of(cls, rows: Sequence[NDArray[np.int32]]) -> Outlines:
-        """Put together from encoded outlines, see :func:`encoded`."""
+        """Concatenate encoded outlines, see :func:`encoded`."""
         lengths = [len(row) for row in rows]
         return cls(
             np.concatenate(rows) if rows else np.zeros(0, dtype=np.int32),
@@ -95,12 +95,12 @@ class Outlines:
 
     @classmethod
     def none(cls, count: int) -> Outlines:
-        """Of annotations that have none."""
+        """Empty outlines for ``count`` annotations."""
         return cls(np.zeros(0, dtype=np.int32), np.zeros(count + 1, dtype=np.int64))
 
     @classmethod
     def joined(cls, parts: Sequence[Outlines]) -> Outlines:
-        """Those of several sets, one below the other."""
+        """Concatenate the outlines of several sets."""
         lengths = np.concatenate([np.diff(part.starts) for part in parts])
         return cls(
             np.concatenate([part.numbers for part in parts]),
@@ -121,11 +121,11 @@ class Outlines:
         return Outlines(self.numbers[inside], starts)
 
     def has(self, row: int) -> bool:
-        """Whether an annotation has one."""
+        """Whether an annotation has an outline."""
         return bool(self.starts[row + 1] > self.starts[row])
 
     def get(self, row: int, height: int) -> Outline | None:
-        """The outline of an annotation; None where it has none.
+        """The outline of an annotation; None if it has none.
 
         Args:
             height: of its image, px.
@@ -145,8 +145,8 @@ def encoded(outline: Outline | None, height: int, width: int) -> NDArray[np.int3
     """A row of :class:`Outlines`; empty for None.
 
     Args:
-        height, width: of the image, px. Corners that lie outside of it by more than its own size,
-            which nobody draws, are moved that near.
+        height, width: of the image, px. Corners that are farther outside than its own size, which
+            nobody draws, are clamped to that distance.
     """
     if outline is None:
         return np.zeros(0, dtype=np.int32)
@@ -160,7 +160,7 @@ def encoded(outline: Outline | None, height: int, width: int) -> NDArray[np.int3
 
 
 def _runs_of_ones(runs: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The first pixel of every run of 1, and the one behind its last, counted down the columns."""
+    """First pixel of every run of 1, and the one after its last, counted down the columns."""
     ends = np.cumsum(runs)
     first, end = ends[:-1:2], ends[1::2]
     there = end > first
@@ -174,7 +174,7 @@ def _box_of_runs(runs: NDArray[np.int64], height: int) -> Box | None:
     last = end - 1
     left, right = int(first.min()) // height, int(last.max()) // height
     top, bottom = int((first % height).min()), int((last % height).max())
-    if (first // height != last // height).any():  # a run that goes on in the next column
+    if (first // height != last // height).any():  # a run that continues in the next column
         top, bottom = 0, height - 1
     return float(left), float(top), float(right - left + 1), float(bottom - top + 1)
 
@@ -184,7 +184,7 @@ def _cover_of_runs(
 ) -> NDArray[np.float32]:
     left, top, right, bottom = window
     first, end = _runs_of_ones(runs)
-    # Of the columns of the window only: a mask of a large image need not be unpacked.
+    # Only the columns of the window: the mask of a large image need not be unpacked.
     start, stop = left * height, right * height
     first, end = np.clip(first, start, stop) - start, np.clip(end, start, stop) - start
     change = np.zeros(stop - start + 1, dtype=np.int8)

@@ -1,8 +1,8 @@
 """Copy-paste of annotated objects (after Ghiasi et al., CVPR 2021), for partly annotated images.
 
-What is annotated is all that is sure. An annotated object of another image is put where nothing is
-annotated, so that it is seen more often, and among objects that are not annotated. docs/pasting.md
-has the rules.
+Only annotated objects are certain. An annotated object of another image is pasted where nothing is
+annotated, so that it is seen more often, and next to unannotated objects. docs/pasting.md has the
+rules.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from comining.ops import resized_shape
 
 LoadImage = Callable[[Path, tuple[int, int]], Tensor]
 
-# Largest factor by which an object grows or shrinks. Wide enough to be another view of it, narrow
-# enough for classes that size tells apart, such as cells.
+# Largest factor by which an object grows or shrinks: large enough for variation, small enough for
+# classes that differ in size, such as cells.
 SCALE = 1.25
-# Background that goes along with an object that has no outline, as a share of its sides; it fades
-# out, so that no edge shows where the box ends.
+# Background around an object without an outline, as a share of its sides; it fades out, so that the
+# end of the box shows no edge.
 MARGIN = 0.1
-# px around an object with an outline, as the network sees it, for the soft edge.
+# px around an object with an outline, after resizing, for the soft edge.
 EDGE = 2
 # Places that are tried for an object before it is left out.
 TRIES = 20
-# An object of which other annotations and ignored regions cover more than this share is no source:
-# its picture shows them, too.
+# An object is not pasted if other annotations and ignored regions cover more than this share of it:
+# its crop would show them, too.
 COVERED = 0.2
-# Objects with a side below this, px as the network sees them, are no sources: nothing of them is
-# left. Nor are those that take more than this share of their image: they would hide another one.
+# Objects with a side below this, px after resizing, are not pasted: nothing is left of them. Nor
+# are those that cover more than this share of their image: they would hide another one.
 SMALLEST_SIDE = 4
 LARGEST_SHARE = 0.4
-# What each process keeps of the images that it has decoded for their objects, bytes.
+# Size of the cache of crops in each process, bytes.
 CACHE_BYTES = 64 * 2**20
-# What is covered by more than this share of its box is hidden.
+# A box counts as hidden if more than this share of it is covered.
 HIDDEN = 0.5
 
 
 class Pasted(NamedTuple):
-    """An image with further objects."""
+    """An image with pasted objects."""
 
     image: Tensor  # [3, H, W] uint8
     boxes: Tensor  # [P, 4] float32 xyxy px, of what was pasted
@@ -56,7 +56,7 @@ class Pasted(NamedTuple):
     opacity: Tensor | None  # [H, W] float32, 1 where the image is hidden; None if nothing is pasted
 
     def visible(self, boxes: Tensor) -> Tensor:
-        """Of which boxes [N, 4] of the image most of the area can still be seen: [N] bool."""
+        """Which boxes [N, 4] of the image are still mostly visible: [N] bool."""
         seen = torch.ones(len(boxes), dtype=torch.bool)
         if self.opacity is None:
             return seen
@@ -73,13 +73,13 @@ class ObjectPaster:
 
     Args:
         annotations: the set, with or without outlines.
-        kept: [M] which annotations are known to training; no region to ignore.
+        kept: [M] which annotations are known to training, without regions to ignore.
         ignored: [M] which are regions to ignore.
         folder: of the images.
         load: decodes an image file of a given (height, width) to [3, H, W] uint8.
-        min_size, max_size: shortest and longest side that the network shall see, px; an object has
-            the size that its own image gives it.
-        count: objects of an image at the most.
+        min_size, max_size: shortest and longest side after resizing, px; an object is scaled like
+            its own image.
+        count: maximum number of pasted objects of an image.
         flip: probability that an object is mirrored.
     """
 
@@ -110,7 +110,7 @@ class ObjectPaster:
         self.never_pasted: list[int] = []
         for label in np.unique(annotations.labels[kept]).tolist():
             of_class = annotations.labels == label
-            # A class of which nothing is clear is pasted as it is.
+            # A class without any clear object uses all of its objects.
             rows = np.flatnonzero(clear & of_class)
             rows = rows if len(rows) else np.flatnonzero(usable & of_class)
             if len(rows):
@@ -119,7 +119,7 @@ class ObjectPaster:
                 self.never_pasted.append(label)
 
     def _of_usable_size(self) -> NDArray[np.bool_]:
-        """[M] which annotations are neither tiny nor fill their image."""
+        """[M] bool, which annotations are neither tiny nor fill their image."""
         boxes, sizes = self.annotations.boxes, self.annotations.sizes
         scale = np.minimum(self.min_size / sizes.min(axis=1), self.max_size / sizes.max(axis=1))
         sides = boxes[:, 2:] - boxes[:, :2]
@@ -133,8 +133,8 @@ class ObjectPaster:
 
         Args:
             image: [3, H, W] uint8; not changed.
-            taken: [N, 4] xyxy px, what nothing may cover: annotations, regions to ignore.
-            chance: decides everything.
+            taken: [N, 4] xyxy px, areas that must not be covered: annotations, regions to ignore.
+            chance: the source of all random choices.
         """
         size = (int(image.shape[-2]), int(image.shape[-1]))
         occupied = taken.numpy().astype(np.float64)
@@ -146,7 +146,7 @@ class ObjectPaster:
             row = int(rows[chance.randrange(len(rows))])
             factor = SCALE ** chance.uniform(-1, 1)
             cut = self.cut(row, factor, chance.random() < self.flip)
-            # Before anything is decoded: in a crowded image most objects find no place.
+            # Before decoding: in a crowded image most objects find no place.
             place = free_place(cut, size, occupied, chance)
             if place is None:
                 continue
@@ -167,20 +167,20 @@ class ObjectPaster:
         )
 
     def cut(self, row: int, factor: float, mirrored: bool) -> Cut:
-        """How an annotation is cut out, to become ``factor`` times what its own image makes it."""
+        """How an annotation is cut out, at ``factor`` times the size in its own resized image."""
         annotations = self.annotations
         height, width = (int(side) for side in annotations.sizes[annotations.image[row]])
         new_height, new_width = resized_shape(height, width, self.min_size, self.max_size)
         scale_x, scale_y = new_width / width, new_height / height
         left, top, right, bottom = annotations.boxes[row].tolist()
-        # The same window for every factor, so that it need be decoded once.
+        # The same window for every factor, so that it is decoded only once.
         margin_x, margin_y = EDGE * SCALE / scale_x, EDGE * SCALE / scale_y
         if annotations.outlines is None or not annotations.outlines.has(row):
             margin_x, margin_y = MARGIN * (right - left), MARGIN * (bottom - top)
         x, y = max(0, math.floor(left - margin_x)), max(0, math.floor(top - margin_y))
         end_x = min(width, math.ceil(right + margin_x))
         end_y = min(height, math.ceil(bottom + margin_y))
-        # Whole pixels; the box is scaled by what that makes of the window.
+        # Rounded to whole pixels; the box is scaled like the window.
         size = (
             max(1, round((end_y - y) * scale_y * factor)),
             max(1, round((end_x - x) * scale_x * factor)),
@@ -221,14 +221,14 @@ class ObjectPaster:
 
 
 def covered(annotations: AnnotationSet, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """[M] which annotations of an image another chosen one covers by a good part."""
+    """[M] bool, which annotations are covered by another chosen one by more than ``COVERED``."""
     rows = np.flatnonzero(chosen)
     rows = rows[np.argsort(annotations.image[rows], kind="stable")]
     image, boxes = annotations.image[rows], annotations.boxes[rows]
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     found = np.zeros(len(annotations.ids), dtype=np.bool_)
     most = int(np.bincount(image).max()) if len(image) else 0
-    for lag in range(1, most):  # all pairs of one image, a distance in the order at a time
+    for lag in range(1, most):  # all pairs of one image, one offset in the order at a time
         first = np.flatnonzero(image[lag:] == image[:-lag])
         second = first + lag
         corner = np.maximum(boxes[first, :2], boxes[second, :2])
@@ -242,11 +242,11 @@ def covered(annotations: AnnotationSet, chosen: NDArray[np.bool_]) -> NDArray[np
 def free_place(
     cut: Cut, size: tuple[int, int], occupied: NDArray[np.float64], chance: random.Random
 ) -> tuple[int, int] | None:
-    """Where (x, y) a cut covers nothing and its box lies inside the image; None for nowhere.
+    """A position (x, y) where a cut covers nothing and its box lies inside the image, or None.
 
     Args:
         size: height and width of the image, px.
-        occupied: [N, 4] xyxy px, what must not be covered.
+        occupied: [N, 4] xyxy px, areas that must not be covered.
     """
     height, width = size
     left, top, right, bottom = cut.box

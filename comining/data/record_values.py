@@ -1,4 +1,4 @@
-"""Checking single values of records that somebody else wrote."""
+"""Checks single values of untrusted records."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def is_text(value: object) -> bool:
     """Whether a value is a text that can be printed on one line and used as a file name."""
     if not isinstance(value, str) or not value.strip():
         return False
-    # JSON can spell halves of characters (surrogates), which no file and no terminal can hold.
+    # JSON can hold lone surrogates, which no file name and no terminal can represent.
     return not any(c < " " or c == "\x7f" or "\ud800" <= c <= "\udfff" for c in value)
 
 
 def is_lfs_pointer(file: Path) -> bool:
-    """Whether a file that can be opened is the few lines that stand for one in Git LFS."""
+    """Whether a readable file is only a Git LFS pointer."""
     with file.open("rb") as opened:
         return opened.read(len(LFS_POINTER)) == LFS_POINTER
 
@@ -40,7 +40,7 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def short(value: object) -> str:
-    """A value as Python writes it, but never the megabytes that a broken file may hold."""
+    """A value as Python writes it, shortened if a broken file holds megabytes."""
     return _repr.repr(value)
 
 
@@ -48,7 +48,7 @@ _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = _repr.maxlong = 80
 
 
-# What is mended here, as the line of repairs names it.
+# Repairs made here, as named in the log.
 WHOLE_FLOATS = "whole numbers written as floats"
 TEXTS = "numbers written as text"
 FLAGS = "truth values written as text or as true and false"
@@ -60,9 +60,9 @@ _FLAGS = {"0": False, "false": False, "1": True, "true": True}
 
 
 def number(value: object, repairs: Counter[str] | None = None) -> float | None:
-    """A number, or a text that is nothing but one; None for anything else.
+    """A number, or a text that is exactly one; None for anything else.
 
-    A decimal comma and groups of digits have two readings, so that such a text is no number.
+    A text with a decimal comma or digit groups is ambiguous and not a number.
 
     Args:
         repairs: counts the texts.
@@ -85,9 +85,9 @@ def number(value: object, repairs: Counter[str] | None = None) -> float | None:
 
 
 def whole(value: object) -> int | None:
-    """A whole number, also one that is written as 5.0, "5" or "5.000"; None for anything else.
+    """An integer, also written as 5.0, "5" or "5.000"; None for anything else.
 
-    None also for floats of 2**53 and more, which stand for several whole numbers.
+    Also None for floats of 2**53 and more, which stand for several integers.
     """
     if isinstance(value, str):
         match = _WHOLE.fullmatch(value.strip())
@@ -100,10 +100,10 @@ def whole(value: object) -> int | None:
 def integer(
     where: str, record: dict[str, Any], key: str, repairs: Counter[str] | None = None
 ) -> int:
-    """A whole number of 64 bits, also one that is written as 5.0 or as text.
+    """A 64-bit integer, also written as 5.0 or as text.
 
     Args:
-        repairs: counts the values that are written so.
+        repairs: counts values that are written in these ways.
 
     Raises:
         DataError: naming the record and the key.
@@ -153,7 +153,7 @@ def flag(where: str, record: dict[str, Any], key: str, repairs: Counter[str] | N
 
 
 def file_name(where: str, record: dict[str, Any]) -> str:
-    """A path inside of the image folder, or an absolute one of another machine.
+    """A path inside the image folder, or an absolute one of another machine.
 
     Raises:
         DataError: naming the record.
@@ -184,7 +184,7 @@ def bbox(
     numbers: list[float | None] = []
     if isinstance(bbox, list) and len(bbox) == 5 and all(map(is_number, bbox)):
         raise DataError(
-            f"{where}: bbox {short(bbox)} is a turned box (centre, width, height, angle), which "
+            f"{where}: bbox {short(bbox)} is a rotated box (centre, width, height, angle), which "
             "cannot be trained on: give [x, y, width, height] of the upright box around it"
         )
     if isinstance(bbox, list) and len(bbox) == 4:
@@ -204,9 +204,9 @@ def bbox(
 
 
 def is_turned(record: dict[str, Any]) -> bool:
-    """Whether a record turns its box by an angle, in degrees, beside ``bbox``.
+    """Whether a record rotates its ``bbox`` by an angle, in degrees.
 
-    CVAT exports ``bbox`` of the box before it is turned, and ``attributes.rotation``.
+    CVAT exports the box before its rotation as ``bbox``, and ``attributes.rotation``.
     """
     attributes = record.get("attributes")
     angles = [record.get("rotation")]

@@ -16,12 +16,12 @@ from comining.errors import ConfigError
 class SampleKey(NamedTuple):
     """One image of the training stream."""
 
-    position: int  # global position in the stream: seeds what is random about the image
+    position: int  # global position in the stream: seeds random choices for the image
     item: int  # of the training set
 
 
 def check_batch_size(batch_size: int, world_size: int) -> None:
-    """Refuse a batch that processes cannot share evenly.
+    """Refuse a batch size that cannot be split evenly between processes.
 
     Raises:
         ConfigError: naming the option.
@@ -37,9 +37,9 @@ class StreamSampler(Sampler[list[SampleKey]]):
     """Batches of images of one orientation, for a given range of the training stream.
 
     A run that starts at batch k sees what an uninterrupted run sees there, on any number of
-    workers and ranks. Within a round every image occurs equally often, but for the fewer than
-    ``batch_size`` that do not fill a batch. Images of one orientation share a batch, so that
-    little of it is padding; what is left of both is mixed.
+    workers and ranks. Within a round every image occurs equally often, except fewer than
+    ``batch_size`` that do not fill a batch. Images of one orientation share a batch, to reduce
+    padding; the remainders of both are mixed.
 
     Args:
         landscape: for every image whether it is wider than high.
@@ -67,12 +67,12 @@ class StreamSampler(Sampler[list[SampleKey]]):
         self.start, self.stop = start, stop
         self.seed = seed
         self.share = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
-        # A set smaller than a batch is passed over several times to fill one.
+        # A set smaller than a batch is repeated to fill one.
         self.passes = -(-batch_size // len(self.landscape))
         self.batches_per_round = self.passes * len(self.landscape) // batch_size
 
     def __len__(self) -> int:
-        """Batches of the whole stream: what Lightning counts in, also where it is resumed."""
+        """Batches of the whole stream, as Lightning counts them even in a resumed run."""
         return self.stop
 
     def __iter__(self) -> Iterator[list[SampleKey]]:

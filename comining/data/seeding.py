@@ -1,4 +1,4 @@
-"""Random numbers that depend on what they are for, never on when they are drawn."""
+"""Random numbers that depend on their purpose, never on when they are drawn."""
 
 import hashlib
 

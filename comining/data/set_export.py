@@ -26,11 +26,11 @@ Sets = Mapping[str, tuple[AnnotationSet, Path]]  # a split's annotations, folder
 
 @dataclass(frozen=True)
 class Export:
-    """What is written of a set.
+    """The files of an exported set.
 
     Args:
-        text_files: for each path relative to the output its content.
-        pictures: for each path relative to the output the picture that belongs there.
+        text_files: content by path relative to the output.
+        pictures: source picture by path relative to the output.
         losses: what the format cannot hold, and how often.
     """
 
@@ -54,7 +54,7 @@ class SetExport(ABC):
 
 
 class CocoExport(SetExport):
-    """``annotations/instances_SPLIT.json`` and ``images/SPLIT``: all that a set says."""
+    """``annotations/instances_SPLIT.json`` and ``images/SPLIT``, without any loss."""
 
     title = "COCO"
 
@@ -68,7 +68,7 @@ class CocoExport(SetExport):
 
 
 def coco_content(annotations: AnnotationSet) -> dict[str, object]:
-    """What a COCO file says that says all that the set does."""
+    """The content of a COCO file with all information of the set."""
     annotations = _class_by_class(annotations)
     categories = annotations.categories
     columns = zip(
@@ -98,7 +98,7 @@ def coco_content(annotations: AnnotationSet) -> dict[str, object]:
 
 
 def _fields(annotations: AnnotationSet) -> list[dict[str, list[int]]]:
-    """For every image what the fields of LVIS say of it; nothing where they were absent."""
+    """The fields of LVIS for every image; empty if they were absent."""
     said = annotations.said_of_all
     named = fields_of_status(said, annotations.have_boxes)
     ids = np.array(annotations.categories.ids, dtype=np.int64)
@@ -113,7 +113,7 @@ def _fields(annotations: AnnotationSet) -> list[dict[str, list[int]]]:
 class YoloExport(SetExport):
     """``data.yaml``, ``images/SPLIT`` and ``labels/SPLIT``.
 
-    Shares have twelve decimals, of which the reader gives back a millionth of a pixel.
+    Shares have twelve decimals, from which the reader restores millionths of a pixel.
     """
 
     title = "YOLO"
@@ -176,7 +176,7 @@ class VocExport(SetExport):
             for name in annotations.file_names
         ]
         stems = [name.with_suffix("") for name in names]
-        # All splits share the folders. The reader takes such a folder off again.
+        # All splits share the folders. The reader removes such a subfolder again.
         apart = len(set(stems)) < len(stems) or any(name.parts[0] in sets for name in names)
         if apart:
             losses["one folder for all splits, whose images share names: each gets its own"] += 1
@@ -254,7 +254,7 @@ def _class_by_class(annotations: AnnotationSet) -> AnnotationSet:
 
 
 def _common_categories(sets: Sets, losses: Counter[str]) -> Categories:
-    """Those of all splits, which have one list of names here, and no ids."""
+    """The categories of all splits, which share one list of names, without ids."""
     (first, _), *others = sets.values()
     for other, _ in others:
         if other.categories.names != first.categories.names:
@@ -268,7 +268,7 @@ def _common_categories(sets: Sets, losses: Counter[str]) -> Categories:
 def _by_image(
     annotations: AnnotationSet, written: NDArray[np.bool_]
 ) -> list[tuple[str, list[int]]]:
-    """File name and rows of every image that are written [M], in the order of annotation ids."""
+    """File name and rows of the written annotations [M] of every image, in the order of ids."""
     rows: list[list[int]] = [[] for _ in annotations.image_ids]
     for row in np.argsort(annotations.ids, kind="stable").tolist():
         if written[row]:
@@ -279,7 +279,7 @@ def _by_image(
 def _count_losses(
     annotations: AnnotationSet, losses: Counter[str], objects: NDArray[np.bool_]
 ) -> None:
-    """Count what is neither a box nor a class of an image.
+    """Count losses other than boxes and classes.
 
     Args:
         objects: [M] which annotations are written.
@@ -295,7 +295,7 @@ def _count_losses(
         "areas of masks, which become those of the boxes": int((of_masks & objects).sum()),
         "image ids": int((image_ids != np.arange(1, len(image_ids) + 1)).sum()),
     }
-    # Equal to the positions when images and their annotations are in the order of the rule.
+    # Equal to the positions if images and annotations follow the rule for numbering.
     position = np.empty_like(order)
     position[order] = np.arange(len(order))
     rows = np.lexsort([annotations.ids[objects], position[annotations.image[objects]]])
@@ -306,7 +306,7 @@ def _count_losses(
 
 
 def _count(losses: Counter[str], what: str, count: int) -> None:
-    """Nothing is said of what does not occur."""
+    """Add a loss if it occurs at all."""
     if count:
         losses[what] += count
 

@@ -6,11 +6,11 @@ from abc import ABC, abstractmethod
 
 
 class SetWriter(ABC):
-    """Base class of what ``data.prepare`` may name."""
+    """Base class for ``data.prepare``."""
 
     @abstractmethod
     def __call__(self, root: str) -> None:
-        """Write the set below ``root``, whole or not at all; leave it alone where it is there.
+        """Write the set below ``root``, completely or not at all; keep an existing one.
 
         Raises:
             DataError: ``root`` holds something else.

@@ -1,8 +1,8 @@
 """The embedded data set: drawn shapes, written as a COCO annotation file and JPEG images.
 
-It only writes files, the first time; everything else reads them as it would read COCO. The
-number of objects an image is long-tailed, as COCO's is: with many images of one or two objects
-a detector learns scores that a threshold can use although annotations are missing.
+It only writes files, once; everything else reads them like COCO. The number of objects per image is
+long-tailed, as in COCO: from many images with one or two objects a detector learns scores that can
+be thresholded although annotations are missing.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ Points = list[tuple[float, float]]
 
 
 class DrawShapes(SetWriter):
-    """Draw the set once; an unchanged set that is already there is left alone.
+    """Draws the set once; an existing set with the same recipe is kept.
 
     Args:
         train_images, val_images, test_images: how many to draw; the same seed draws the same.
         image_size: side of the square pictures, px.
         object_size: smallest and largest diameter of a shape, px.
-        objects: smallest and largest number of shapes an image; small numbers are more frequent.
+        objects: smallest and largest number of shapes per image; small numbers are more frequent.
         seed: of the drawing; independent of the seed of training.
     """
 
@@ -61,13 +61,15 @@ class DrawShapes(SetWriter):
         self.seed = seed
         for name, (low, high) in {"object_size": self.object_size, "objects": self.objects}.items():
             if low > high:
-                raise ValueError(f"data.prepare.{name} must rise, got {[low, high]}")
+                raise ValueError(
+                    f"data.prepare.{name} must be [smallest, largest], got {[low, high]}"
+                )
         if self.object_size[1] > image_size:
             raise ValueError("data.prepare.object_size is larger than data.prepare.image_size")
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """All that the files depend on."""
+        """Everything that the files depend on."""
         return {
             "version": 2,
             "counts": self.counts,
@@ -80,8 +82,8 @@ class DrawShapes(SetWriter):
     def __call__(self, root: str) -> None:
         """Write ``root/annotations/{train,val,test}.json`` and ``root/{train,val,test}/*.jpg``.
 
-        The set appears whole or not at all: it is drawn beside ``root`` and then renamed, so that
-        a killed run or several runs at once leave no half-drawn set.
+        The set is drawn next to ``root`` and then renamed, so that a killed run or simultaneous
+        runs leave no half-drawn set.
 
         Raises:
             DataError: ``root`` holds something else, or a set drawn by another recipe.
@@ -108,7 +110,7 @@ class DrawShapes(SetWriter):
             try:
                 os.replace(draft, folder)
             except OSError:
-                if not marker.exists():  # else another run drew the same set meanwhile
+                if not marker.exists():  # otherwise another run has drawn the same set meanwhile
                     raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)
@@ -174,7 +176,7 @@ class DrawShapes(SetWriter):
             colour = tuple(int(c) for c in rng.integers(0, 256, size=3))
             under = [picture.getpixel((int(px * scale), int(py * scale))) for px, py in [(x, y)]]
             if max(abs(a - b) for a, b in zip(colour, under[0], strict=True)) < 60:  # type: ignore[arg-type]
-                continue  # nobody could see it
+                continue  # not visible on its background
             for number, outline in enumerate(outlines):
                 points = [(px * scale, py * scale) for px, py in outline]
                 pen.polygon(points, fill=colour if number == 0 else under[0])
@@ -184,7 +186,7 @@ class DrawShapes(SetWriter):
 
 
 def _ground(rng: np.random.Generator, side: int) -> Image.Image:
-    """Blurred coarse noise around a random colour, with a little grain."""
+    """A background: blurred coarse noise around a random colour, with fine grain."""
     cells = int(rng.integers(4, 12))
     coarse = rng.normal(rng.uniform(40, 215, size=3), rng.uniform(8, 30), size=(cells, cells, 3))
     picture = Image.fromarray(coarse.clip(0, 255).astype(np.uint8)).resize((side, side))

@@ -1,4 +1,4 @@
-"""Sparse sets as COCO files for other frameworks, and as a table for a person."""
+"""Sparse sets as COCO files for other frameworks, and a summary table."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from comining.data.sparsity import Erasure
 def write_split(
     annotations: AnnotationSet, erasure: Erasure, output: Path, erased_output: Path | None
 ) -> None:
-    """Write what is kept, and on request what is erased, as COCO files.
+    """Write the kept and, on request, the erased annotations as COCO files.
 
-    Every image stays, also those that lost all annotations. Records keep all their fields; crowds
+    All images are kept, even those that lost all annotations. Records keep all their fields; crowds
     stay in the kept file, where other frameworks use them as regions to ignore. Erased annotations
-    that become regions to ignore stay there, too, with ``ignore: 1``; what is known of classes
-    stands in the fields of LVIS of image records. Each file appears whole or not at all.
+    that become regions to ignore stay there, too, with ``ignore: 1``; knowledge about classes is in
+    the fields of LVIS of image records. Each file is written completely or not at all.
     """
     content: dict[str, Any] = json.loads(annotations.path.read_text(encoding="utf-8-sig"))
     erased_ids, ignored_ids = (
@@ -48,10 +48,10 @@ def write_split(
 def _with_fields(
     records: list[dict[str, Any]], annotations: AnnotationSet, erasure: Erasure
 ) -> list[dict[str, Any]]:
-    """Image records with what is known of classes.
+    """Image records with what is known about classes.
 
-    A file without such fields stays without them, unless classes were not looked for: what holds of
-    it is said by ``data.annotated``.
+    A file without such fields gets none, unless classes were not looked for: ``data.annotated``
+    covers the rest.
     """
     if annotations.said is None and not (erasure.status == UNLOOKED).any():
         return records
@@ -80,7 +80,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def summary(annotations: AnnotationSet, erasure: Erasure) -> str:
-    """Kept and erased in all and for every category, and how many images lost everything."""
+    """A table of kept and erased annotations per category, and the number of emptied images."""
     erased = erasure.erased
     kept = ~erased & ~annotations.crowd
     before = np.unique(annotations.image[~annotations.crowd])

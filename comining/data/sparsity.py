@@ -32,22 +32,22 @@ Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 @dataclass(frozen=True)
 class Erasure:
-    """What a protocol makes of a set of N images, K classes and M annotations."""
+    """The result of a protocol on a set of N images, K classes and M annotations."""
 
     erased: Mask  # [M] no longer annotated
-    ignored: Mask  # [M] of these, what has left a region to ignore
-    status: Status  # [N, K] what is known afterwards, never UNSAID
+    ignored: Mask  # [M] those of them that became a region to ignore
+    status: Status  # [N, K] the status afterwards, never UNSAID
 
     @classmethod
     def only(cls, annotations: AnnotationSet, erased: Mask) -> Erasure:
-        """Nothing but erased annotations; what was known stays."""
+        """Only erased annotations; the status is unchanged."""
         return cls(erased, np.zeros_like(erased), annotations.status)
 
     def of_images(self, annotations: AnnotationSet, chosen: Mask) -> Erasure:
-        """The same of some images.
+        """The erasure of some of the images.
 
         Args:
-            annotations: what was erased from.
+            annotations: the full set.
             chosen: [N] which images.
         """
         rows = chosen[annotations.image]
@@ -55,11 +55,11 @@ class Erasure:
 
 
 class Sparsity(ABC):
-    """Chooses annotations to erase. Crowds are set aside before: they are never chosen.
+    """Chooses annotations to erase. Crowds are never chosen.
 
     Args:
         regions: share of the erased annotations that become regions to ignore.
-        seed: of all choices.
+        seed: of all random choices.
     """
 
     def __init__(self, regions: float, seed: int):
@@ -67,29 +67,29 @@ class Sparsity(ABC):
         self.seed = seed
 
     def apply(self, annotations: AnnotationSet) -> Erasure:
-        """What is erased, and what is known afterwards."""
+        """The erased annotations, and the status afterwards."""
         erased = self.erase(annotations)
         ignored = self.ignore(annotations, erased)
         return Erasure(erased, ignored, self.status(annotations, erased))
 
     @abstractmethod
     def erase(self, annotations: AnnotationSet) -> Mask:
-        """[M] bool, True for what is erased; False for crowds."""
+        """[M] bool, True for erased annotations; False for crowds."""
 
     def ignore(self, annotations: AnnotationSet, erased: Mask) -> Mask:
         """[M] bool, which of the erased annotations become regions to ignore."""
         rows = np.flatnonzero(erased)
         ids = annotations.ids[rows]
-        # Another seed: in a group the erased ones are those of the smallest hash.
+        # Another seed, because the erased annotations of a group are those with the smallest hash.
         order = np.lexsort([ids, _hash(ids, self.seed ^ 2**32)])
         ignored = np.zeros_like(erased)
         ignored[rows[order[: int(np.floor(round(len(rows) * self.regions, 6)))]]] = True
         return ignored
 
     def status(self, annotations: AnnotationSet, erased: Mask) -> Status:
-        """[N, K] what is known afterwards: by default not where something was erased.
+        """[N, K] the status afterwards; by default erasing makes complete classes partial.
 
-        What was complete may then lack objects, but for classes that the file itself calls absent.
+        Exceptions are classes that the file itself states as absent.
         """
         status = annotations.status
         if not erased.any():
@@ -99,7 +99,7 @@ class Sparsity(ABC):
 
 
 class RandomErasure(Sparsity):
-    """Erase annotations by seeded chance, group by group.
+    """Erase random annotations by a seed, group by group.
 
     The choice depends on the seed and on the ids of the annotations, not on their order in the
     file, nor on other groups.
@@ -108,7 +108,7 @@ class RandomErasure(Sparsity):
         per: what forms a group: ``[image]``, ``[category]`` or ``[image, category]``.
         fraction: erase this share of every group's n annotations, rounded down; or
         count: erase this many of every group.
-        keep_at_least: but leave so many of every group.
+        keep_at_least: but keep at least this many of every group.
         regions: share of the erased annotations that become regions to ignore.
         seed: of the choice.
     """
@@ -138,7 +138,7 @@ class RandomErasure(Sparsity):
         columns = {"image": annotations.image, "category": annotations.labels}
         keys = [columns[name][candidates] for name in self.per]
         chance = _hash(annotations.ids[candidates], self.seed)
-        # Sorted by group, in random order inside; the ids settle a collision of the hash.
+        # Sorted by group, in random order inside; the ids break ties of the hash.
         order = np.lexsort([annotations.ids[candidates], chance, *keys])
         grouped = np.stack([key[order] for key in keys], axis=1)
         starts = np.ones(len(order), dtype=np.bool_)
@@ -166,8 +166,8 @@ class ClassErasure(Sparsity):
 
     Args:
         fraction: share of the classes that are not looked for in an image, rounded down.
-        known: whether it is known afterwards which classes were looked for; if not, objects of all
-            classes may be missing, for all that training is told.
+        known: whether training knows which classes were looked for; if not, objects of all classes
+            may be missing.
         regions: share of the erased annotations that become regions to ignore.
         seed: of the choice.
     """
@@ -196,7 +196,7 @@ class ClassErasure(Sparsity):
         if not self.known:
             return super().status(annotations, erased)
         said = annotations.said_of_all
-        # The file before it was erased from is the truth, unless it says otherwise itself.
+        # The full file is complete, unless it says otherwise itself.
         status = np.where(said == UNSAID, np.int8(COMPLETE), said)
         return np.where(self.unlooked(annotations), np.int8(UNLOOKED), status)
 
@@ -217,7 +217,7 @@ class FromFile(Sparsity):
         self.path = path
 
     def _read(self, annotations: AnnotationSet) -> AnnotationSet:
-        # As the full set was read; where it has no crowds, none of the file is a crowd.
+        # Read like the full set; if that has no crowds, none of the file is a crowd.
         as_objects = CROWDS_AS_OBJECTS in annotations.repairs or not annotations.crowd.any()
         crowd: Crowd = "object" if as_objects else "ignore"
         sparse = read_coco(self.path, on_invalid_box="drop", crowd=crowd)
@@ -250,9 +250,9 @@ class FromFile(Sparsity):
         return status
 
     def _ignored(self, annotations: AnnotationSet, erased: Mask, sparse: AnnotationSet) -> Mask:
-        """What the sparse file still has, as a region to ignore."""
+        """Erased annotations that the sparse file still has as regions to ignore."""
         regions = Counter(_content(sparse, row) for row in np.flatnonzero(sparse.crowd).tolist())
-        # Those that the full set has itself are not of erased annotations.
+        # Those that the full set also has are not erased annotations.
         regions -= Counter(
             _content(annotations, row) for row in np.flatnonzero(annotations.crowd).tolist()
         )
@@ -318,7 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("output", type=Path, help="the sparse file to write")
     parser.add_argument("--protocol", choices=protocols, required=True)
     parser.add_argument("--seed", type=int, default=0, help="sparsity.seed of training")
-    parser.add_argument("--fraction", type=float, help="another share than the protocol's")
+    parser.add_argument("--fraction", type=float, help="share to erase instead of the protocol's")
     parser.add_argument(
         "--regions", type=float, help="share of the erased that become regions to ignore"
     )

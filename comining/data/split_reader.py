@@ -1,4 +1,4 @@
-"""Which splits a data set has, and their annotations, read and compared with each other."""
+"""Finds and reads the splits of a data set, and checks them against each other."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ class SplitReader:
 
     Args:
         root: folder of the set.
-        format: finds the splits; None takes ``named``.
-        named: for every split its COCO file and image folder, or lists of them, relative to
-            ``root``; None for none.
+        format: finds the splits; None uses ``named``.
+        named: COCO file and image folder of every split, or lists of them, relative to ``root``;
+            None for none.
         options: how annotations are read.
-        annotated: of every split, what holds of images of which no field says anything; None for
-            ``val``: what is said of ``train``, where it is made of that, else ``exhaustive``.
+        annotated: for every split, what holds for images without fields; None for ``val``: as for
+            ``train`` if it consists of training images, else ``exhaustive``.
         ignore_category: a class whose boxes are regions to ignore.
-        val_fraction: share of the training images for validation, where there is no such split.
-        missing_val: ``train`` validates on the training images where the files are absent.
-        hint: what to tell a user whose files are missing.
+        val_fraction: share of the training images for validation, if there is no such split.
+        missing_val: ``train`` validates on the training images if the files are absent.
+        hint: added to the error message if files are missing.
         sizes: whether the sizes of images are compared with their files.
-        exif: whether the sizes are those of pictures that are turned.
+        exif: whether the sizes are those of the turned pictures.
 
     Raises:
         ValueError: the options contradict each other.
@@ -116,7 +116,7 @@ class SplitReader:
 
     @property
     def splits(self) -> dict[str, list[Split]]:
-        """The splits by name, each of one part or, where files are listed, of several.
+        """The splits by name, each with one part or, for a list of files, several.
 
         Raises:
             DataError: the format does not find any.
@@ -132,7 +132,7 @@ class SplitReader:
 
     @property
     def has_test(self) -> bool:
-        """Whether there is a split that is evaluated when training has ended."""
+        """Whether there is a split that is evaluated after training."""
         return "test" in self.splits
 
     @property
@@ -148,7 +148,7 @@ class SplitReader:
         return self._categories
 
     def use_categories(self, categories: Categories, source: str | Path) -> None:
-        """Label all splits as another set does, whose classes are recognised by their names.
+        """Use the labels of another set for all splits, matching classes by name.
 
         Otherwise the labels are those of the split that is read first.
 
@@ -163,7 +163,7 @@ class SplitReader:
         return [self.picture_facts[p.path] for p in self.splits["train" if shared else split]]
 
     def check_there(self, splits: Sequence[str]) -> None:
-        """Refuse splits of which a file or folder is missing, before any of them is read.
+        """Refuse splits with a missing file or folder, before any of them is read.
 
         Raises:
             DataError: naming what is missing.
@@ -181,7 +181,7 @@ class SplitReader:
 
     @property
     def val_is_train(self) -> bool:
-        """Whether training images are validated on."""
+        """Whether validation uses the training images."""
         if self.shares_train:
             return False
         val, train = self.splits["val"], self.splits.get("train", [])
@@ -231,7 +231,7 @@ class SplitReader:
         return share
 
     def _replace_absent_val(self) -> None:
-        """Take the training split for the validation split, if ``missing_val`` says so."""
+        """Use the training split for validation, if ``missing_val`` says so."""
         val, train = self.splits["val"], self.splits.get("train")
         if (
             self.missing_val == "train"
@@ -259,11 +259,11 @@ class SplitReader:
 
     def _read(self, split: str) -> tuple[AnnotationSet, Path]:
         source = self._source(split)
-        # Objects are pasted into training images only.
+        # Only training images need outlines, for pasting.
         options = replace(self.options, outlines=self.options.outlines and split == "train")
         annotations, folder = merge([self._read_part(part, options) for part in source])
         ignored = self.ignore_category
-        # What is evaluated may lack the class; in what is trained on it is a misspelt one.
+        # An evaluated split may lack the class; if the training split does, it is misspelt.
         if ignored is not None and (split == "train" or ignored in annotations.categories.names):
             annotations = without_category(annotations, ignored)
         if self._categories is None:
@@ -271,7 +271,7 @@ class SplitReader:
         else:
             annotations = match_categories(
                 annotations, self._categories, self._categories_of,
-                # Who merges sets for training may evaluate on some of their classes.
+                # Merged training sets may be evaluated on some of their classes only.
                 may_lack=split != "train" and len(self.splits.get("train", ())) > 1,
             )  # fmt: skip
         return self._known(split, annotations), folder
@@ -284,7 +284,7 @@ class SplitReader:
         return annotations, folder
 
     def _known(self, split: str, annotations: AnnotationSet) -> AnnotationSet:
-        """The set with what holds of it where no field says anything."""
+        """The set, with what holds for images without fields."""
         annotated = self.annotated[split]
         if annotated is None and (self.shares_train or self.val_is_train):
             annotated = self.annotated["train"]

@@ -1,4 +1,4 @@
-"""The strong picture of an image: other colours, another geometry, parts erased."""
+"""The strong view of an image: other colours, another geometry, erased parts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from comining.data.geometry import Geometry
 from comining.data.seeding import derive_seed
 from comining.option_types import Fraction, NonNegativeFloat, NonNegativeInt
 
-# Grey, for what comes in from beyond the border and what is erased.
+# Grey, for areas from beyond the border and for erased parts.
 FILL = 125
 
 
@@ -54,7 +54,7 @@ class StrongView:
         min_box_size: NonNegativeFloat,
     ):
         if squares[0] > squares[1]:
-            raise ValueError(f"method.strong.squares must rise, got {list(squares)}")
+            raise ValueError(f"method.strong.squares must be [least, most], got {list(squares)}")
         self.operation = ColorOperation(p=1.0)
         self.translate, self.shear = translate, shear
         self.squares, self.square_side = squares, square_side
@@ -93,7 +93,7 @@ class StrongView:
         seed: int,
         device: torch.device,
     ) -> Geometry:
-        """Where things lie in the strong pictures of B images.
+        """The geometry of the strong pictures of B images.
 
         Args:
             sizes: B times (height, width).
@@ -113,7 +113,7 @@ class StrongView:
         return Geometry(matrix, shift, sizes, self.min_visible, self.min_box_size)
 
     def warp(self, position: int, seed: int) -> Warp:
-        """How the image at a position is moved or sheared."""
+        """The random warp of the image at a position."""
         generator = _generator("strong geometry", seed, position)
         kind, axis, amount = torch.rand(3, generator=generator).tolist()
         amount = 2 * amount - 1

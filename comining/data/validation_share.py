@@ -1,4 +1,4 @@
-"""A validation split out of the training images, where a set has none."""
+"""A validation split from the training images, for a set without one."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from comining.errors import DataError
 
 
 def validation_share(annotations: AnnotationSet, fraction: float) -> NDArray[np.bool_]:
-    """[N] which images are for validation.
+    """[N] bool, which images are for validation.
 
-    Each file name decides for itself, so that an image stays on its side when others are added or
-    removed; the share is therefore met on average only. At least one image is on either side.
+    Each file name decides independently, so that an image stays in its split when others are added
+    or removed; the share is therefore only met on average. Each split has at least one image.
 
     Args:
         fraction: wanted, between 0 and 1.
@@ -30,7 +30,7 @@ def validation_share(annotations: AnnotationSet, fraction: float) -> NDArray[np.
             f"{annotations.path}: one image cannot be shared by training and validation"
         )
     chosen = chance < fraction
-    # In a set of a few images all may be on one side.
+    # In a small set all images may be in one split.
     chosen[chance.argmin()] = True
     chosen[chance.argmax()] = False
     return np.asarray(chosen)

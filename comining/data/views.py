@@ -16,7 +16,7 @@ from comining.option_types import Fraction, NonNegativeFloat, PositiveFloat
 
 
 class SecondView(ABC):
-    """Makes the augmented copy of an image; with probability ``1 - p`` it leaves it unchanged.
+    """Makes the augmented copy of an image, which is unchanged with probability ``1 - p``.
 
     Args:
         p: the probability that an image is changed.
@@ -103,7 +103,7 @@ class GaussianBlur(SecondView):
         super().__init__(p)
         low, high = sigma
         if low > high:
-            raise ValueError(f"view.sigma must rise, got {list(sigma)}")
+            raise ValueError(f"view.sigma must be [smallest, largest], got {list(sigma)}")
         self.low, self.high = low, high
 
     def change(self, image: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,1 +1,1 @@
-"""torchvision's detectors, trained by explicit targets; see :class:`~.detector.Detector`."""
+"""torchvision's detectors, trained with explicit targets; see :class:`~.detector.Detector`."""

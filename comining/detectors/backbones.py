@@ -22,7 +22,7 @@ from comining.option_types import PositiveInt
 
 
 class FrozenBatchNorm(FrozenBatchNorm2d):  # type: ignore[misc]  # torchvision ships no types
-    """torchvision's, but what comes in as bf16 goes out as bf16; the state dict is the same.
+    """torchvision's, but a bf16 input gives a bf16 output; the state dict is the same.
 
     torchvision multiplies by float32 statistics, so that under autocast every activation would be
     float32, twice the memory and traffic. Features that need no gradient are changed in place, as
@@ -41,8 +41,8 @@ class FrozenBatchNorm(FrozenBatchNorm2d):  # type: ignore[misc]  # torchvision s
         shift, scale = shift.view(1, -1, 1, 1), scale.view(1, -1, 1, 1)
         if features.requires_grad or torch.compiler.is_compiling():
             return torch.addcmul(shift, features, scale)
-        # Behind frozen layers, and at inference, the result takes the place of what came in: the
-        # first map of a network is its largest, and new memory for it costs more than its numbers.
+        # After frozen layers, and at inference, the result overwrites the input: the first map of a
+        # network is its largest, and allocating it again takes longer than computing it.
         return torch.addcmul(shift, features, scale, out=features)
 
 
@@ -50,18 +50,18 @@ ResNetName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152
 Norm = Literal["frozen_batch", "batch"]
 NORMS: dict[str, type[nn.Module]] = {"frozen_batch": FrozenBatchNorm, "batch": nn.BatchNorm2d}
 
-# Where torchvision keeps what it downloads, and what to do where it cannot.
+# Where torchvision keeps downloads, and what to do if it cannot download.
 DOWNLOADS = "$TORCH_HOME/hub/checkpoints (default ~/.cache/torch/hub/checkpoints)"
 WHERE_TO_PUT = f"Fetch that file on a machine with a network and put it into {DOWNLOADS}"
 
 
 @dataclass
 class Backbone:
-    """A feature pyramid, the strides, px, of its levels, and the images that it was trained on.
+    """A feature pyramid, the strides of its levels, px, and the statistics of its training images.
 
     Attributes:
-        image_mean, image_std: of the three channels on a scale of 0 to 1. Images are shifted and
-            scaled by them; torchvision's own, of ImageNet, unless a backbone's weights want others.
+        image_mean, image_std: of the three channels on a scale of 0 to 1. Images are normalised
+            with them; torchvision's values for ImageNet, unless a backbone's weights need others.
     """
 
     net: BackboneWithFPN
@@ -71,7 +71,7 @@ class Backbone:
 
 
 def check_norm_groups(norm_groups: int | None, backbone: Backbone) -> None:
-    """Refuse a GroupNorm of a head that torch refuses only when the first image comes.
+    """Refuse a head's GroupNorm that torch would refuse only at the first image.
 
     Raises:
         ValueError: the groups do not divide the channels.
@@ -99,9 +99,9 @@ def resnet_fpn(
         norm: ``frozen_batch`` keeps the statistics of the weights and learns no scale; ``batch``
             is for training from scratch.
         trainable_layers: 3 freezes the stem and layer1, 5 trains all.
-        extra_levels_from: P6 and P7 are made from ``c5`` in the authors' code and from ``p5`` in
-            torchvision's builders; weights load into those builders with ``p5`` only. ``pool`` is
-            the pyramid of Faster R-CNN, P2 to P5 and P6 pooled from P5.
+        extra_levels_from: P6 and P7 are computed from ``c5`` in the authors' code and from ``p5``
+            in torchvision's builders, whose weights need ``p5``. ``pool`` is the pyramid of Faster
+            R-CNN, P2 to P5 and P6 pooled from P5.
 
     Raises:
         ConnectionError: the weights are neither cached nor reachable.
@@ -138,9 +138,9 @@ def resnet_fpn(
 
 
 class SlimResNet(nn.Module):
-    """One basic block a stage, GroupNorm instead of batch statistics: trains from scratch.
+    """One basic block per stage, with GroupNorm instead of batch statistics: trains from scratch.
 
-    Batch statistics would mix the two views of a batch; GroupNorm keeps every image by itself.
+    Batch statistics would mix the two views of a batch; GroupNorm treats every image separately.
     """
 
     def __init__(self, widths: Sequence[int], norm_groups: int):
@@ -167,7 +167,7 @@ class SlimResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] to the last stage's features; the pyramid taps the others by name."""
+        """[B, 3, H, W] to the last stage's features; the pyramid takes the others by name."""
         for layer in self.children():
             images = layer(images)
         return images

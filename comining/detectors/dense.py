@@ -24,24 +24,24 @@ from comining.ops import paired_iou, rank_in_group
 from comining.structures import Assignment, Boxes, DensePredictions, Knowledge
 
 # The largest tensor of (image, box, anchor) triples that assignment builds at once, in elements of
-# float32, by the type of device: 64 MiB, and on a CPU what its cache holds.
+# float32, by type of device: 64 MiB, and the size of the cache on a CPU.
 MAX_PAIRS = {"cuda": 2**24, "cpu": 2**20}
 
 
 class DenseDetector(TorchvisionDetector):
     """A torchvision one-stage detector, in which every anchor is a region.
 
-    A subclass says how boxes are encoded (:meth:`decode_boxes`), what anchors stand for
-    (:meth:`regions`), which targets they are trained to (:meth:`match`), and the losses that
-    place the boxes (:meth:`location_losses`).
+    A subclass defines how boxes are encoded (:meth:`decode_boxes`), which regions anchors stand for
+    (:meth:`regions`), their matching with targets (:meth:`match`), and the localisation losses
+    (:meth:`location_losses`).
 
     Args:
-        compile: hand backbone, head and the focal loss to ``torch.compile``; pays on a GPU, after
-            minutes.
-        channels_last: lay weights and activations out with the channels innermost.
+        compile: compile backbone, head and the focal loss with ``torch.compile``; pays off on a
+            GPU, after some minutes.
+        channels_last: use the channels-last memory format for weights and activations.
     """
 
-    # Names of further head outputs [B, A, 1] beside classes and boxes: torchvision's to ours.
+    # Names of further head outputs [B, A, 1] besides classes and boxes: torchvision's to ours.
     auxiliary_outputs: Mapping[str, str] = MappingProxyType({})
 
     def __init__(
@@ -55,8 +55,8 @@ class DenseDetector(TorchvisionDetector):
     ):
         super().__init__(net, channels_last)
         if compile:
-            # In place, so that no name in the state dict changes; the model as a whole would break
-            # into pieces at every loop over images.
+            # In place, so that no name in the state dict changes. Compiling the whole model would
+            # break the graph at every loop over images.
             net.backbone.compile()
             net.head.compile()
         self.focal_alpha = focal_alpha
@@ -71,7 +71,7 @@ class DenseDetector(TorchvisionDetector):
         return predictions
 
     def _forward(self, padded: Tensor, sizes: list[tuple[int, int]]) -> DensePredictions:
-        """Run the network, in whatever precision is on, and return float32."""
+        """Run the network, under autocast if enabled, and return float32."""
         features = list(self.net.backbone(padded).values())
         outputs = self.net.head(features)
         anchors, per_level = self._anchors(padded, features)
@@ -101,18 +101,18 @@ class DenseDetector(TorchvisionDetector):
         )
         return found
 
-    # -- what is mined -------------------------------------------------------------------
+    # -- mining --------------------------------------------------------------------------
 
     @torch.no_grad()
     def candidates(self, predictions: DensePredictions, threshold: float) -> Boxes:
         """Step 1: of each level and image the best class scores, if they exceed ``threshold``.
 
-        The threshold is strict and applies to the class probability alone, before anything else,
-        so that only the few survivors are decoded.
+        The threshold is strict and is applied to the class probability first, so that only the few
+        remaining boxes are decoded.
         """
         logits = predictions.logits
-        # A comparison of logits spares a sigmoid of the whole map; the margin covers rounding and
-        # the exact test on probabilities follows. Most anchors are ruled out by their best class.
+        # Comparing logits avoids a sigmoid of the whole map; the margin covers rounding, and the
+        # exact test on probabilities follows. Most anchors are excluded by their best class.
         bound = torch.tensor(threshold, dtype=torch.float64).logit().item() - 1e-3
         image, anchor = (logits.amax(dim=-1) > bound).nonzero(as_tuple=True)
         row, label = (logits[image, anchor] > bound).nonzero(as_tuple=True)
@@ -143,14 +143,14 @@ class DenseDetector(TorchvisionDetector):
     def decode_boxes(self, deltas: Tensor, anchors: Tensor) -> Tensor:
         """Boxes [M, 4] from deltas [M, 4] in the detector's encoding and their anchors [M, 4]."""
 
-    # -- what is trained -----------------------------------------------------------------
+    # -- training ------------------------------------------------------------------------
 
     @torch.no_grad()
     def assign(self, predictions: DensePredictions, targets: Boxes) -> Assignment:
         """Match every anchor of every image with a target, or with background.
 
         Memory: at most four float32 tensors of :data:`MAX_PAIRS` (image, box, anchor) triples at a
-        time, of more triples only where a single image has more.
+            time, larger only if a single image has more.
         """
         boxes, labels = targets.padded()
         parts = []
@@ -182,14 +182,14 @@ class DenseDetector(TorchvisionDetector):
 
     @torch.no_grad()
     def predicted_overlap(self, predictions: DensePredictions, targets: Boxes) -> Tensor:
-        """The same [B, A] of the box that every anchor predicts."""
+        """The largest IoU [B, A] of the box that every anchor predicts with a target."""
         deltas, anchors = predictions.deltas, predictions.anchors
         decoded = self.decode_boxes(deltas.flatten(0, 1), anchors.repeat(len(deltas), 1))
         return largest_overlap(decoded.view_as(deltas), targets)
 
     @abstractmethod
     def regions(self, predictions: DensePredictions) -> Tensor:
-        """What an anchor stands for when its overlap with boxes matters: [A, 4] or [B, A, 4]."""
+        """The boxes that stand for anchors in overlaps: [A, 4] or [B, A, 4]."""
 
     def losses(
         self,
@@ -224,10 +224,10 @@ class DenseDetector(TorchvisionDetector):
         logits: Tensor,
         knowledge: Knowledge | None,
     ) -> Background:
-        """What the method says, but for classes that are complete in an image: they are ordinary.
+        """The method's background, with ordinary background for classes that are complete.
 
         Args:
-            logits: [B, A, K] without those that have no loss.
+            logits: [B, A, K]; entries without loss are masked.
         """
         if knowledge is None or not knowledge.some_complete:
             return background(DenseRegions(self, predictions, targets, assignment, logits))
@@ -247,10 +247,10 @@ class DenseDetector(TorchvisionDetector):
     def location_losses(
         self, predictions: DensePredictions, assignment: Assignment, positives: Tensor
     ) -> dict[str, Tensor]:
-        """The losses that place the boxes of positive anchors.
+        """The localisation losses of positive anchors.
 
         Args:
-            positives: [] what sums over the batch are divided by.
+            positives: [] the divisor of sums over the batch.
         """
 
 
@@ -274,7 +274,7 @@ class DenseRegions(Regions):
 
     def overlap(self, boxes: Boxes) -> Tensor:
         if boxes is self.targets and self.assignment.overlap is not None:
-            return self.assignment.overlap  # the same numbers, which matching has worked out
+            return self.assignment.overlap  # already computed by the matching
         return self.detector.overlap(self.predictions, boxes)
 
     def predicted_overlap(self, boxes: Boxes) -> Tensor:
@@ -297,10 +297,10 @@ def largest_overlap(regions: Tensor, targets: Boxes) -> Tensor:
 
 
 def chunks(counts: Sequence[int], limit: int) -> Iterator[slice]:
-    """Cut a batch with so many boxes in each image into parts that hold at most ``limit``.
+    """Split a batch, given the boxes of each image, into parts with at most ``limit`` boxes.
 
-    A part counts as if all its images had as many boxes as the fullest one, and no fewer than one;
-    an image with more than ``limit`` is a part of its own.
+    All images of a part count as many boxes as its fullest one, at least one; an image with more
+    than ``limit`` is a part of its own.
     """
     start, most = 0, 1
     for image, count in enumerate(counts):
@@ -312,5 +312,5 @@ def chunks(counts: Sequence[int], limit: int) -> Iterator[slice]:
 
 
 def gather_targets(boxes: Tensor, labels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Pick for every anchor the target ``index`` [b, A] out of boxes [b, G, 4], labels [b, G]."""
+    """Gather the target ``index`` [b, A] of every anchor from boxes [b, G, 4], labels [b, G]."""
     return boxes.gather(1, index.unsqueeze(-1).expand(-1, -1, 4)), labels.gather(1, index)

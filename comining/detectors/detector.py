@@ -1,4 +1,4 @@
-"""The base class of all detectors, and what a method may say about their background."""
+"""The base class of all detectors, and how a method changes their background loss."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from torch import Tensor, nn
 
 from comining.structures import Boxes, Knowledge, Predictions
 
-# The logit of entries without loss: a probability of 0, at which no background loss is left, and
-# finite, so that no gradient is NaN.
+# The logit of entries without loss: its probability is 0, so that the background loss vanishes, and
+# it is finite, so that no gradient is NaN.
 NO_OBJECT = -100.0
 
 
 class Regions(ABC):
-    """The regions of a batch that a detector classifies, under the targets of one branch.
+    """The regions of a batch that a detector classifies, with the targets of one branch.
 
     Attributes:
-        logits: [B, A, K] with gradient; :data:`NO_OBJECT` where what is known leaves a method
-            nothing to say: a class nobody looked for, one that is complete, an ignored region.
-        targets: what the branch is trained to.
-        labels: [B, A] int64, what each region is trained to: class, K background, -1 ignored.
-        anchors: [A, 4] or [B, A, 4], where the regions lie before anything is predicted; a point
-            is the square around it with the stride as its side.
+        logits: [B, A, K] with gradient; :data:`NO_OBJECT` where knowledge takes precedence over the
+            method: a class that nobody looked for, one that is complete, an ignored region.
+        targets: of the branch.
+        labels: [B, A] int64, the target of each region: class, K background, -1 ignored.
+        anchors: [A, 4] or [B, A, 4], the regions before prediction; a point is the square around it
+            with the stride as its side.
         exclusive: the classes exclude each other and background: probabilities are a softmax over
-            the logits and a 0 for background. Else every class has a sigmoid of its own.
+            the logits and a 0 for background. Otherwise every class has its own sigmoid.
         pooled: K is 1 and stands for an object of any class: the anchors of a region proposal
             network.
     """
@@ -60,7 +60,7 @@ class Regions(ABC):
         """``(1 - p) ** exponent``, a weight without gradient that falls with the probability p.
 
         Args:
-            exponents: one for each class of the data; where classes are pooled, the largest counts.
+            exponents: one for each class of the data; if classes are pooled, the largest counts.
 
         Returns:
             [B, A, K], p the probability of each class. Where classes exclude each other [B, A, 1]:
@@ -69,7 +69,7 @@ class Regions(ABC):
         """
         logits = self.logits.detach()
         if not self.exclusive:
-            # log(1 - p), with all digits where p is near 1
+            # log(1 - p), accurate for p near 1
             return (F.logsigmoid(-logits) * exponents).exp()
         if self.pooled:
             exponents = exponents.amax().unsqueeze(0)
@@ -84,7 +84,7 @@ class Regions(ABC):
     def predicted_overlap(self, boxes: Boxes) -> Tensor:
         """The largest IoU [B, A] of the box that each region predicts with a box.
 
-        Without a gradient. That of the region itself, in a detector that predicts no boxes.
+        Without a gradient. In a detector that predicts no boxes, the IoU of the region itself.
         """
         return self.overlap(boxes)
 
@@ -95,20 +95,21 @@ class Regions(ABC):
 
 @dataclass
 class Background:
-    """What a method says about the classification of the regions of a branch; by default, nothing.
+    """How a method changes the classification loss of a branch; by default not at all.
 
     Soft Sampling weights negatives, background recalibration replaces their loss, part-aware
     sampling silences classes. Neither part sends a gradient through boxes.
 
     Where classes exclude each other (:attr:`Regions.exclusive`), the loss of background is
-    ``-w * log(p_bg + sum of (1 - r_k) * p_k)``, r_k the rate of a class. Of weights [B, A, K], w is
-    the largest, and r_k is multiplied by the ratio of the own one to it: a class of weight 0 is
-    neither pulled up nor pushed down beside background. Targets count with the weight of their
-    class.
+    ``-w * log(p_bg + sum of (1 - r_k) * p_k)``, r_k the rate of a class. With weights [B, A, K], w
+    is the largest of them, and r_k is multiplied by the ratio of the class's weight to w: a class
+    of weight 0 is neither raised nor suppressed by background. Targets count with the weight of
+    their class.
     """
 
     weights: Tensor | None = None  # [B, A] or [B, A, K], a factor on the classification loss
-    # [B, A, K], the chance that an object is annotated, 1 at positives; None: background is known
+    # [B, A, K], the probability that an object is annotated, 1 at positives; None: background is
+    # known
     rate: Tensor | None = None
     # further losses by name, summed over the batch; the detector divides by its positives
     terms: Mapping[str, Tensor] = field(default_factory=dict)
@@ -118,7 +119,7 @@ BackgroundRule = Callable[[Regions], Background]
 
 
 class Detector(nn.Module, ABC):
-    """A torchvision model that is trained by explicit targets.
+    """A torchvision model that is trained with explicit targets.
 
     ``self.net`` is the torchvision model and the only place with parameters: its state dict loads
     into the plain torchvision model.
@@ -128,7 +129,7 @@ class Detector(nn.Module, ABC):
 
     @property
     def smallest_region(self) -> float:
-        """Side of the smallest region, px; 0 where regions have no sizes of their own."""
+        """Side of the smallest region, px; 0 if regions have no fixed size."""
         return 0.0
 
     @abstractmethod
@@ -136,11 +137,11 @@ class Detector(nn.Module, ABC):
         """One forward for all images (of all views), in training or evaluation mode.
 
         Args:
-            images: B times [3, H, W] uint8, already at the size that the network shall see.
+            images: B times [3, H, W] uint8, already resized for the network.
         """
 
     def seed_samples(self, seeds: Sequence[int]) -> None:
-        """Say what the random choices of the next losses depend on; for detectors that make some.
+        """Set the seeds of random choices in the next losses, for detectors that make any.
 
         Args:
             seeds: of the B images of a branch.
@@ -148,7 +149,7 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def candidates(self, predictions: Any, threshold: float) -> Boxes:
-        """What mining looks at (Step 1): boxes whose class probability exceeds ``threshold``.
+        """The candidates for mining (Step 1): boxes whose class probability exceeds ``threshold``.
 
         Returns:
             Boxes with the scores by which NMS ranks them, not clipped, not suppressed.
@@ -169,8 +170,8 @@ class Detector(nn.Module, ABC):
         Args:
             predictions: of the B images of the branch, with their graph.
             targets: of the same images.
-            background: what the method says; called once, with the regions of the branch.
-            knowledge: about the same images; comes before what the method says.
+            background: the rule of the method; called once, with the regions of the branch.
+            knowledge: about the same images; takes precedence over the method.
         """
 
     @abstractmethod
@@ -190,12 +191,13 @@ class Detector(nn.Module, ABC):
         """The parameters that are trained, as groups for an optimizer.
 
         Args:
-            backbone_lr_factor: of the learning rate, for the backbone's body (not its pyramid).
+            backbone_lr_factor: factor on the learning rate, for the backbone's body (not its
+                pyramid).
             decay_norms_and_biases: False exempts parameters of one dimension from weight decay.
 
         Returns:
             Groups with ``params`` and ``lr_factor``, and with ``weight_decay: 0`` where exempt. A
-            single one where both arguments leave all parameters alike.
+            single group if both arguments treat all parameters alike.
         """
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
         for name, parameter in self._trained_parameters():
@@ -216,5 +218,5 @@ class Detector(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The device of the network."""
         return next(self.parameters()).device

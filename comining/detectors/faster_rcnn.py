@@ -1,4 +1,4 @@
-"""Faster R-CNN (Ren et al. 2015) of torchvision, trained on any targets in both of its stages."""
+"""torchvision's Faster R-CNN (Ren et al. 2015), trained with explicit targets in both stages."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ from comining.structures import IGNORED, Boxes, Knowledge
 
 # Side of anchors of scale 1 at the finest level, px: the stride of P3.
 ANCHOR_UNIT = 8
-# They draw from different seeds.
+# Each stage draws its samples from its own seeds.
 STAGES = ("rpn", "roi")
-# How boxes are pooled (Lin et al. 2017, FPN, Eq. 1): one of 224 px from the level of stride 16.
+# RoI pooling (Lin et al. 2017, FPN, Eq. 1): boxes of 224 px use the level of stride 16.
 CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4
 
 
 class FasterRCNNDetector(TorchvisionDetector):
     """A region proposal network (RPN), and a head that classifies its proposals (RoI head).
 
-    The losses are torchvision's, term by term: cross-entropy and smooth L1 of what is sampled in
-    each stage, summed over the batch and divided by the number of sampled regions. What is sampled
-    depends on :meth:`seed_samples`, image by image; without it, on the place in the batch. Methods
-    are asked twice for a branch: about the sampled anchors of the RPN, whose one class is an
-    object of any class, and about the sampled proposals. Terms of a method are divided as the
-    classification loss of the stage is.
+    The losses are torchvision's, term by term: cross-entropy and smooth L1 of the sampled regions
+    of each stage, summed over the batch and divided by their number. The samples depend on
+    :meth:`seed_samples`, image by image; without it, on the position in the batch. Methods are
+    called twice for a branch: for the sampled anchors of the RPN, whose single class is an object
+    of any class, and for the sampled proposals. Terms of a method are divided like the
+    classification loss of the stage.
 
     Args:
         backbone: features and their strides.
@@ -66,20 +66,20 @@ class FasterRCNNDetector(TorchvisionDetector):
         representation_size: features of a proposal in the RoI head.
         min_size, max_size: shortest and longest side at inference, px.
         rpn_foreground_iou, rpn_background_iou: an anchor is positive from the first, background
-            below the second, ignored between; the best anchors of every box are positive in any
-            case.
-        rpn_samples, rpn_positive_share: anchors of an image that are trained on, and the share of
-            positives at the most.
+            below the second, ignored between; the best anchors of every box are always positive.
+        rpn_samples, rpn_positive_share: sampled anchors of an image, and the largest share of
+            positives among them.
         rpn_nms_threshold: among the proposals of a level.
-        proposals_in_training, proposals_at_inference: best anchors of a level, and then proposals
-            of an image, at the most.
-        roi_foreground_iou: a proposal is positive from there, background below.
+        proposals_in_training, proposals_at_inference: limit of the best anchors of a level, and
+            then of the proposals of an image.
+        roi_foreground_iou: a proposal is positive from this IoU on, background below.
         roi_samples, roi_positive_share: as for the RPN.
         smooth_l1_beta: of both box losses, in units of the deltas.
-        candidate_proposals: best proposals of an image that mining looks at.
+        candidate_proposals: number of best proposals of an image that are candidates for mining.
         score_threshold, nms_threshold, max_detections: of inference, not of mining.
-        focal_alpha, focal_gamma: methods refer to them; no loss of this detector does.
-        compile: hand backbone and RPN to ``torch.compile``.
+        focal_alpha, focal_gamma: for methods that refer to them; unused by the losses of this
+            detector.
+        compile: compile backbone and RPN with ``torch.compile``.
         channels_last: see :class:`TorchvisionDetector`.
     """
 
@@ -149,8 +149,8 @@ class FasterRCNNDetector(TorchvisionDetector):
             box_batch_size_per_image=roi_samples,
             box_positive_fraction=roi_positive_share,
         )
-        # torchvision infers the strides from the first images that come, which is wrong where
-        # padding is a large part of them, and would depend on where a run was resumed.
+        # torchvision infers the strides from the first images, which is wrong if they are mostly
+        # padding, and would depend on where a run was resumed.
         pool = net.roi_heads.box_roi_pool
         levels = min(len(net.backbone.body.return_layers), len(pool.featmap_names))
         pool.scales = [1 / stride for stride in list(backbone.strides)[:levels]]
@@ -180,7 +180,7 @@ class FasterRCNNDetector(TorchvisionDetector):
         return predictions
 
     def _forward(self, padded: Tensor, sizes: list[tuple[int, int]]) -> TwoStagePredictions:
-        """Run backbone and RPN, in whatever precision is on, and return float32."""
+        """Run backbone and RPN, under autocast if enabled, and return float32."""
         features = self.net.backbone(padded)
         rpn = self.net.rpn
         outputs = rpn.head(list(features.values()))
@@ -203,7 +203,7 @@ class FasterRCNNDetector(TorchvisionDetector):
         )
 
     def _decoded_anchors(self, deltas: Tensor, anchors: Tensor) -> Tensor:
-        """The boxes [B, A, 4] that the RPN predicts; without gradient."""
+        """The boxes [B, A, 4] that the RPN predicts, without gradient."""
         deltas = deltas.detach()
         decoded: Tensor = self.net.rpn.box_coder.decode(
             deltas.flatten(0, 1), [anchors] * len(deltas)
@@ -211,7 +211,7 @@ class FasterRCNNDetector(TorchvisionDetector):
         return decoded.view_as(deltas)
 
     def box_features(self, predictions: TwoStagePredictions, boxes: list[Tensor]) -> Tensor:
-        """What the RoI head makes of boxes [n, 4] in each of B images: [all n, C]."""
+        """The RoI head's features of boxes [n, 4] in each of B images: [sum of n, C]."""
         heads = self.net.roi_heads
         pooled = heads.box_roi_pool(predictions.features, boxes, predictions.image_sizes)
         features: Tensor = heads.box_head(pooled)
@@ -241,7 +241,7 @@ class FasterRCNNDetector(TorchvisionDetector):
 
     @torch.no_grad()
     def candidates(self, predictions: TwoStagePredictions, threshold: float) -> Boxes:
-        """Step 1: the best proposals' boxes, where the probability of a class exceeds a threshold.
+        """Step 1: boxes of the best proposals whose class probability exceeds a threshold.
 
         The RoI head classifies :attr:`candidate_proposals` of each image, best first by the RPN,
         and moves each box for its class.
@@ -257,7 +257,7 @@ class FasterRCNNDetector(TorchvisionDetector):
             boxes[row, label + 1], label, image[row], len(predictions), probability[row, label]
         )
 
-    # -- what is trained -----------------------------------------------------------------
+    # -- training ------------------------------------------------------------------------
 
     def seed_samples(self, seeds: Sequence[int]) -> None:
         self.seeds = seeds
@@ -275,7 +275,7 @@ class FasterRCNNDetector(TorchvisionDetector):
 
         Args:
             predictions, targets, background, knowledge: see the base class.
-            doubtful: background that is not sampled, in either stage.
+            doubtful: background regions that are excluded from sampling in both stages.
         """
         of_rpn = self._rpn_losses(predictions, targets, background, knowledge, doubtful)
         return of_rpn | self._roi_losses(predictions, targets, background, knowledge, doubtful)
@@ -354,7 +354,7 @@ class FasterRCNNDetector(TorchvisionDetector):
         rows = [index[real] for index, real in zip(drawn.rows, drawn.real, strict=True)]
         boxes = [own[row] for own, row in zip(proposals, rows, strict=True)]
         logits, deltas = self.classify(predictions, boxes)
-        # From here on in rows of S for each image, with nothing where an image has fewer.
+        # From here on in rows of S for each image, padded if an image has fewer.
         samples = padded_rows([torch.arange(len(row), device=logits.device) for row in rows])
         into_rows = partial(in_rows, real=samples.real)
         chosen = torch.cat([own[row] for own, row in zip(labels, rows, strict=True)])
@@ -394,7 +394,7 @@ class FasterRCNNDetector(TorchvisionDetector):
 
         Args:
             deltas, wanted: [P, 4] of the positives.
-            names: of the two losses, and what the names of a method's terms begin with.
+            names: of the two losses, and the prefix for the names of a method's terms.
         """
         count = normalizer(samples.real.sum().to(deltas.dtype), smallest=1.0)
         loss, terms = classification_loss(regions, background, known)

@@ -1,4 +1,4 @@
-"""FCOS (Tian et al. 2019) of torchvision, trained as the authors of Co-mining train it."""
+"""torchvision's FCOS (Tian et al. 2019), trained as by the authors of Co-mining."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class FCOSDetector(DenseDetector):
             in the paper: 64 px at stride 8); the last level takes all larger ones.
         iou_smoothing: added to numerator and denominator of the IoU in the box loss.
         score_threshold, nms_threshold, max_detections: of inference, not of mining.
-        candidates_per_level: best scores of a pyramid level that are looked at, everywhere.
+        candidates_per_level: number of best scores of a pyramid level, for inference and mining.
         compile, channels_last: see :class:`DenseDetector`.
     """
 
@@ -66,8 +66,8 @@ class FCOSDetector(DenseDetector):
             # FCOSHead fixes 32 groups, too many for a slim head.
             if norm_groups is not None and isinstance(module, nn.GroupNorm):
                 module.num_groups = norm_groups
-            # The norm before it keeps its input for the backward, not its output: the same
-            # numbers with one map less, as in the head of RetinaNet.
+            # The norm before it keeps its input for the backward, not its output, so an in-place
+            # ReLU saves a map, as in the head of RetinaNet.
             if isinstance(module, nn.ReLU):
                 module.inplace = True
         net = FCOS(
@@ -101,14 +101,14 @@ class FCOSDetector(DenseDetector):
         return torch.cat([points - distances[..., :2], points + distances[..., 2:]], dim=-1)
 
     def regions(self, predictions: DensePredictions) -> Tensor:
-        # A point has no extent; the box that it predicts stands for it, as a proposal would.
+        # A point has no extent; its predicted box stands for it, like a proposal.
         return self.decode_boxes(predictions.deltas.detach(), predictions.anchors)
 
     def match(self, predictions: DensePredictions, boxes: Tensor, labels: Tensor) -> Assignment:
         points, strides = points_and_strides(predictions.anchors)
         x, y = points.t().contiguous()
         left, top, right, bottom = boxes.unsqueeze(2).unbind(-1)  # [b, G, 1] each
-        # One table [b, G, A] for each side, with the points innermost.
+        # One tensor [b, G, A] for each side, with the points innermost.
         farthest = x - left
         for distance in (y - top, right - x, bottom - y):
             torch.maximum(farthest, distance, out=farthest)
@@ -124,7 +124,7 @@ class FCOSDetector(DenseDetector):
             fits &= point < torch.minimum(centre + radius, end)
         fits &= (labels >= 0).unsqueeze(-1)
 
-        # Where boxes compete for a point, the smallest takes it.
+        # If boxes compete for a point, the smallest gets it.
         area = (right - left) * (bottom - top)
         smallest, index = torch.where(fits, area, torch.inf).min(dim=1)
         matched_boxes, matched_labels = gather_targets(boxes, labels, index)

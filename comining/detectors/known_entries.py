@@ -1,4 +1,4 @@
-"""Which class scores of a detector have no loss, by what is known of their images."""
+"""Class scores without a loss, because of what is known about their images."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from comining.structures import Assignment, Knowledge
 def silent_entries(knowledge: Knowledge, anchors: Tensor, assignment: Assignment) -> Tensor:
     """Which entries [B, A, K] have no loss.
 
-    No anchor has one as background of a class that nobody looked for in the image, nor of the class
-    of an ignored region that it lies in. Its entry of the class that it is trained to stays, and
-    where classes exclude each other all of its entries.
+    An anchor has no background loss for a class that nobody looked for in the image, nor for the
+    class of an ignored region that it lies in. The entry of its target class keeps its loss, and if
+    classes exclude each other all of its entries do.
 
     Args:
         anchors: [A, 4], a point as the square around it with the stride as its side.
@@ -41,7 +41,7 @@ def in_ignored(knowledge: Knowledge, image: int, anchors: Tensor) -> Tensor:
 
 
 def without_own_entries(entries: Tensor, assignment: Assignment) -> Tensor:
-    """Entries [B, A, K] but for those of the classes that anchors are trained to; in place."""
+    """Remove the entries of the target classes of anchors from ``entries`` [B, A, K], in place."""
     own = assignment.labels.clamp(0, assignment.num_classes - 1).unsqueeze(-1)
     kept = entries.gather(-1, own) & ~assignment.positive.unsqueeze(-1)
     return entries.scatter_(-1, own, kept)

@@ -13,33 +13,33 @@ from torch.autograd.function import once_differentiable
 
 
 def focal_background(logits: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Focal loss of logits whose target is 0, element by element (Lin et al. 2017, Eq. 5)."""
+    """Element-wise focal loss of logits whose target is 0 (Lin et al. 2017, Eq. 5)."""
     return (1 - alpha) * _power(logits.sigmoid(), gamma) * F.softplus(logits)
 
 
 def unannotated_focal(logits: Tensor, rate: Tensor | float, alpha: float, gamma: float) -> Tensor:
-    """Focal loss of not being annotated, element by element.
+    """Element-wise focal loss of not being annotated.
 
-    An object is annotated with a chance of ``rate``, c, so that a region of probability p is
-    annotated with q = c * p: ``(1 - alpha) * q ** gamma * -log(1 - q)``. With a rate of 1 it is
-    :func:`focal_background`, with 0 it is 0.
+    An object is annotated with probability c, the ``rate``, so a region of probability p is
+    annotated with probability q = c * p: ``(1 - alpha) * q ** gamma * -log(1 - q)``. With a rate of
+    1 it is :func:`focal_background`, with 0 it is 0.
 
     Args:
         rate: in 0 ... 1, broadcast against ``logits``.
     """
     rate = torch.as_tensor(rate, dtype=logits.dtype, device=logits.device)
-    # 1 - c * sigmoid(x) as a quotient, so that nothing is lost where the sigmoid is near 1.
+    # 1 - c * sigmoid(x) as a quotient, which is accurate for a sigmoid near 1.
     likelihood = F.softplus(logits) - F.softplus(logits + torch.log1p(-rate))
     return (1 - alpha) * _power(rate * logits.sigmoid(), gamma) * likelihood
 
 
 def focal_foreground(logits: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Focal loss of logits whose target is 1, element by element."""
+    """Element-wise focal loss of logits whose target is 1."""
     return alpha * _power((-logits).sigmoid(), gamma) * F.softplus(-logits)
 
 
 def _power(probability: Tensor, exponent: float) -> Tensor:
-    """``probability ** exponent`` with a gradient that is finite at 0, where float32 ends up."""
+    """``probability ** exponent`` with a finite gradient at 0, to which float32 may round."""
     if exponent < 1:
         probability = probability.clamp(min=torch.finfo(probability.dtype).tiny)
     return probability**exponent
@@ -55,14 +55,14 @@ def focal_loss_sum(
 ) -> Tensor:
     """Focal loss summed over anchors and classes, without a one-hot target.
 
-    Every logit first counts as background; at the positives the one entry of the true class is
-    then exchanged for its foreground term.
+    Every logit first counts as background; at the positives, the entry of the true class is then
+    replaced by its foreground term.
 
     Args:
         logits: [B, A, K].
         labels: [B, A], class, K for background, -1 for ignored anchors (no loss).
         weights: [B, A] or [B, A, K], a factor on every term; None means 1.
-        rate: [B, A, K], the chance that an object is annotated: background counts as in
+        rate: [B, A, K], the probability that an object is annotated: background counts as in
             :func:`unannotated_focal`; 1 at the entries of positives. None means 1.
     """
     num_classes = logits.shape[-1]
@@ -71,7 +71,7 @@ def focal_loss_sum(
         factor = factor * (weights if weights.dim() == 3 else weights.unsqueeze(-1))
     positive = (labels >= 0) & (labels < num_classes)
     entry = labels.clamp(0, num_classes - 1).unsqueeze(-1)
-    if torch.compiler.is_compiling():  # the compiler does by itself what the functions below do
+    if torch.compiler.is_compiling():  # the compiler does the work of the functions below
         background = (
             focal_background(logits, alpha, gamma)
             if rate is None
@@ -94,11 +94,11 @@ def focal_loss_sum(
 class _BackgroundSum(torch.autograd.Function):
     """The sum of :func:`focal_background`, and the logits of the true classes.
 
-    The numbers, and the gradients to the last bit, are those of the plain formula; but parts of the
-    map that fit the cache go through all of its operations one after the other, a single tensor is
-    kept for the backward instead of three, the gradient takes the place of that tensor, and the
-    gradient of the true classes is added in place. (A second backward through the same graph is
-    refused by autograd, since the tensor is gone by then.)
+    The values, and the gradients to the last bit, equal those of the plain formula. But all
+    operations run on parts of the map that fit the cache, one tensor instead of three is kept for
+    the backward, the gradient overwrites that tensor, and the gradient of the true classes is added
+    in place. (Autograd refuses a second backward through the same graph, because the tensor is gone
+    by then.)
     """
 
     @staticmethod
@@ -123,7 +123,7 @@ class _BackgroundSum(torch.autograd.Function):
     ) -> tuple[Tensor, None, None, None, None]:
         logits, entry, factor, softplus = ctx.saved_tensors
         alpha, gamma = ctx.alpha, ctx.gamma
-        # A fresh tensor of this size costs a CPU more time in page faults than the arithmetic does.
+        # Allocating a tensor of this size costs a CPU more time in page faults than the arithmetic.
         parts = _parts(logits, factor * of_sum, softplus, entry, of_true)
         for logit, weight, kept, true, of_entry in parts:
             probability = logit.sigmoid()
@@ -148,7 +148,7 @@ class _UnannotatedSum(torch.autograd.Function):
         likelihood = torch.empty_like(logits, memory_format=torch.contiguous_format)
         for logit, weight, chance, kept in _parts(logits, factor, rate, likelihood):
             annotated = logit.sigmoid().mul_(chance)
-            # With a rate of 1 the other form would have lost its digits where p is near 1.
+            # With a rate of 1 the other form is inaccurate for p near 1.
             torch.where(chance == 1, F.softplus(logit), torch.log1p(-annotated).neg_(), out=kept)
             term = annotated.pow_(gamma).mul_(1 - alpha).mul_(kept)
             total += term.mul_(weight).sum()
@@ -164,23 +164,23 @@ class _UnannotatedSum(torch.autograd.Function):
         for logit, weight, chance, kept in _parts(logits, factor * of_sum, rate, likelihood):
             probability = logit.sigmoid()
             annotated = probability * chance
-            others = logit.neg().sigmoid_()  # 1 - p, with all digits where p is near 1
+            others = logit.neg().sigmoid_()  # 1 - p, accurate for p near 1
             # q^g * q (1 - p) / (1 - q) + g * q^(g-1) * q (1 - p) * likelihood; with c = 1 the first
-            # is q^g * p. The gradient takes the place of the likelihood.
+            # is q^g * p. The gradient overwrites the likelihood.
             slope = torch.where(chance == 1, probability, annotated * others / (1 - annotated))
             kept.mul_(others).mul_(gamma).add_(slope)
             kept.mul_(annotated.pow_(gamma)).mul_(weight).mul_(1 - alpha)
         return likelihood, None, None, None, None
 
 
-# Elements of a part, by the type of device: what the cache holds, or launches are worth.
+# Elements of a part, by type of device: what the cache holds, or what a kernel launch is worth.
 PART = {"cpu": 2**16, "cuda": 2**26}
 
 
 def _parts(first: Tensor, *others: Tensor) -> Iterator[list[Tensor]]:
     """Cut tensors [B, A, any] into the same rows, about :data:`PART` elements of the first each."""
     tables = [table.reshape(-1, table.shape[-1]) for table in (first, *others)]
-    # Whole vectors of the processor: what is left over at an end is rounded another way.
+    # Whole SIMD vectors: the remainder at an end is rounded differently.
     rows = max(1, PART.get(first.device.type, 2**26) // max(1, first.shape[-1]) // 64) * 64
     for start in range(0, len(tables[0]), rows):
         yield [table[start : start + rows] for table in tables]
@@ -232,8 +232,8 @@ def centerness_target(distances: Tensor) -> Tensor:
 def normalizer(amount: Tensor, smallest: float) -> Tensor:
     """The divisor of a summed loss: ``amount`` over all ranks, no smaller than ``smallest``.
 
-    With several ranks their gradients are averaged, so the divisor is the mean over ranks: the
-    result is then the loss of one process on the whole batch.
+    The gradients of several ranks are averaged, so the divisor is the mean over ranks: the result
+    equals the loss of one process on the whole batch.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return amount.clamp(min=smallest)

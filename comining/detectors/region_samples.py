@@ -1,4 +1,4 @@
-"""What a two-stage detector says of a batch, and which of it is trained on."""
+"""Predictions of a two-stage detector, and the regions sampled for training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from comining.structures import IGNORED, Boxes, Predictions
 
 @dataclass
 class TwoStagePredictions(Predictions):
-    """The outputs of a region proposal network (RPN), and what its proposals are classified by."""
+    """The outputs of a region proposal network (RPN), and features to classify its proposals."""
 
     features: dict[str, Tensor]  # of each level of the pyramid, [B, C, h, w]
     objectness: Tensor  # [B, A] float32, logits of the RPN
@@ -27,7 +27,7 @@ class TwoStagePredictions(Predictions):
     proposal_scores: list[Tensor]  # B times [n], the RPN's probability of an object
     image_sizes: list[tuple[int, int]]
     classes: int  # K
-    most_candidates: int  # how many proposals of an image are looked at for pseudo-labels
+    most_candidates: int  # proposals of an image that are candidates for pseudo-labels, at most
 
     @property
     def num_classes(self) -> int:
@@ -35,7 +35,7 @@ class TwoStagePredictions(Predictions):
 
     @property
     def scores_per_image(self) -> int:
-        """Of the proposals that are looked at for pseudo-labels, in the image with the most."""
+        """Class scores of the candidates for pseudo-labels, in the image with the most."""
         most = max(map(len, self.proposals), default=0)
         return min(most, self.most_candidates) * self.classes
 
@@ -48,7 +48,7 @@ class TwoStagePredictions(Predictions):
         )
 
     def split(self, size: int) -> list[Self]:
-        # The backward of one split fills one tensor; that of a slice a whole one for every part.
+        # The backward of split fills one tensor; slices would fill a whole one for every part.
         objectness, deltas = torch.split(self.objectness, size), torch.split(self.deltas, size)
         levels = {name: torch.split(level, size) for name, level in self.features.items()}
         return [
@@ -66,13 +66,13 @@ class TwoStagePredictions(Predictions):
 
 
 class Doubtful(NamedTuple):
-    """Which regions may be objects that nobody annotated, by the region proposal network alone.
+    """Which regions may be unannotated objects, according to the region proposal network.
 
     Attributes:
-        objectness: its probability of an object exceeds this,
-        overlap: while the IoU with every annotation is at most this.
+        objectness: the probability of an object exceeds this.
+        overlap: and the IoU with every annotation is at most this.
         annotated: the annotations of B images.
-        incomplete: of the B images, which of them may hold such objects.
+        incomplete: which of the B images may contain such objects.
     """
 
     objectness: float
@@ -91,7 +91,7 @@ class Doubtful(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """Regions of a batch that are trained on, in rows of S for each image."""
+    """The sampled regions of a batch, in rows of S for each image."""
 
     rows: Tensor  # [B, S] int64, into the regions of the image; 0 where an image has fewer
     real: Tensor  # [B, S] bool
@@ -110,8 +110,8 @@ def sample(
     Args:
         labels: B times [n]: class, K background, -1 for those that are not drawn.
         num_classes: K.
-        count: regions of an image at the most.
-        share: of these, positives at the most; negatives fill up.
+        count: most regions of an image.
+        share: largest share of positives among these; the rest are negatives.
         seeds: B. An image draws from a generator of its own, whatever else is in the batch, so
             that a resumed run and another number of processes draw the same.
     """
@@ -143,7 +143,7 @@ def padded_rows(chosen: Sequence[Tensor]) -> Samples:
 
 
 def in_rows(values: Tensor, fill: int = 0, *, real: Tensor) -> Tensor:
-    """Values [N, ...] of all images in rows [B, S, ...] by a mask [B, S], ``fill`` beside them."""
+    """Values [N, ...] of all images in rows [B, S, ...] by a mask [B, S], padded with ``fill``."""
     table = values.new_full((*real.shape, *values.shape[1:]), fill)
     table[real] = values
     return table
@@ -161,7 +161,7 @@ def without(labels: Sequence[Tensor], mask: Sequence[Tensor], background: int) -
 def match_anchors(
     rpn: RegionProposalNetwork, anchors: Tensor, targets: Boxes
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """What the anchors [A, 4] of each image are trained to, as torchvision has it.
+    """The targets of the anchors [A, 4] of each image, as in torchvision.
 
     Returns:
         labels [A], 0 an object, 1 background, -1 neither, and the matched boxes [A, 4].
@@ -175,7 +175,7 @@ def match_anchors(
 def match_proposals(
     heads: RoIHeads, proposals: Sequence[Tensor], targets: Boxes, num_classes: int
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """What the proposals [n, 4] of each image are trained to, as torchvision has it.
+    """The targets of the proposals [n, 4] of each image, as in torchvision.
 
     Returns:
         labels [n], class or K for background, and the matched boxes [n, 4].

@@ -1,4 +1,4 @@
-"""RetinaNet (Lin et al. 2017) of torchvision, trained as the authors of Co-mining train it."""
+"""torchvision's RetinaNet (Lin et al. 2017), trained as by the authors of Co-mining."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class RetinaNetDetector(DenseDetector):
         backbone: features and their strides.
         num_classes: K, without a background class.
         anchor_scale: a level's smallest anchors in strides (paper: 4).
-        whole_anchors: cut anchor sides to whole px (32, 40, 50), as torchvision's builder does,
-            into which weights load then; the authors' are 32, 40.3, 50.8.
+        whole_anchors: truncate anchor sides to whole px (32, 40, 50), as torchvision's builder
+            does, so that weights load into it; the authors' are 32, 40.3, 50.8.
         norm_groups: groups of the head's GroupNorm, None for a head without norm (the paper's).
         min_size, max_size: shortest and longest side at inference, px.
         foreground_iou, background_iou: an anchor is positive from the first, background below the
-            second, ignored between; the best anchors of every box are positive in any case.
+            second, ignored between; the best anchors of every box are always positive.
         smooth_l1_beta: where the box loss turns from quadratic to linear, in units of the deltas.
         score_threshold, nms_threshold, max_detections: of inference, not of mining.
-        candidates_per_level: best scores of a pyramid level that are looked at, everywhere.
+        candidates_per_level: number of best scores of a pyramid level, for inference and mining.
         compile, channels_last: see :class:`DenseDetector`.
     """
 
@@ -111,7 +111,7 @@ class RetinaNetDetector(DenseDetector):
         overlap.masked_fill_(~exists, -1)  # never the best of an anchor
         best, index = overlap.max(dim=1)
         matched_boxes, matched_labels = gather_targets(boxes, labels, index)
-        # Ties count, each of the anchors that overlap a box most is positive, and it is trained
+        # In a tie, all anchors with the largest overlap of a box are positive, and each is matched
         # to the box that *it* overlaps most: torchvision's Matcher and the authors' agree.
         low_quality = ((overlap == overlap.amax(dim=2, keepdim=True)) & exists).any(dim=1)
         positive = (best >= self.foreground_iou) | low_quality

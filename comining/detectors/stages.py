@@ -1,4 +1,4 @@
-"""The classification of a stage of a two-stage detector, as methods and knowledge see it."""
+"""The classification loss of a stage of a two-stage detector, with methods and knowledge."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class StageRegions(Regions):
     """The sampled anchors or proposals of a stage, as a :data:`BackgroundRule` sees them.
 
     Args:
-        pooled: of the region proposal network, K is 1.
+        pooled: True for the region proposal network; K is 1.
         predicted: [B, S, 4], the boxes that the regions predict.
         assign: the labels [B, S] that the regions would have under other targets.
     """
@@ -57,11 +57,11 @@ class StageRegions(Regions):
 
 @dataclass
 class KnownEntries:
-    """What is known of the classes of regions, beside what a method says.
+    """What is known about the classes of regions, apart from the method.
 
     Attributes:
-        chance: [B, 1 or S, K], of an object to have been looked for; 1 at most.
-        complete: [B, 1, K] bool, all objects are annotated: a method has nothing to say.
+        chance: [B, 1 or S, K], the probability that an object has been looked for.
+        complete: [B, 1, K] bool, all objects are annotated: the method does not apply.
     """
 
     chance: Tensor
@@ -75,8 +75,8 @@ def left_to_knowledge(labels: list[Tensor], boxes: list[Tensor], known: Knowledg
     Args:
         labels: class, K background, -1.
         boxes: [n, 4] of each image.
-        pooled: whether a region that is ignored for one class counts, too: the classes of the
-            labels are one.
+        pooled: whether a region that is ignored for one class counts, too, because all classes are
+            pooled.
     """
     if known is None or not len(known.ignored):
         return labels
@@ -96,8 +96,8 @@ def known_entries(known: Knowledge | None, boxes: Tensor, pooled: bool) -> Known
     chance = (known.rate != 0).to(boxes.dtype).unsqueeze(1)  # [B, 1, K]
     complete = (known.rate == 1).unsqueeze(1)
     if pooled:
-        # An object of any class; in an image where k of K classes were looked for, the chance that
-        # its class was is taken for k / K.
+        # An object of any class: if k of K classes were looked for in an image, the probability
+        # that its class was is taken as k / K.
         return KnownEntries(chance.mean(dim=-1, keepdim=True), complete.all(dim=-1, keepdim=True))
     if len(known.ignored):
         inside = torch.stack([in_ignored(known, image, own) for image, own in enumerate(boxes)])
@@ -108,11 +108,11 @@ def known_entries(known: Knowledge | None, boxes: Tensor, pooled: bool) -> Known
 def classification_loss(
     regions: StageRegions, background: BackgroundRule | None, known: KnownEntries | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross-entropy summed over the regions of a batch, and what else a method wants, summed.
+    """Cross-entropy summed over the regions of a batch, and the summed terms of the method.
 
     The loss of a target is that of torchvision, ``-log(p)`` of its class, and that of background
-    ``-log(p_bg + sum of (1 - r_k) * p_k)``, see :class:`Background`. r_k is 1 unless a method says
-    otherwise, or nobody looked for the class.
+    ``-log(p_bg + sum of (1 - r_k) * p_k)``, see :class:`Background`. r_k is 1 unless the method
+    sets another rate, or nobody looked for the class.
     """
     logits, labels = regions.logits, regions.labels
     said = Background()
@@ -149,7 +149,7 @@ def classification_loss(
 
 
 def _open(regions: StageRegions, known: KnownEntries) -> StageRegions:
-    """The regions without what a method has nothing to say about."""
+    """The regions, with entries masked to which the method does not apply."""
     closed = ((known.chance == 0) | known.complete).expand_as(regions.logits)
     own = F.one_hot(regions.labels.clamp(min=0), regions.num_classes + 1)[..., :-1].bool()
     logits = regions.logits.masked_fill(closed & ~own, NO_OBJECT)

@@ -1,4 +1,4 @@
-"""What all detectors share whose network is one of torchvision's."""
+"""The base class of detectors whose network is one of torchvision's."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from comining.detectors.detector import Detector
 from comining.ops import resized_shape
 from comining.structures import Boxes
 
-# Padded shapes whose anchors are kept: 4 MB each at 800 x 1344. Images grouped by orientation make
-# about as many.
+# Number of padded shapes whose anchors are cached: 4 MB each at 800 x 1344. Images grouped by
+# orientation have about as many.
 MAX_ANCHOR_SHAPES = 32
 
 
 class TorchvisionDetector(Detector):
     """A torchvision detection model with a feature pyramid and anchors.
 
-    A subclass says how the network is run (:meth:`_forward`), and how what it says becomes
+    A subclass defines how the network is run (:meth:`_forward`), and how its outputs become
     detections (:meth:`_detections`).
 
     Args:
-        channels_last: lay weights and activations out with the channels innermost.
+        channels_last: use the channels-last memory format for weights and activations.
     """
 
-    # Labels of torchvision's detections begin with this one.
+    # The first label in torchvision's detections.
     first_label = 0
 
     pixel_mean: Tensor  # [3, 1, 1] on the scale of uint8
@@ -49,17 +49,17 @@ class TorchvisionDetector(Detector):
 
     @property
     def anchor_generator(self) -> Any:
-        """torchvision's."""
+        """torchvision's anchor generator."""
         return self.net.anchor_generator
 
     @property
     def smallest_region(self) -> float:
-        # Of a square anchor, or the stride of a point.
+        # The side of a square anchor, or the stride of a point.
         return float(min(side for level in self.anchor_generator.sizes for side in level))
 
     @abstractmethod
     def _forward(self, padded: Tensor, sizes: list[tuple[int, int]]) -> Any:
-        """Run the network, in whatever precision is on, and return float32.
+        """Run the network, under autocast if enabled, and return float32.
 
         Args:
             padded: [B, 3, H, W], see :meth:`_normalize_and_pad`.
@@ -70,22 +70,22 @@ class TorchvisionDetector(Detector):
     def _detections(
         self, predictions: Any, sizes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
-        """Detections of each image as torchvision's own code makes them of its outputs."""
+        """Detections of each image, postprocessed by torchvision's own code."""
 
     def predict(self, images: Sequence[Tensor]) -> Any:
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
         return self._forward(self._normalize_and_pad(images, sizes), sizes)
 
     def _anchors(self, padded: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
-        """Anchors [A, 4] float32 and their number on each level; made once for a padded shape."""
+        """Anchors [A, 4] float32 and their number on each level; cached by padded shape."""
         key = (padded.device, int(padded.shape[-2]), int(padded.shape[-1]))
         if key not in self.anchors_of:
             if len(self.anchors_of) == MAX_ANCHOR_SHAPES:
                 del self.anchors_of[next(iter(self.anchors_of))]  # the oldest
-            # Validation runs in inference mode; what it makes could not be trained with later.
+            # Validation runs in inference mode, whose tensors could not be used in training later.
             with torch.inference_mode(False), torch.no_grad():
                 # torchvision takes the dtype of anchors from the features; in bf16 they would be
-                # off by up to 8 px, and the rounded ones would stay for later calls.
+                # off by up to 8 px, and would be cached like that.
                 stand_ins = [
                     torch.empty((), device=padded.device).expand(1, 1, *feature.shape[-2:])
                     for feature in features
@@ -113,15 +113,18 @@ class TorchvisionDetector(Detector):
     def detect(self, images: Sequence[Tensor]) -> Boxes:
         """Inference as torchvision's own forward does it.
 
-        Under mixed precision only the network itself is rounded: torchvision would also make
-        anchors and decode boxes in bf16, and move them by pixels. In float32 the numbers are those
-        of ``self.net(images)``.
+        Under mixed precision only the network itself is rounded: torchvision would also compute
+        anchors and decode boxes in bf16, which moves them by pixels. In float32 the results equal
+        those of ``self.net(images)``.
 
         Args:
             images: B times [3, H, W] uint8 of any size; the model resizes them itself.
 
         Returns:
-            Boxes in pixels of the images as they were given.
+            Boxes with scores, in pixels of the images as they were given.
+
+        Raises:
+            RuntimeError: the network is in training mode.
         """
         if self.net.training:
             raise RuntimeError("detect() needs the network in evaluation mode")
@@ -142,7 +145,7 @@ class TorchvisionDetector(Detector):
     def _resize(self, image: Tensor) -> Tensor:
         """Normalise and resize an image [3, H, W] float32 as torchvision's transform does.
 
-        A strip, of which that would leave a side of 0 px, keeps 1 px, as in training.
+        A side that would become 0 px keeps 1 px, as in training.
         """
         transform = self.net.transform
         image = transform.normalize(image)

@@ -1,4 +1,4 @@
-"""Filling a network with the weights of another one that was trained on other classes."""
+"""Loading the weights of a network that was trained on other classes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torchvision.ops import FrozenBatchNorm2d
 
 
 class ClassLayer(NamedTuple):
-    """A layer with rows for each class: its outputs are [A, K, values], of each of A anchors.
+    """A layer with rows for each class: its outputs are [A, K, values] for A anchors.
 
     Attributes:
         name: in the state dict.
-        values: of each class.
+        values: outputs per class.
         background: 1 if background is a class, which comes first, else 0.
     """
 
@@ -97,11 +97,11 @@ def num_classes(net: Any) -> int:
 
 @torch.no_grad()
 def take_over(net: nn.Module, source: nn.Module, classes: Mapping[int, int]) -> None:
-    """Fill ``net`` with the weights of ``source``, and leave its other classes as they are.
+    """Load the weights of ``source`` into ``net``; classes that it lacks stay unchanged.
 
-    Norms of another eps than those of ``source`` get another variance instead, so that the two
-    compute the same. (The eps is in no state dict, and torchvision's COCO weights of RetinaNet
-    were trained with 0.)
+    If the eps of a norm differs from that in ``source``, its variance is adjusted, so that both
+    compute the same. (The eps is in no state dict, and torchvision's COCO weights of RetinaNet were
+    trained with 0.)
 
     Args:
         net: without :func:`difference` to ``source``.

@@ -1,1 +1,1 @@
-"""COCO's numbers, and the judgement of what is mined."""
+"""COCO metrics, the quality of mined boxes, and prediction on pictures."""

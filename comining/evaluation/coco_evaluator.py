@@ -1,6 +1,7 @@
 """COCO's own 12 numbers, computed once over the detections of all processes.
 
-By faster-coco-eval, whose numbers are those of pycocotools to the last bit (tests compare them).
+Uses faster-coco-eval, whose numbers equal those of pycocotools to the last bit (tests compare
+them).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ Metrics = dict[str, float | None]
 
 LOWER_BOUND = (
     "AP is a lower bound: objects may be missing in the annotations, and a detection of one counts "
-    "as wrong. AR, the recall of what is annotated, is right."
+    "as wrong. AR, the recall of the annotated objects, is not affected."
 )
 
 
@@ -41,12 +42,12 @@ class CocoEvaluator:
     """Collects detections in original pixels and compares them with an annotation file.
 
     The ground truth has the boxes, areas and crowds of the file. Its annotations are renumbered
-    from 1, because COCOeval takes one with id 0 for unmatched.
+    from 1, because COCOeval treats id 0 as unmatched.
 
-    What fields of the file say of classes counts as in LVIS (Gupta et al., CVPR 2019): detections
-    of a class that nobody looked for in an image are left out, and where a class is not
-    exhaustively annotated, detections that cover no annotation are neither right nor wrong (a crowd
-    covers the whole image). Regions to ignore are crowds, of one class or of all.
+    Fields of the file about classes count as in LVIS (Gupta et al., CVPR 2019): detections of a
+    class that nobody looked for in an image are left out. Where a class is not exhaustively
+    annotated, detections that cover no annotation are neither right nor wrong (a crowd covers the
+    whole image). Regions to ignore are crowds, of one class or of all.
     """
 
     def __init__(self, annotations: AnnotationSet):
@@ -61,7 +62,7 @@ class CocoEvaluator:
         self.detections, self.not_finite = {}, []
 
     def update(self, image_ids: Sequence[int], detections: Boxes) -> None:
-        """Add the detections of a batch of images; an image that comes again counts once.
+        """Add the detections of a batch of images; a repeated image counts once.
 
         Args:
             image_ids: B ids of the annotation file.
@@ -78,13 +79,13 @@ class CocoEvaluator:
             self.detections[image_id] = boxes
 
     def gather(self) -> Metrics:
-        """Bring the detections of all processes together on the first, and compute there.
+        """Gather the detections of all processes on the first, and compute there.
 
         Returns:
             the 12 numbers, on every process.
 
         Raises:
-            DivergedError: on every process, where a detection of any of them is NaN or infinite;
+            DivergedError: on every process, if a detection of any process is NaN or infinite;
                 COCOeval would score it as right.
         """
         if not (dist.is_available() and dist.is_initialized()):
@@ -97,7 +98,7 @@ class CocoEvaluator:
         if shares is not None:
             self.reset()
             for detections, not_finite in shares:
-                # The first process that evaluated an image decides.
+                # If several processes evaluated an image, the first one counts.
                 self.detections = {**detections, **self.detections}
                 self.not_finite += not_finite
             if not self.not_finite:
@@ -147,7 +148,7 @@ class CocoEvaluator:
         truth = _coco(content)
         nothing = {**content, "annotations": []}
         found = truth.loadRes(rows) if rows else _coco(nothing)  # loadRes fails on an empty list
-        # Twenty lines of progress at every validation would bury those of the run.
+        # Its twenty lines of progress at every validation would clutter the log.
         evaluation = COCOeval_faster(truth, found, "bbox", print_function=log.debug)
         accumulate(evaluation, self._num_objects(evaluation.params.areaRng))
         evaluation.summarize()
@@ -170,7 +171,7 @@ class CocoEvaluator:
         }
 
     def _num_objects(self, area_ranges: Sequence[Sequence[float]]) -> NDArray[np.int64]:
-        """[K, 4] how many objects there are of each class, by the order of ids, and area range."""
+        """[K, 4] the number of objects of each class, in the order of ids, and area range."""
         annotations = self.annotations
         counts = []
         for smallest, largest in area_ranges:
@@ -180,7 +181,7 @@ class CocoEvaluator:
         return np.stack(counts, axis=1)[np.argsort(annotations.categories.ids)]
 
     def _judged(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Results without those of classes that nobody looked for in their image."""
+        """The results without classes that nobody looked for in their image."""
         annotations = self.annotations
         if annotations.said is None:
             return rows
@@ -189,7 +190,7 @@ class CocoEvaluator:
         judged = []
         for row in rows:
             said = annotations.said[position[row["image_id"]], label[row["category_id"]]]
-            # A box without area overlaps no crowd, so that it would count as wrong.
+            # A box without area overlaps no crowd and would count as wrong.
             ignored = said == PARTIAL and row["bbox"][2] * row["bbox"][3] <= 0
             if said != UNLOOKED and not ignored:
                 judged.append(row)
@@ -199,8 +200,8 @@ class CocoEvaluator:
         """The annotations, and crowds where detections are neither right nor wrong.
 
         Args:
-            rows: the results. A crowd of every class is one of the classes that they have in the
-                image: elsewhere it changes nothing, and there may be a thousand classes.
+            rows: the results. A crowd of every class is added only for the classes that they have
+                in the image: for others it changes nothing, and there may be a thousand classes.
         """
         annotations = self.annotations
         image_ids = annotations.image_ids.tolist()
@@ -255,11 +256,12 @@ def _coco(content: dict[str, Any]) -> Any:
 
 
 def metrics_table(metrics: Metrics, *, lower_bound: bool = False) -> str:
-    """The 12 numbers as two aligned lines; a dash where there is none.
+    """The 12 numbers as two aligned lines; a dash for a missing one.
 
     Args:
         lower_bound: objects may be missing in the annotations, so that AP is a lower bound; it is
-            marked, and a third line says so. AR, the recall of what is annotated, stays right.
+            marked, and a third line says so. AR, the recall of the annotated objects, is not
+            affected.
     """
     values = ["-" if metrics[name] is None else f"{metrics[name]:.1f}" for name in METRICS]
     names = list(METRICS)

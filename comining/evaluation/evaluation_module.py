@@ -44,7 +44,7 @@ class EvaluationModule(L.LightningModule):
         return self.detector
 
     def is_lower_bound(self, split: str) -> bool:
-        """Whether objects may be missing in the annotations of a split, by which AP is too low."""
+        """Whether objects may be missing in the annotations of a split, so that AP is too low."""
         return self.evaluators[split].annotations.is_partial
 
     def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:

@@ -1,8 +1,8 @@
 """The precision of faster-coco-eval, rounded as pycocotools rounds it.
 
-Both divide the right detections by all, but pycocotools adds the spacing of floats at 1 to the
-divisor. It vanishes in the sum, unless that is 1: precision is then 1 - 2e-16, and not 1. Means
-over few objects show it in their last bit.
+Both divide the right detections by all, but pycocotools adds the float spacing at 1 to the divisor.
+It is lost in rounding unless the divisor is 1: then precision is 1 - 2e-16 instead of 1. Means over
+few objects differ in their last bit.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Of a first detection that is right.
+# The precision after a first detection that is right.
 ONE_OF_ONE = 1 / (1 + np.spacing(1))
 
 
 def accumulate(evaluation: Any, num_objects: NDArray[np.int64]) -> None:
     """Evaluate and accumulate, with the precision that pycocotools has.
 
-    A precision of 1 is that of the first detection alone if one of 1 is not reached by two right
-    detections. The recall at which they are is therefore looked at, too.
+    A precision of 1 belongs to the first detection alone if it is not reached with two right
+    detections. Therefore the recall of two right detections is also evaluated.
 
     Args:
         evaluation: a new ``COCOeval_faster``.

@@ -1,4 +1,4 @@
-"""Judging what is mined: we know what was erased."""
+"""Judges mined boxes by the annotations that were erased."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torchmetrics import Metric
 from comining.ops import iou_in_image, rank_in_group, widest_float
 from comining.structures import Batch, Boxes, StepResult
 
-# A mined box is right if it covers an erased one of its class by this IoU, as in AP50.
+# A mined box is right if its IoU with an erased one of its class is at least this, as in AP50.
 RIGHT_IOU = 0.5
-# Under it, a box that touches an object of its class is badly placed; below this it is elsewhere.
+# Below that, a box is poorly localised if its IoU with one of its class is at least this.
 TOUCHING_IOU = 0.1
 
 # What a mined box can be; :func:`judge` returns positions in this list.
 KINDS = ("right", "duplicate", "wrong_class", "poor_localisation", "background")
-# Where candidates get lost: Step 1, Step 2, at the image border, Step 3.
+# Where candidates are dropped: Step 1, Step 2, at the image border, Step 3.
 STAGES = ("score", "nms", "border", "annotation")
 
-# What is summed over images, for every view; kinds and erased ones only where they can be judged.
+# Sums over images, for every view; kinds and erased ones only where they can be judged.
 COUNTED = ("erased", "kept", "score_sum", "in_other_view")
 SUMS = ("images", "mined", "judged", *KINDS, *COUNTED, *STAGES)
 
@@ -33,9 +33,9 @@ def judge(mined: Boxes, erased: Boxes, annotated: Boxes) -> Tensor:
     """What kind of box every pseudo-label is.
 
     ``right``: an erased annotation of its class, found again (IoU >= 0.5, one to one: the best of
-    several). ``duplicate``: as good, but of an annotation that is kept or has been found by a
-    better one. ``wrong_class``: it covers an annotation of another class. ``poor_localisation``:
-    it touches one of its class (IoU 0.1 ... 0.5). ``background``: none of these.
+    several). ``duplicate``: as good, but of an annotation that was kept, or that a better box has
+    found. ``wrong_class``: it covers an annotation of another class. ``poor_localisation``: it
+    touches one of its class (IoU 0.1 ... 0.5). ``background``: none of these.
 
     Args:
         mined, erased, annotated: of the same B images.
@@ -73,7 +73,7 @@ def are_right(mined: Boxes, erased: Boxes) -> Tensor:
     iou, labels = iou_in_image(mined, erased)
     best, claimed = torch.where(labels == mined.labels[:, None], iou, -1).max(dim=1)
     claimed = mined.image * iou.shape[1] + claimed
-    # Boxes that cover nothing claim a place of their own, so that they do not compete.
+    # Boxes that cover nothing get an index of their own, so that they do not compete.
     nothing = erased.num_images * iou.shape[1]
     claimed = torch.where(best >= RIGHT_IOU, claimed, nothing)
     order = mined.known_scores.argsort(descending=True, stable=True)
@@ -96,10 +96,10 @@ def in_other_view(mined: Boxes, other: Boxes) -> Tensor:
 
 @dataclass
 class MiningFigures:
-    """What a :class:`MiningScore` comes to; None where there is nothing to divide by.
+    """The results of a :class:`MiningScore`; None where the divisor is 0.
 
-    Shares of what is right and wrong are those of the pseudo-labels that can be judged, see
-    :class:`Batch`: on data without erased truth there are none.
+    Shares of right and wrong boxes refer to the pseudo-labels that can be judged, see
+    :class:`Batch`: on data without erased annotations there are none.
     """
 
     together: Figures  # means over the views that mine
@@ -108,20 +108,20 @@ class MiningFigures:
 
 
 class MiningScore(Metric):
-    """How much each view mines, where candidates get lost, and how right the rest is.
+    """How much each view mines, where candidates are dropped, and how many of the rest are right.
 
-    Everything is a sum over images (but one maximum), kept on the device: adding a batch waits
-    for nothing, and processes add up.
+    Everything is a sum over images (except one maximum), kept on the device: adding a batch does
+    not synchronise with it, and processes add up.
 
     Args:
-        views: that are trained on, in the order of the rows.
+        views: the training views, in the order of the rows.
         num_classes: K.
-        device: where the sums are kept; in float64 where it has that.
+        device: where the sums are kept, in float64 if it supports that.
     """
 
     full_state_update = False
     sums: Tensor  # [V, len(SUMS)] float
-    most: Tensor  # [V] float: pseudo-labels of one image, at the most
+    most: Tensor  # [V] float: largest number of pseudo-labels of one image
     classes: Tensor  # [4, K] float: mined, judged, right, erased, of all views
 
     def __init__(
@@ -191,7 +191,7 @@ class MiningScore(Metric):
         return sums, most, classes
 
     def compute(self) -> MiningFigures:
-        """Over all processes."""
+        """The figures over all processes."""
         rows = dict(zip(self.views, zip(self.sums.tolist(), self.most.tolist()), strict=True))
         images = self.sums[:, SUMS.index("images")].sum().item()
         return MiningFigures(
@@ -209,7 +209,7 @@ class MiningScore(Metric):
 
 
 def headline(figures: Mapping[str, float | None]) -> Figures:
-    """The three figures that tell most."""
+    """The three most important figures."""
     return {k: figures[k] for k in ("pseudo_labels_per_image", "precision", "recall")}
 
 

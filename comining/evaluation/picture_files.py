@@ -1,4 +1,4 @@
-"""Which files of a folder are pictures, and what becomes of the others."""
+"""Which files of a folder are pictures, and why others are left out."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from comining.errors import DataError
 from comining.evaluation.picture_kinds import HEAD, foreign_kind, is_picture
 from comining.evaluation.picture_names import printable
 
-# What systems put beside pictures: thumbnails and deleted files. Hidden folders are left out, too.
+# Folders that systems create: thumbnails and deleted files. Hidden folders are left out, too.
 SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 SHOWN = 5  # names or kinds in a line; the rest is counted
 
 
 @dataclass
 class PictureFiles:
-    """The files of a folder, by what becomes of them; paths are relative to it, ``/``-separated."""
+    """The files of a folder, sorted by kind; paths are relative to it and ``/``-separated."""
 
     folder: Path
     pictures: list[PurePath] = field(default_factory=list)  # to detect in, sorted
-    others: Counter[str] = field(default_factory=Counter)  # no pictures: suffix -> count
+    others: Counter[str] = field(default_factory=Counter)  # not pictures: suffix -> count
     # pictures of a kind that cannot be decoded: kind -> paths
     foreign: defaultdict[str, list[PurePath]] = field(default_factory=lambda: defaultdict(list))
     unreadable: dict[PurePath, str] = field(default_factory=dict)  # files and folders -> why
     hidden: dict[PurePath, int] = field(default_factory=dict)  # folders left out -> files in them
     runs: list[PurePath] = field(default_factory=list)  # folders that hold the output of runs
-    repeated: list[PurePath] = field(default_factory=list)  # folders looked at under another name
+    repeated: list[PurePath] = field(default_factory=list)  # folders seen under another name
     broken: list[PurePath] = field(default_factory=list)  # links that lead nowhere
     special: list[PurePath] = field(default_factory=list)  # pipes, sockets, devices
 
     def notes(self) -> list[str]:
-        """What was passed over, for a person: a line for each reason."""
+        """What was left out: one printable line for each reason."""
         lines = []
         if self.others:
             count = self.others.total()
-            are = "1 file is no picture" if count == 1 else f"{count} files are no pictures"
+            are = "1 file is not a picture" if count == 1 else f"{count} files are not pictures"
             kinds = [f"{n} {printable(kind)}" for kind, n in self.others.most_common()]
             lines.append(f"{are}: {_first(kinds)}")
         for kind, names in sorted(self.foreign.items()):
@@ -56,7 +56,7 @@ class PictureFiles:
             (_printable(self.hidden), "hidden folder", "hidden folders", f"left out{inside}"),
             (_printable(self.runs), "folder", "folders", "with the output of a run left out"),
             (_printable(self.repeated), "folder", "folders", "seen under another name left out"),
-            (_printable(self.broken), "link", "links", "to nowhere"),
+            (_printable(self.broken), "broken link", "broken links", "left out"),
             (_printable(self.special), "pipe or device", "pipes or devices", "left out"),
         ):
             if listed:
@@ -66,9 +66,9 @@ class PictureFiles:
 
 
 def find_pictures(given: Path, run_marker: str) -> PictureFiles:
-    """Look at a picture, or at every file below a folder, by its content.
+    """Find pictures by their content: a single file, or all below a folder.
 
-    Links to files and folders are followed, but no folder is looked at twice.
+    Links to files and folders are followed, but no folder is visited twice.
 
     Args:
         run_marker: a folder below that holds a file of this name is the output of a run.
@@ -107,8 +107,8 @@ class _Search:
         self.links: list[PurePath] = []  # to folders
 
     def whole(self) -> PictureFiles:
-        # No recursion: a path may have more folders than Python has stack. Links come last, so
-        # that a folder is found under its own name if it has one here.
+        # No recursion: a path may be deeper than Python's stack. Links come last, so that a folder
+        # is found under its own name if it has one here.
         folders = [PurePath()]
         while folders or self.links:
             folders += self._folder(folders.pop() if folders else self.links.pop(0))
@@ -139,7 +139,7 @@ class _Search:
         folders = []
         for entry in entries:
             if entry.name == self.run_marker:
-                continue  # of the run that writes into this very folder
+                continue  # the output of the run that writes into this folder
             below = name / entry.name
             try:
                 mode = entry.stat().st_mode

@@ -1,4 +1,4 @@
-"""What a file is by its first bytes: a picture that we decode, another kind of picture, or neither.
+"""The kind of a file by its first bytes: a picture that we decode, another picture, or neither.
 
 Nothing is decoded here. Names may lie (a phone's HEIC that is called ``.jpg``) or say nothing.
 """
@@ -14,7 +14,7 @@ from comining.errors import DataError
 
 HEAD = 512  # bytes that are looked at
 
-# A file with such a name is meant as a picture, whatever is in it.
+# A file with one of these suffixes is meant to be a picture, whatever its content.
 SUFFIXES = {
     ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm", ".png", ".pnm",
     ".ppm", ".tif", ".tiff", ".webp",
@@ -88,7 +88,7 @@ def is_decodable(head: bytes) -> bool:
     Image.init()
     prefix = head[:16].ljust(16, b"\0")
     accepts = (Image.OPEN[name][1] for name in FORMATS)
-    # Where WebP support is missing, the answer is a text.
+    # Without WebP support, Pillow's answer is a text.
     return bool(head) and any(accept is not None and accept(prefix) is True for accept in accepts)
 
 
@@ -100,7 +100,7 @@ def is_picture(file: Path, head: bytes) -> bool:
         return False
     if not head.startswith((b"BM", b"P")):
         return True
-    # Two letters that any text may begin with ("BMW"): only the whole header tells.
+    # The signature is two letters that any text may begin with ("BMW"): check the whole header.
     try:
         with open_image(file, str(file)):
             return True

@@ -1,4 +1,4 @@
-"""Names of picture files, which may hold any bytes: for a person, for JSON, and for a drawing."""
+"""Names of picture files, which may hold any bytes: for messages, for JSON, and for drawings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import unicodedata
 from pathlib import PurePath
 
-# Bytes: what Linux, macOS and Windows allow for a name. Longer paths are refused by Linux.
+# Bytes that Linux, macOS and Windows allow for a name, and Linux for a path.
 LONGEST_NAME, LONGEST_PATH = 255, 4095
 
 
@@ -30,7 +30,7 @@ def json_name(name: PurePath) -> str:
 
 
 class DrawingNames:
-    """Names for drawings, relative to their folder, of which no two are taken for the same.
+    """Names for drawings, relative to their folder, that no file system confuses.
 
     ``a/b.jpg`` becomes ``a/b.jpg.png``; the suffix stays, since ``b.jpg`` and ``b.png`` are two
     pictures. A name that is too long, or differs from an earlier one only in case or in how its
@@ -54,7 +54,7 @@ class DrawingNames:
         return wanted
 
     def hashed(self, name: PurePath) -> PurePath:
-        """Another one, which every file system takes: in no folder, short, plain letters."""
+        """Another name, which every file system accepts: in no folder, short, plain letters."""
         start = "".join(
             c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in name.name
         )
@@ -68,5 +68,5 @@ class DrawingNames:
 
 
 def _same(name: PurePath) -> str:
-    """Equal for two names that some file system takes for the same."""
+    """A key that is equal for two names which some file system treats as the same."""
     return unicodedata.normalize("NFC", str(name).casefold())

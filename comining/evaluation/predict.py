@@ -1,4 +1,4 @@
-"""Detections in pictures that nobody annotated."""
+"""Detections in pictures without annotations."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from comining.evaluation.picture_names import json_name, printable
 from comining.structures import Boxes
 from comining.tracking.drawing import DETECTED, Layer, panel
 
-# px: pictures whose longest side is larger are drawn reduced, but no side below the second number:
-# of a strip nothing would be seen.
+# px: drawings are reduced to the first as their longest side, but no side below the second, so that
+# strips remain visible.
 LONGEST, SHORTEST = 1600, 200
 LONGEST_REASON = 300  # characters
 
@@ -29,7 +29,7 @@ LONGEST_REASON = 300  # characters
 class PicturePrediction:
     """What was detected in one picture.
 
-    Without ``rows`` the picture was skipped; without a ``drawing`` only that is missing.
+    Without ``rows`` the picture was skipped; without ``drawing`` only the drawing is missing.
     """
 
     image_id: int  # counts the pictures from 1
@@ -49,18 +49,18 @@ def predict_pictures(
     category_names: list[str],
     score_threshold: float,
 ) -> Iterator[PicturePrediction]:
-    """Detect in pictures, one after the other; none of them ends the others.
+    """Detect in pictures, one after the other; an error in one does not stop the others.
 
-    A picture is turned as its EXIF orientation says: boxes are in pixels of what a viewer shows.
-    The caller writes what comes out.
+    A picture is turned by its EXIF orientation: boxes are in pixels as a viewer shows it. The
+    caller writes the results.
 
     Args:
         score_threshold: detections that do not exceed it are not drawn.
     """
     for image_id, name in enumerate(files.pictures, start=1):
         prediction = PicturePrediction(image_id, name)
-        # Whatever a picture leads to (a broken file, too little memory for its size) says nothing
-        # about the next one. What is there when it fails is kept.
+        # A failure (a broken file, too little memory) does not affect the next picture. Partial
+        # results are kept.
         try:
             image = load_image(files.folder / name, exif="apply")
             prediction.pages = _pages(files.folder / name)
@@ -75,7 +75,7 @@ def predict_pictures(
 
 
 def reason(error: Exception, file: Path) -> str:
-    """Why something failed, on one line that does not name the file again."""
+    """Why something failed, on one line without the name of the file."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return "out of memory"
     text = str(error)
@@ -88,10 +88,10 @@ def reason(error: Exception, file: Path) -> str:
 
 
 def _pages(file: Path) -> int:
-    """How many pages or frames a file has; damage behind the first ends them."""
+    """The number of pages or frames of a file, up to the first damaged one."""
     try:
         with open_image(file, str(file)) as image:
-            # In an MPO file a phone stores a preview or a depth map behind the picture.
+            # Phones store a preview or a depth map after the picture in an MPO file.
             return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
     except DataError:
         return 1

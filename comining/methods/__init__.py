@@ -1,1 +1,1 @@
-"""What is done with a batch: one file a method; see :class:`~.method.Method`."""
+"""Training methods, one file per method; see :class:`~.method.Method`."""

@@ -22,54 +22,54 @@ Form = Literal["fading", "likelihood"]
 
 # The largest exponent of the fading form.
 MOST_FADING = 1e4
-# Steps of the estimate in which detections are counted: every second one.
+# For the estimate, detections are counted in every second step.
 EVERY = 2
 
 
 class AnnotationRate(Method):
     """Regions far from every annotation are trained as not annotated, not as background.
 
-    An object is annotated with a chance c, the annotation rate of its class. Where nothing is
-    annotated, the loss of background has one of two forms. Both let a region go whose probability p
-    of an object is near 1, and pull nothing up; with a rate of 1 they are the ordinary loss.
+    An object is annotated with probability c, the annotation rate of its class. Where nothing is
+    annotated, the background loss has one of two forms. Both stop suppressing a region whose object
+    probability p is near 1, and neither raises p; with a rate of 1 they are the ordinary loss.
 
-    * ``fading``: the focal loss of background, times ``c * (1 - p) ** ((1 - c) / c)``. There are
-      (1 - c) / c objects without an annotation for each one with it: the fewer are annotated, the
-      less background counts, and the sooner a region is let go. No gradient goes through the
-      factor.
-    * ``likelihood``: an object is annotated with q = c * p, and the focal loss of background is
-      taken of q in place of p: ``(1 - alpha) * q ** gamma * -log(1 - q)``. It also weakens
-      background of which the network is sure, by c ** (gamma + 1). On an object it is least at
+    * ``fading``: the focal loss of background, times ``c * (1 - p) ** ((1 - c) / c)``. For each
+      annotated object there are (1 - c) / c unannotated ones: the fewer are annotated, the less
+      background counts, and the sooner a region is no longer suppressed. No gradient flows through
+      the factor.
+    * ``likelihood``: an object is annotated with probability q = c * p, and the focal loss of
+      background uses q in place of p: ``(1 - alpha) * q ** gamma * -log(1 - q)``. It also weakens
+      the loss of confident background, by c ** (gamma + 1). For objects its minimum is at p =
       ``min(1, true rate / c)``.
 
     Where classes exclude each other (proposals of a two-stage detector), the loss is
     cross-entropy: ``-log(p_bg + sum of (1 - c_k) * p_k)``, or ``-log(p_bg)`` times
-    ``c * (1 - p) ** ((1 - c) / c)``, p the probability of any object; where classes have different
-    rates, with the mean of their exponents, weighted by their probabilities, and with the factor
-    of each class (see :class:`comining.detectors.detector.Background`). The anchors of a region
-    proposal network have one class, an object, with the smallest of the rates.
+    ``c * (1 - p) ** ((1 - c) / c)``, p the probability of any object. If classes have different
+    rates, the exponent is the mean over the classes, weighted by their probabilities, and each
+    class has its own factor (see :class:`comining.detectors.detector.Background`). The anchors of a
+    region proposal network have a single class, object, with the smallest of the rates.
 
-    The rate of the loss need not be the true one: too low a rate does little harm, while too high a
-    rate holds the scores of objects down. What is known of a class in an image (see
-    :class:`comining.structures.Knowledge`) comes first.
+    The rate of the loss need not be the true one: a rate that is too low does little harm, while
+    one that is too high suppresses the scores of objects. What is known about a class in an image
+    (see :class:`comining.structures.Knowledge`) takes precedence.
 
-    With ``rate=auto`` the loss uses ``assumed_rate`` for every class, and how much is annotated is
-    estimated beside it, by annotations that are held back for a part of training: see
+    With ``rate=auto`` the loss uses ``assumed_rate`` for every class. The annotated share is
+    estimated separately, from annotations that are held back for a part of training: see
     :class:`RateEstimator`.
 
     No source; compare MMA (Cermelli et al., CVPRW 2022), whose background is "background or an old
     class", and Teisseyre et al. (ICCS 2020) for classifiers.
 
     Args:
-        form: of the loss.
-        rate: c of the loss, of all classes or by their names, or ``auto``.
+        form: form of the loss.
+        rate: c of the loss, for all classes or by class name, or ``auto``.
         assumed_rate: c of the loss with ``auto``.
-        near_iou: a negative that overlaps an annotation by at least this is ordinary background:
-            its neighbourhood has been looked at.
+        near_iou: a negative whose IoU with an annotation is at least this is ordinary background:
+            annotators have looked at its neighbourhood.
         held_back: with ``auto``, the share of the annotations of a class that is held back; 0
-            estimates nothing.
+            disables the estimate.
         estimate_from, estimate_until: with ``auto``, the part of training, 0 ... 1, in which
-            detections are counted. What is held back is trained on from its end.
+            detections are counted. After it the held-back annotations are trained on, too.
     """
 
     class_rates: Tensor  # [K] float32, of the loss
@@ -107,7 +107,7 @@ class AnnotationRate(Method):
         self.names = data.categories.names
         rates = torch.tensor(self._rates_by_name(), dtype=torch.float32)
         self.register_buffer("class_rates", rates.to(run.device))
-        # Finite, since a product with infinity may be no number; a rate of 0 has a factor of 0, and
+        # Finite, because a product with infinity may be NaN; a rate of 0 has a factor of 0, and
         # does not fade what other classes of a softmax say.
         exponents = ((1 - self.class_rates) / self.class_rates).clamp(max=MOST_FADING)
         self.exponents = exponents.masked_fill(self.class_rates == 0, 0.0)
@@ -141,7 +141,7 @@ class AnnotationRate(Method):
                         f"method.rate: {name!r} is not a class of the data: {list(self.names)}"
                     )
                 if name not in self.rate:
-                    raise ConfigError(f"method.rate: the class {name!r} has none")
+                    raise ConfigError(f"method.rate: no rate for the class {name!r}")
             return [self.rate[name] for name in self.names]
         return [self.assumed_rate if self.rate == "auto" else self.rate] * len(self.names)
 
@@ -169,7 +169,7 @@ class AnnotationRate(Method):
     def background(self, regions: Regions, batch: Batch) -> Background:
         unsure = regions.negative & (regions.overlap(batch.annotated) < self.near_iou)
         unsure = unsure.unsqueeze(-1)
-        # An object of a class that is not known may be of the one that is annotated least.
+        # The class of an object is unknown here: it may be the one with the smallest rate.
         rates = self.class_rates.amin().unsqueeze(0) if regions.pooled else self.class_rates
         if self.form == "likelihood":
             rate = torch.where(unsure, rates, 1.0)
@@ -177,7 +177,7 @@ class AnnotationRate(Method):
         fading = regions.faded(self.exponents) * rates
         return Background(weights=torch.where(unsure, fading, 1.0))
 
-    # -- what is told ----------------------------------------------------------------------
+    # -- reporting -------------------------------------------------------------------------
 
     def figures(self) -> dict[str, float]:
         found = self._estimated()
@@ -209,7 +209,7 @@ class AnnotationRate(Method):
         return [f"about {together:.0%} of the objects are annotated: {of_class}"]
 
     def _estimated(self) -> dict[str, tuple[float, float, float]]:
-        """Rate, low and high end of the classes that have an estimate."""
+        """Rate, lower and upper end of its interval, for the classes with an estimate."""
         columns = zip(self.names, self.estimate.T.tolist(), strict=True)
         return {
             name: (rate, low, high) for name, (rate, low, high) in columns if not math.isnan(rate)

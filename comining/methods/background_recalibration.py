@@ -50,7 +50,7 @@ class BackgroundRecalibration(Method):
         self.alpha, self.gamma = alpha, gamma
 
     def mirrored(self, logits: Tensor) -> Tensor:
-        """The loss of every class of a confusing anchor, element by element, before the weight."""
+        """Element-wise loss of every class of a confusing anchor, without ``loss_weight``."""
         background = focal_background(logits, self.alpha, self.gamma)
         foreground = focal_foreground(logits, 1 - self.alpha, self.gamma)
         return torch.where(logits.sigmoid() > self.confusion_score, foreground, background)

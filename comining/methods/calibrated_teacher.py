@@ -23,16 +23,15 @@ log = logging.getLogger(__name__)
 
 
 class CalibratedTeacher(Method):
-    """An averaged copy mines where its scores, calibrated on annotated objects, are high enough.
+    """An averaged copy mines the detections whose calibrated scores are high enough.
 
-    The teacher looks at the original view, the network is trained on ``recoloured``, the same
-    with other colours, and is what is evaluated. What the teacher's scores are worth is learnt
-    from its detections that touch an annotation. These are a biased sample, because annotated
-    objects were trained on: on DOTA with 5 % annotated others measured the method below a plain
-    detector.
+    The teacher sees the original view. The network is trained on ``recoloured``, the same view with
+    other colours, and is the one that is evaluated. The calibration is fitted to those detections
+    of the teacher that touch an annotation. They are a biased sample, because annotated objects
+    were trained on: on DOTA with 5 % annotated, others measured the method below a plain detector.
 
     Args:
-        recolour: makes the view that is trained on.
+        recolour: makes the training view.
         momentum, warm_up: of the average, see :class:`Teacher`.
         score_threshold: a detection has at least this class probability (step 1).
         nms_threshold, max_per_image: of the teacher's detections.
@@ -40,12 +39,12 @@ class CalibratedTeacher(Method):
         fitted_overlap, merged_overlap: see ``same_class`` of :class:`Touching`; the first for
             detections that the calibration is fitted to, the second for those that are merged.
         any_class_overlap, inside: the other two rules of :class:`Touching`.
-        right_overlap: a detection that is fitted to is right if its IoU with an annotation of its
+        right_overlap: a detection used for the fit is right if its IoU with an annotation of its
             class exceeds this.
-        calibrated_threshold: a detection becomes ground truth from this calibrated score on,
-            unless it touches an annotation (step 2). Nothing does before a fit has succeeded.
-        min_box_size: and if both of its sides exceed this, px.
-        late_part: share of training at whose beginning negatives get weights (step 3); 0: never.
+        calibrated_threshold: a detection of at least this calibrated score becomes ground truth,
+            unless it touches an annotation (step 2). None does before a fit has succeeded.
+        min_box_size: both sides of such a detection must exceed this, px.
+        late_part: negatives get weights in this last share of training (step 3); 0: never.
         max_steps: length of training.
         floor, factor, alpha, gamma: of :meth:`negative_weight`.
     """
@@ -92,7 +91,7 @@ class CalibratedTeacher(Method):
         self.late_step = max_steps - round(late_part * max_steps)
         self.floor, self.factor, self.alpha, self.gamma = floor, factor, alpha, gamma
         self.calibration = Calibration()
-        self.step = 0  # of the batch at hand
+        self.step = 0  # of the current batch
         self._found_in_step: list[Tensor] = []  # batch by batch, see :meth:`Calibration.add`
 
     @property
@@ -130,14 +129,14 @@ class CalibratedTeacher(Method):
 
     def detections(self, teacher: Detector, predictions: Predictions) -> Boxes:
         """The teacher's detections of a batch (step 1), cut at the border of their image."""
-        # candidates() takes what is above its threshold, this method what is not below it.
+        # candidates() needs a score above its threshold; here one equal to it is enough.
         below = torch.nextafter(torch.tensor(self.score_threshold), torch.tensor(-1.0)).item()
         found = teacher.candidates(predictions, max(0.0, below))
         found = suppress(found, predictions.num_classes, self.nms_threshold, self.max_per_image)
         return clip(found, predictions.image_sizes, 0.0)
 
     def to_fit(self, found: Boxes, annotated: Boxes) -> Tensor:
-        """What the calibration is fitted to (step 1): [n, 2] scores, and 1 where right."""
+        """Samples for the calibration (step 1): [n, 2], the score, and 1 if right, else 0."""
         right = torch.zeros_like(found.known_scores)
         if len(found) and len(annotated):
             iou, labels = iou_in_image(found, annotated)
@@ -152,7 +151,7 @@ class CalibratedTeacher(Method):
         chosen = (sides > self.min_box_size).all(dim=1)
         chosen &= ~self.touches_to_merge(found, annotated)
         chosen &= self.calibration(found.known_scores) >= self.calibrated_threshold
-        # A threshold of 0 is no reason to trust scores of unknown worth.
+        # Uncalibrated scores are not trusted, even with a threshold of 0.
         return found[chosen & self.calibration.fitted]
 
     def background(self, regions: Regions, batch: Batch) -> Background:
@@ -162,7 +161,7 @@ class CalibratedTeacher(Method):
         return Background(weight.masked_fill(~regions.negative, 1.0))
 
     def negative_weight(self, overlap: Tensor) -> Tensor:
-        """Step 3, element by element, for the overlap u of the predicted box with a target.
+        """Step 3, element-wise, for the overlap u of the predicted box with a target.
 
         ``floor + factor * (1 - floor) * (-alpha * u ** gamma * ln(1.00001 - u))``
         """
@@ -177,6 +176,6 @@ class CalibratedTeacher(Method):
             self.calibration.refit()
 
     def figures(self) -> dict[str, float]:
-        """``threshold/all``: the score from which on detections are merged, once it is known."""
+        """``threshold/all``: the lowest score of detections that are merged, once it is known."""
         score = self.calibration.score_of(self.calibrated_threshold)
         return {} if score is None else {"threshold/all": max(score, self.score_threshold)}

@@ -1,4 +1,4 @@
-"""What scores are worth: a logistic calibration, refitted on recent detections."""
+"""Logistic calibration of scores, refitted on recent detections."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ MARGIN = 1e-6
 class Calibration(nn.Module):
     """The probability that a detection is right: ``sigmoid(slope * logit(score) + offset)``.
 
-    (1, 0) would leave a score what it is. The two numbers, and the detections since the last fit,
-    travel in the checkpoint. With several processes each of them holds those of all.
+    Slope 1 and offset 0 leave a score unchanged. The two numbers, and the detections since the last
+    fit, are saved in the checkpoint. With several processes, each holds the detections of all.
     """
 
     slope: Tensor  # [] float32
@@ -34,10 +34,10 @@ class Calibration(nn.Module):
         return (self.slope * logits + self.offset).sigmoid() * self.fitted
 
     def score_of(self, probability: float) -> float | None:
-        """The score whose calibrated score is ``probability``, from which on it is higher.
+        """The score whose calibrated score is ``probability``; higher scores are worth more.
 
         Returns:
-            None before a fit has succeeded, and where higher scores are worth no more.
+            None before a fit has succeeded, and if higher scores are not worth more.
         """
         wanted = torch.tensor(probability, dtype=torch.float64).logit()
         score = ((wanted - self.offset.cpu()) / self.slope.cpu()).sigmoid()
@@ -55,7 +55,7 @@ class Calibration(nn.Module):
     def refit(self) -> None:
         """Fit to the detections since the last call, and forget them.
 
-        Where all of them are right, or none is, the earlier fit stays.
+        If all of them are right, or none is, the earlier fit is kept.
         """
         scores, right = self.recent.unbind(dim=1)
         self._recent = []
@@ -71,27 +71,27 @@ class Calibration(nn.Module):
         return torch.cat([torch.zeros(0, 2), *(rows.cpu() for rows in self._recent)])
 
     def get_extra_state(self) -> Tensor:
-        """Of any length, as no buffer can be."""
+        """The recent detections; no buffer, because their number varies."""
         return self.recent
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Put back from a checkpoint."""
+        """Restore the recent detections from a checkpoint."""
         self._recent = [state.clone()]
 
 
 def fit_logistic(scores: Tensor, right: Tensor) -> tuple[float, float] | None:
-    """Slope and offset of the most likely logistic function of the logit of scores.
+    """Slope and offset of the maximum-likelihood logistic function of the logit of scores.
 
-    By Newton's method in float64 on the CPU. The labels are Platt's (1999), 1 and 0 drawn in by
-    one observation each, so that a most likely function exists where a threshold separates the
-    labels. The rows are sorted first: their order makes no difference.
+    By Newton's method in float64 on the CPU. The labels are Platt's (1999), 1 and 0 shrunk by one
+    observation each, so that a maximum exists even if a threshold separates the labels. The rows
+    are sorted first: their order makes no difference.
 
     Args:
         scores: [n] in 0 ... 1.
         right: [n] bool.
 
     Returns:
-        None where the labels are all alike.
+        None if all labels are equal.
     """
     order = right.to("cpu", torch.uint8).argsort(stable=True)
     order = order[scores.cpu()[order].argsort(stable=True)]

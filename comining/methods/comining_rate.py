@@ -1,4 +1,4 @@
-"""Mining on top of the annotation rate, by thresholds that follow from it."""
+"""Mining on top of the annotation rate, with thresholds derived from it."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ from comining.option_types import Fraction, NonNegativeFloat, NonNegativeInt
 from comining.structures import Batch, Boxes, Predictions
 
 BINS = 100  # of the score
-# Of the running counts: what a batch of 8 images adds is worth half after some 35 batches.
+# Decay of the running counts: for batches of 8 images their half-life is some 35 batches.
 MEMORY = 0.98
 
 
 class CoMiningRate(AnnotationRate):
-    """The best detections become extra ground truth, as many as the annotation rate tells of.
+    """The best detections become extra ground truth, as many as the annotation rate implies.
 
-    An averaged copy of the network (:class:`Teacher`) looks for them in the view that is trained
-    on. The network itself would have steps in which a class is found everywhere for a moment.
+    An averaged copy of the network (:class:`Teacher`) detects them in the training view. The
+    network itself would briefly detect a class everywhere in some steps.
 
-    Objects are annotated by chance, with the annotation rate c of their class. So for F annotated
-    objects that the teacher finds with a score of t or more, it finds about ``F * (1 - c) / c``
-    others. Of the detections that belong to no annotation, V score t or more. Where V is larger,
-    the difference is wrong. The threshold of a class is the lowest t at which ``precision * V`` is
-    not larger, by running counts. Wrong detections raise it, so that mining cannot collapse: no
-    more than ``F * (1 - c) / c / precision`` are mined, whatever is detected.
+    Objects are annotated at random, with the annotation rate c of their class. So if the teacher
+    finds F annotated objects with a score of at least t, it finds about ``F * (1 - c) / c``
+    unannotated ones. Let V detections of that score belong to no annotation. If V is larger, the
+    excess is wrong. The threshold of a class is the lowest t at which ``precision * V`` is not
+    larger, by running counts. Wrong detections raise it, so that mining cannot collapse: no more
+    than ``F * (1 - c) / c / precision`` are mined, whatever is detected.
 
-    Annotated objects are trained on, so that they score more than others, and the threshold errs
-    low; c is therefore taken too high rather than too low. A class of which the rate is not known
+    Annotated objects score higher than others, because they are trained on, and the threshold tends
+    to be too low; c is therefore chosen too high rather than too low. A class with an unknown rate
     mines nothing.
 
     Args:
         momentum: of the teacher.
         mine_from: the part of training, 0 ... 1, before which nothing is mined.
-        precision: share of right ones that is wanted among the pseudo-labels.
-        least_score: no detection that scores less is mined.
+        precision: the wanted share of right pseudo-labels.
+        least_score: detections of a lower score are not mined.
         nms_threshold, overlap_threshold, class_aware, max_per_image, clip_boxes, min_box_size: as
             in :class:`comining.methods.mining.Miner`.
         views, form, rate, assumed_rate, near_iou, held_back, estimate_from, estimate_until: as in
-            :class:`AnnotationRate`. c is the high end of the interval of the estimate, or, with a
-            rate that is given, that one.
+            :class:`AnnotationRate`. c is the upper end of the interval of the estimate, or the
+            given rate.
     """
 
     teacher: Teacher
@@ -125,11 +125,11 @@ class CoMiningRate(AnnotationRate):
         self.teacher.update(detector, step)
 
     def known_rates(self) -> Tensor:
-        """c [K] of the thresholds; NaN where nothing is known."""
+        """c [K] of the thresholds; NaN for a class with an unknown rate."""
         return self.estimate[2] if self.rate == "auto" else self.class_rates
 
     def thresholds(self) -> Tensor:
-        """The score [K] from which on detections are mined; infinite for a class without any."""
+        """The lowest score [K] of mined detections; infinite for a class that mines none."""
         rate = self.known_rates().to(self.found.dtype).unsqueeze(1)
         expected = at_least(self.found) * (1 - rate) / rate.clamp(min=1e-9)
         seen = at_least(self.unmatched)

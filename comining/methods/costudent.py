@@ -20,12 +20,12 @@ from comining.structures import Batch, Boxes, Predictions
 
 
 class CoStudent(Method):
-    """Two views supervise each other by what they found, after a teacher has corrected it.
+    """Two views supervise each other with their detections, after a teacher has corrected them.
 
-    The network sees the ``augmented`` view, the paper's weak one, and a ``strong`` one, in which
-    things lie elsewhere. The teacher, an averaged copy, sees the original view; where it is at
-    least as sure, its boxes replace those of a view, and those that the view has not found are
-    added. The network is what is evaluated.
+    The network sees the ``augmented`` view, the paper's weak one, and a ``strong`` one of another
+    geometry. The teacher, an averaged copy, sees the original view: its boxes replace those of a
+    view that score no higher, and boxes that the view missed are added. The network is the one that
+    is evaluated.
 
     (The paper's teacher sees the picture before the flip. Here all views share the flip, and the
     teacher's boxes need no mapping into the weak one.)
@@ -37,7 +37,7 @@ class CoStudent(Method):
         score_threshold, teacher_score_threshold: class probability that a detection must exceed
             in the network's views, and the teacher's.
         nms_threshold, max_per_image: of the detections of each view.
-        denoise_overlap: IoU from which on two boxes are of one object.
+        denoise_overlap: IoU above which two boxes are of one object.
         overlap_threshold, class_aware: see :class:`Miner`.
         min_box_size: pseudo-labels are cut at the border of the image, and dropped where a side
             is shorter, px.
@@ -130,9 +130,10 @@ class CoStudent(Method):
 def denoise(student: Boxes, teacher: Boxes, overlap: float) -> Boxes:
     """The boxes of a student, corrected by those of its teacher (step 2).
 
-    Of the teacher's boxes that overlap one of the student's by an IoU above ``overlap`` and score
-    at least as high, the one of the largest IoU replaces its place, class and score. Those that
-    overlap no box of the student, each by less than ``overlap``, are added. Classes play no part.
+    A box of the student takes the place, class and score of the teacher's box with the largest IoU,
+    among those whose IoU is above ``overlap`` and whose score is at least as high. Boxes of the
+    teacher whose IoU with every box of the student is below ``overlap`` are added. Classes play no
+    part.
 
     Args:
         student, teacher: N and M boxes with scores, of the same B images and in the same geometry.

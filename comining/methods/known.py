@@ -1,4 +1,4 @@
-"""What is known comes before what is mined."""
+"""Knowledge about an image takes precedence over what is mined in it."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class MeanTeacher(Method):
         views: on which the network (the student) is trained, all under the same targets:
             annotations and the teacher's pseudo-labels.
         momentum: of the average, see :class:`Teacher`.
-        deploy: which of the two is evaluated and meant by the run's checkpoints.
+        deploy: which of the two is evaluated, and loaded from the run's checkpoints.
         start_step: nothing is mined before this optimizer step; the average begins at once.
         score_threshold, nms_threshold, overlap_threshold, class_aware, max_per_image, clip_boxes,
             min_box_size: see :class:`Miner`.

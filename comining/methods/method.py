@@ -22,101 +22,101 @@ View = Literal["original", "augmented"]
 
 
 class RunInfo(NamedTuple):
-    """What a method may want to know of the run that it is prepared for."""
+    """What :meth:`Method.prepare` is told about the run."""
 
     folder: Path  # the run directory, for what the method wants to leave there
     device: torch.device  # of this process
     rank: int = 0
     world_size: int = 1
-    seed: int = 0  # with the position of an image it determines what is random about it
+    seed: int = 0  # determines random choices, with the position of an image
     max_steps: int = 0  # optimizer steps of the whole run
     images_per_step: int = 0  # positions of the training stream, of all processes
 
 
 class Supervision(NamedTuple):
-    """What every view is trained by beside the annotations, and which pseudo-labels were found."""
+    """The targets of every view besides its annotations, and the pseudo-labels that were found."""
 
-    # view -> further targets of its B images, where they lie in the original view
+    # view -> further targets of its B images, in the coordinates of the original view
     added: Mapping[str, Boxes] = MappingProxyType({})
     pseudo_labels: Mapping[str, Boxes] = MappingProxyType({})  # see :class:`StepResult`
     remaining_counts: Mapping[str, Tensor] = MappingProxyType({})  # see :class:`StepResult`
 
     def targets(self, view: str, annotated: Boxes) -> Boxes:
-        """All targets of a view, where they lie in the original one."""
+        """All targets of a view, in the coordinates of the original one."""
         return annotated.followed_by(self.added[view]) if view in self.added else annotated
 
 
 class Method(nn.Module):
-    """Supervise every view of an image by its annotations: what all methods start from.
+    """Base class of all methods: supervises every view of an image by its annotations.
 
-    All views go through the network in one forward. A method differs in the targets of a view
-    (:meth:`supervise`), or in how the regions that no target claims count (:meth:`background`).
-    Its state (parameters without gradient, buffers) travels in the checkpoint: what must survive
-    a resume belongs into a buffer or a submodule, not into a plain attribute.
+    All views go through the network in one forward. A method changes the targets of a view
+    (:meth:`supervise`), or how regions without a target count (:meth:`background`). Its state
+    (parameters without gradient, buffers) is saved in the checkpoint: what must survive a resume
+    belongs in a buffer or a submodule, not in a plain attribute.
 
     Args:
-        views: the views that are trained on, each a branch of the shared network.
+        views: the training views, each a branch of the shared network.
     """
 
     score_threshold: float | None = None  # tau, of methods that have one
-    needs: type | None = None  # the class of detectors that its rule has a meaning for; None: all
+    needs: type | None = None  # the class of detectors that the method is for; None: all
 
     def __init__(self, views: Sequence[View]):
         super().__init__()
         if not views or len(set(views)) != len(views):
             raise ValueError(f"method.views must name different views, got {list(views)}")
         self.views: tuple[str, ...] = tuple(views)
-        # Whether :meth:`supervise` is asked in a training step. The overview images ask it, too, on
-        # one process only: what is counted, or shared with other processes, belongs into a step.
+        # Whether :meth:`supervise` is called in a training step. The overview images call it, too,
+        # on one process only: counting, and sharing with other processes, belong in a step.
         self.in_step = False
 
     def check_detector(self, kind: object, method: str, detector: str) -> None:
-        """Refuse a detector that the method's rule has no meaning for.
+        """Refuse a detector that the method cannot be used with.
 
         Args:
             kind: the class of the detector, or a function that makes one.
-            method, detector: what they are called in the configuration.
+            method, detector: their names in the configuration.
 
         Raises:
             ConfigError: naming both.
         """
         if self.needs and isinstance(kind, type) and not issubclass(kind, self.needs):
             raise ConfigError(
-                f"method={method} has no meaning for detector={detector}: it is for a "
+                f"method={method} cannot be used with detector={detector}: it needs a "
                 f"{self.needs.__name__} (detector=faster_rcnn)"
             )
 
     @property
     def mined_views(self) -> tuple[str, ...]:
-        """The views in which pseudo-labels are looked for, where the method looks for any."""
+        """The views in which the method looks for pseudo-labels, if it does."""
         return self.views
 
     def own_views(self, originals: Sequence[Tensor], batch: Batch) -> dict[str, Sequence[Tensor]]:
-        """Views that this method makes beside the original and the augmented one, by name.
+        """Views that this method makes besides the original and the augmented one, by name.
 
         Args:
             originals: B images [3, H, W] uint8, to be left unchanged.
-            batch: of the same images; its positions seed what is random.
+            batch: of the same images; its positions seed random choices.
         """
         return {}
 
     def geometry(self, view: str, batch: Batch) -> Geometry | None:
-        """How the images of the original view lie in another one; None where nothing is moved."""
+        """The geometry of a view relative to the original one; None if it is the same."""
         return None
 
     def seen_in(self, view: str, batch: Batch, boxes: Boxes) -> tuple[Batch, Boxes]:
-        """The boxes of a batch, and others of the same images, as they lie in a view."""
+        """A batch, and other boxes of its images, in the coordinates of a view."""
         geometry = self.geometry(view, batch)
         if geometry is None:
             return batch, boxes
         return geometry.batch(batch), geometry.objects(boxes)
 
     def prepare(self, detector: Detector, data: DetectionData, run: RunInfo) -> None:
-        """What is to be done once, before training begins or goes on.
+        """Prepare the method once, before training begins or is resumed.
 
-        Called on every process, when the data are read, processes can communicate, and a
-        checkpoint that is resumed has not yet been loaded: submodules and buffers that are made
-        here get its state.
+        Called on every process, after the data are read and processes can communicate, and before a
+        checkpoint is loaded to resume from: submodules and buffers that are made here get its
+        state.
         """
 
     def forward(
@@ -130,7 +130,7 @@ class Method(nn.Module):
 
         Args:
             views: for every view B images [3, H, W] uint8 of equal size.
-            batch: annotations of the B images, where they lie in the original view.
+            batch: annotations of the B images, in the coordinates of the original view.
             step: optimizer steps done so far.
         """
         predictions = detector.predict([image for view in self.views for image in views[view]])
@@ -155,7 +155,7 @@ class Method(nn.Module):
         Args:
             branch: predictions of the B images of the view.
             targets: of the same images.
-            batch: where things lie in the view.
+            batch: in the coordinates of the view.
         """
         background = partial(self.background, batch=batch)
         return detector.losses(branch, targets, background, batch.knowledge)
@@ -168,8 +168,8 @@ class Method(nn.Module):
         batch: Batch,
         step: int,
     ) -> Supervision:
-        """:meth:`supervise` without what is known: nothing is added where a class is complete, and
-        nothing in an ignored region.
+        """:meth:`supervise`, without targets of a class that is complete, and without those in an
+        ignored region.
         """
         supervision = self.supervise(detector, predictions, views, batch, step)
         known = batch.knowledge
@@ -193,20 +193,20 @@ class Method(nn.Module):
         batch: Batch,
         step: int,
     ) -> Supervision:
-        """The targets of every view beside its annotations, and the pseudo-labels that were found.
+        """The targets of every view besides its annotations, and the pseudo-labels that were found.
 
         Args:
-            predictions: of all views that are trained on, V * B images, view after view.
+            predictions: of all training views, V * B images, view after view.
             views, batch, step: see :meth:`forward`.
         """
         return Supervision()
 
     def background(self, regions: Regions, batch: Batch) -> Background:
-        """What the method says about the regions of a branch; nothing by default.
+        """How the regions of a branch count that have no target; as background by default.
 
         Args:
             regions: under the targets of :meth:`supervise`.
-            batch: where things lie in the view of the branch.
+            batch: in the coordinates of the branch's view.
         """
         return Background()
 
@@ -218,18 +218,18 @@ class Method(nn.Module):
         """
 
     def figures(self) -> dict[str, float]:
-        """What the method knows of itself, to be logged by name with the figures of training."""
+        """Figures of the method by name, to be logged with those of training."""
         return {}
 
     def outcome(self) -> dict[str, Any]:
-        """What ``result.json`` tells of the method at the end, by fields of its record."""
+        """Facts about the method for ``result.json``, by fields of its record."""
         return {}
 
     def closing_lines(self) -> list[str]:
-        """The same for a person, printed at the end of a run."""
+        """Lines about the method that are printed at the end of a run."""
         return []
 
     def deployed(self, detector: Detector) -> Detector:
-        """The network that is evaluated, and that is meant by a checkpoint: one of the training
-        module's parts, ``detector`` itself or one that the method holds."""
+        """The network that is evaluated, and loaded from a checkpoint: a part of the training
+        module, ``detector`` itself or one that the method holds."""
         return detector

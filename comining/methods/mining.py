@@ -1,7 +1,7 @@
 """Mining: Steps 1-3 of Algorithm 1 (Wang et al., AAAI 2021), for all methods that mine.
 
-Everything works on all images of a batch at once and never sends a gradient. Step 1 needs to know
-how a detector encodes its boxes and is therefore :meth:`Detector.candidates`.
+Everything works on all images of a batch at once, without a gradient. Step 1 needs to know how a
+detector encodes its boxes and is therefore :meth:`Detector.candidates`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Miner:
         nms_threshold: theta_1 (Step 2).
         overlap_threshold: theta_2, the IoU above which a detection counts as annotated (Step 3).
         class_aware: Step 3 looks at annotations of the detection's own class only.
-        max_per_image: pseudo-labels of an image at the most.
+        max_per_image: pseudo-labels of an image at most.
         clip_boxes: cut pseudo-labels at the image border and drop those under ``min_box_size``
             px; a box that overlaps no anchor would make all anchors of an image positive.
     """
@@ -68,7 +68,7 @@ class Miner:
 def drop_annotated(
     boxes: Boxes, annotated: Boxes, overlap_threshold: float, class_aware: bool
 ) -> Boxes:
-    """Step 3: drop what the annotations of its image already cover (IoU > threshold).
+    """Step 3: drop boxes that an annotation of their image already covers (IoU > threshold).
 
     Args:
         class_aware: compare with annotations of the same class only, as the authors' code does.

@@ -28,7 +28,7 @@ class PartAware(Method):
     An anchor lies inside an annotated box of a subject class if more than ``inside`` of its own
     area does. It then contributes no classification loss for the subject's part classes of which
     the image has no annotation. An FCOS point counts as a square with the side of its stride. The
-    anchors of a region proposal network know one class and have no loss as background there.
+    anchors of a region proposal network have a single class and no background loss there.
 
     Args:
         hierarchy: part class names of every subject class name; None mines the pairs from the
@@ -36,7 +36,7 @@ class PartAware(Method):
         inside: share of a box that must lie inside another.
         min_share: of mining: a class is a part if at least this share of its boxes lies inside
             boxes of the subject, in images that annotate both.
-        min_count: of mining: and if at least so many do.
+        min_count: of mining: and if at least this many boxes do.
     """
 
     is_part: Tensor  # [K, K] float: subject, part
@@ -110,7 +110,7 @@ def mine_parts(
     min_share: float,
     min_count: int,
 ) -> NDArray[np.bool_]:
-    """Which classes are parts of which, by how often their kept boxes lie inside.
+    """Which classes are parts of which, by how often their boxes lie inside those of the other.
 
     Returns:
         [K, K] bool, subject then part.

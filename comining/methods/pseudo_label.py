@@ -30,17 +30,17 @@ log = logging.getLogger(__name__)
 
 
 class PseudoLabel(Method):
-    """Train on what a teacher found beyond the annotations, or ignore the anchors near it.
+    """Train on a teacher's detections beyond the annotations, or ignore the anchors near them.
 
     The teacher is a detector trained on the same sparse set. It runs over the training images
     before training begins; its confident detections, without those that cover an annotation of
     their class, are written to ``pseudo_labels.json`` in the run directory.
 
     Args:
-        teacher: a checkpoint; None takes that of a finished run of ``method=original`` beside
-            this one whose other options are the same, as a sweep over methods leaves it.
-        use: ``positives`` makes its boxes full ground truth; ``ignore`` takes the anchors
-            that they would train out of the loss of their class.
+        teacher: a checkpoint; None takes that of a finished run of ``method=original`` with the
+            same other options in the same folder, as a sweep over methods leaves it.
+        use: ``positives`` makes its boxes full ground truth; ``ignore`` excludes the anchors that
+            they would train from the loss of their class.
         score_threshold: of the teacher's detections, strict; 1 switches the method off.
         overlap_threshold: IoU above which a detection counts as annotated.
         class_aware: compare with annotations of the same class only.
@@ -119,7 +119,7 @@ class PseudoLabel(Method):
         if beside is None:
             raise ConfigError(
                 "method.teacher is not set, and no finished run of method=original with the same "
-                f"options lies beside {run}: train one first, or give its checkpoint"
+                f"options is in the folder of {run}: train one first, or give its checkpoint"
             )
         return beside / "checkpoints" / "last.ckpt"
 
@@ -145,15 +145,15 @@ class PseudoLabel(Method):
         near = regions.assign(batch.pseudo_labels)
         classes = torch.arange(regions.num_classes, device=near.device)
         ignored = near.unsqueeze(-1) == classes
-        # An anchor that trains an annotation trains it, whatever else lies there.
+        # An anchor matched to an annotation keeps its loss, whatever else lies there.
         ignored &= ~regions.positive.unsqueeze(-1)
         return Background((~ignored).to(regions.logits.dtype))
 
 
 def shared_among_ranks(work: Callable[[], dict[int, Boxes]], world_size: int) -> dict[int, Boxes]:
-    """What ``work`` returns on all processes, put together on each of them.
+    """The results of ``work`` on all processes, merged on each of them.
 
-    Where it fails on one process, all stop: the others would wait for it without end.
+    If it fails on one process, all stop: the others would wait for it forever.
     """
     if world_size == 1:
         return work()

@@ -1,4 +1,4 @@
-"""How much of the objects is annotated, estimated without knowing what is missing."""
+"""The annotated share of objects, estimated without knowing what is missing."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from comining.ops import clip, iou_in_image, suppress
 from comining.structures import Batch, Boxes, Predictions
 
 BINS = 50
-# Detections below it are not looked at.
+# Detections of a lower score are not used.
 LOWEST_SCORE = 0.1
-# Low, as the two that follow: that an object is found counts here, not how well it is placed.
+# Low, like the two that follow: it counts that an object is found, not how well it is localised.
 NMS_THRESHOLD = 0.3
 MAX_PER_IMAGE = 100
 # A detection belongs to an annotation if it overlaps it by more than this, whatever the classes.
 TOUCHING_IOU = 0.3
-# A spy is found by a detection of its class that covers it by this IoU.
+# A spy is found by a detection of its class with at least this IoU.
 FOUND_IOU = 0.3
-# What is known of the recall of a class beside its spies counts as much as so many of them.
+# The prior for the recall of a class counts as much as this many spies.
 PRIOR_SPIES = 200.0
-# A score at which fewer of the spies are found says little.
+# Scores at which a smaller share of the objects is found are not used.
 LEAST_FOUND = 0.2
-# Standard deviations by which the score is chosen.
+# Standard deviations of the upper bound by which the score is chosen.
 CARE = 3.0
-# Scores that are as good as the chosen one, up to this factor, have a say, too.
+# The estimate is the mean over the scores whose upper bound is within this factor of the lowest.
 AS_GOOD = 1.15
 # Standard deviations on each side of an interval of 90 %, and the relative deviation that is left
 # with any number of spies: by wrong detections, and by objects that are found by halves.
@@ -37,7 +37,7 @@ OWN_DEVIATION = 0.15
 
 
 class RateEstimate(NamedTuple):
-    """Of every class the share of its objects that is annotated; NaN where none is."""
+    """The annotated share of the objects of every class; NaN if none is annotated."""
 
     rate: Tensor  # [K]
     low: Tensor  # [K] of an interval of 90 %
@@ -45,18 +45,18 @@ class RateEstimate(NamedTuple):
 
 
 class RateEstimator(nn.Module):
-    """Counts detections beside held-back annotations, the spies (Liu et al., ICML 2002).
+    """Estimates rates from held-back annotations, the spies (Liu et al., ICML 2002).
 
-    Training treats the spies as it treats objects that nobody annotated, so that both are found
-    equally often. If a share r of the spies has a detection that scores at least t, and u
-    detections of that score belong to no annotation, then there are about u / r objects that
-    training does not know, spies included. Fewer, where some of the u are wrong: the estimate of
-    the rate errs low.
+    Training treats the spies like objects that nobody annotated, so both are found equally often.
+    If a share r of the spies has a detection with a score of at least t, and u detections of that
+    score belong to no annotation, then there are about u / r objects that training does not know,
+    spies included. There are fewer if some of the u are wrong: the estimated rate tends to be too
+    low.
 
-    There may be few spies of a class. Its annotated objects are more, but they are found too often,
-    because they are trained on. How much too often is taken from all classes together: r is drawn
-    towards the share of the annotated objects of the class that is found, times the share of all
-    spies over that of all annotated objects. What is pasted does not count.
+    A class may have few spies. It has more annotated objects, but these are found too often,
+    because they are trained on. The excess is estimated from all classes together: r is shrunk
+    towards the recall of the class's annotated objects, times the recall of all spies over that of
+    all annotated objects. Pasted objects do not count.
 
     Args:
         num_classes: K.
@@ -97,7 +97,7 @@ class RateEstimator(nn.Module):
         self.images += batch.annotated.num_images
 
     def estimate(self, annotated: Tensor, num_spies: Tensor, num_images: int) -> RateEstimate:
-        """The rates by all that was counted, on all processes.
+        """The rates from all counts, on all processes.
 
         Args:
             annotated: [K] annotations of the set, spies included.
@@ -147,7 +147,7 @@ def estimate_rate(
         trained: [K, BINS] the same of annotated objects that are trained on.
         unmatched: [K, BINS] detections that belong to no annotation, in one pass over the set.
         annotated: [K] annotations of the set, spies included.
-        num_spies: [K] different spies; repeated visits of one are no further evidence.
+        num_spies: [K] number of distinct spies; repeated visits of one add no evidence.
     """
     own, of_all = _recall(spies), _recall(spies.sum(dim=0))
     trained_own, trained_of_all = _recall(trained), _recall(trained.sum(dim=0))
@@ -163,8 +163,8 @@ def estimate_rate(
     of_one = (1 - recall).clamp(min=0) / recall.clamp(min=1e-9)
     of_recall = of_one * (1 / (weight + PRIOR_SPIES) + drawn**2 / number)
     deviation = (of_recall + 1 / detections.clamp(min=1)).sqrt()
-    # The score at which a careful upper end is lowest: below it detections are wrong, above it
-    # few. A less careful one would choose the scores at which spies were found by good luck.
+    # The score with the lowest conservative upper bound: below it detections are wrong, above it
+    # few. A tighter bound would choose scores at which spies were found by luck.
     scores = torch.arange(BINS, device=spies.device) / BINS
     usable = (scores >= LOWEST_SCORE) & (recall >= LEAST_FOUND)
     upper = torch.where(usable, hidden * (1 + CARE * deviation), torch.inf)
@@ -188,10 +188,10 @@ def estimate_rate(
 
 
 def _recall(scores: Tensor) -> Tensor:
-    """The share of objects, by the score of their best detection, that a score and more finds."""
+    """The share of objects that is found at each score, from counts by their best score."""
     return at_least(scores) / scores.sum(dim=-1, keepdim=True).clamp(min=1)
 
 
 def at_least(counts: Tensor) -> Tensor:
-    """How many lie in a bin or in one above it."""
+    """For each bin, the counts of it and all bins above it."""
     return counts.flip(-1).cumsum(-1).flip(-1)

@@ -17,9 +17,9 @@ class SoftSampling(Method):
     """Weights the classification loss of negatives by a Gompertz function of their overlap.
 
     ``w(o) = floor + (1 - floor) * exp(-b * exp(-c * o))``, o the largest IoU with an annotated box.
-    Positives and the normaliser stay. The published rule weights the proposals of a two-stage
-    detector and leaves its region proposal network alone. In one-stage detectors RetinaNet's
-    anchors take their place, and in FCOS the boxes that points predict.
+    Positives and the normaliser are unchanged. The published rule weights the proposals of a
+    two-stage detector and leaves its region proposal network alone. In RetinaNet the anchors take
+    their place, and in FCOS the boxes that the points predict.
 
     Args:
         floor: weight of a negative that overlaps nothing; 1 switches the method off.
@@ -33,7 +33,7 @@ class SoftSampling(Method):
         self.floor, self.b, self.c = floor, b, c
 
     def weight(self, overlap: Tensor) -> Tensor:
-        """w(o), element by element."""
+        """w(o), element-wise."""
         return self.floor + (1 - self.floor) * torch.exp(-self.b * torch.exp(-self.c * overlap))
 
     def background(self, regions: Regions, batch: Batch) -> Background:

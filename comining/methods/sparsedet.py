@@ -22,13 +22,13 @@ from comining.structures import Batch, Boxes, Predictions, StepResult
 
 
 class SparseDet(Method):
-    """Proposals that may be objects are no background, and look alike in two views.
+    """Proposals that may be objects are not background, and get similar features in two views.
 
-    The network sees the original view and a ``strong`` one of the same geometry. From a step on,
-    background that the region proposal network takes for an object, far from every annotation (a
-    pseudo-positive), is sampled in neither stage, while the features that the head has of the
-    original view's pseudo-positives are drawn towards each other in the two views. The strong view
-    is trained to the confident detections of the original one beside the annotations.
+    The network sees the original view and a ``strong`` one of the same geometry. From a given step
+    on, background that the region proposal network takes for an object, far from every annotation
+    (a pseudo-positive), is sampled in neither stage. The head's features of the original view's
+    pseudo-positives are drawn together in the two views. Besides the annotations, the strong view
+    is trained on the confident detections of the original one.
 
     (The authors' region proposal network looks at the features of both views together, at inference
     too. Here it looks at each view alone, and the anchors that pseudo-positives come from are
@@ -36,13 +36,14 @@ class SparseDet(Method):
 
     Args:
         recolour: changes the colours of the strong view.
-        erase: and erases parts of annotated objects in it.
+        erase: erases parts of annotated objects in it.
         start: the part of training, 0 ... 1, before which both views are trained by the
             annotations alone.
         objectness: a pseudo-positive's probability of an object exceeds this.
         overlap: its IoU with every annotation is at most this.
         consistency_weight: of the mean squared difference of features.
-        max_pairs: pseudo-positives of an image whose features are compared, the best ones.
+        max_pairs: number of pseudo-positives of an image, the best ones, whose features are
+            compared.
         score_threshold, nms_threshold, overlap_threshold, class_aware, max_per_image, clip_boxes,
             min_box_size: of the detections of the original view, see :class:`Miner`.
     """
@@ -78,8 +79,8 @@ class SparseDet(Method):
         self.start = start
         self.objectness, self.overlap = objectness, overlap
         self.consistency_weight, self.max_pairs = consistency_weight, max_pairs
-        self.started = False  # in the step at hand
-        self.consistency: list[Tensor] = []  # of the step at hand: one, or none
+        self.started = False  # in the current step
+        self.consistency: list[Tensor] = []  # of the current step: one, or none
 
     @property
     def mined_views(self) -> tuple[str, ...]:

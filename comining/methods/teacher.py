@@ -13,8 +13,8 @@ from comining.detectors.detector import Detector
 class Teacher(nn.Module):
     """A detector whose weights are the exponential moving average of another one's.
 
-    Without gradient and always in evaluation mode. As a submodule of a method it travels in the
-    checkpoint.
+    It has no gradient and is always in evaluation mode. As a submodule of a method it is saved in
+    the checkpoint.
 
     Args:
         detector: copied as it is now.
@@ -41,12 +41,12 @@ class Teacher(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> Teacher:
-        """Stays in evaluation mode, whatever is asked."""
+        """Stay in evaluation mode, whatever ``mode`` is."""
         return super().train(False)
 
     @torch.no_grad()
     def update(self, detector: Detector, step: int) -> None:
-        """Average in the weights of the detector. Waits for nothing.
+        """Update the average with the weights of the detector, without waiting for the device.
 
         Args:
             step: optimizer steps done; 1 takes half of the detector's weights.

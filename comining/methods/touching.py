@@ -13,7 +13,7 @@ from comining.structures import Boxes
 
 @dataclass(frozen=True)
 class Touching:
-    """A detection touches an annotation of its image if one of three things holds.
+    """A detection touches an annotation of its image if one of three conditions holds.
 
     Args:
         same_class: they are of one class and their IoU exceeds this;
@@ -26,7 +26,7 @@ class Touching:
     inside: float
 
     def __call__(self, boxes: Boxes, annotated: Boxes) -> Tensor:
-        """Which boxes [N] touch an annotation.
+        """Which boxes touch an annotation: [N] bool.
 
         Args:
             boxes, annotated: of the same B images.
@@ -41,7 +41,7 @@ class Touching:
 
 
 def _share_of_smaller(boxes: Boxes, annotated: Boxes, iou: Tensor) -> Tensor:
-    """Which share [N, G] of the smaller of two boxes lies in the other.
+    """The share [N, G] of the smaller of two boxes that lies in the other.
 
     Args:
         iou: [N, G] of each of N boxes with the padded annotations of its image.

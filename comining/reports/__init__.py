@@ -1,1 +1,1 @@
-"""Tables and plots of what runs left; imports nothing of the training code."""
+"""Tables and plots from the files of runs; imports nothing of the training code."""

@@ -1,4 +1,4 @@
-"""Statistics over the runs of a table's cell, and how they are written."""
+"""Statistics over the runs of a table's cell, and their text form."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import pandas as pd
 
-# The best that is known of a run comes first.
+# From best to worst.
 STATUSES = ("finished", "diverged", "failed", "interrupted")
 LOWER_BOUND = "≥ "  # in front of such a number
 CELL_COUNTS = ("runs", "seeds", *STATUSES, "settings", "lower_bounds")
@@ -16,8 +16,8 @@ def summarise(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Mean and sample standard deviation of ``value`` over the finished runs of each cell.
 
     Args:
-        runs: with ``status``, ``value`` and ``setting``: what seeds of one another share. Where
-            it has ``lower_bound``, that says which values are lower bounds.
+        runs: with ``status``, ``value`` and ``setting``, which is equal for runs that differ only
+            in the seed. The optional column ``lower_bound`` marks values that are lower bounds.
         by: the columns that name a cell.
 
     Returns:
@@ -27,7 +27,7 @@ def summarise(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """
     settled = runs["status"].isin(["finished", "diverged"])
     flags = {status: runs["status"] == status for status in STATUSES}
-    # A run that did not come to its end may not know its options.
+    # A run that did not finish may have no options recorded.
     columns = runs.assign(**flags, setting=runs["setting"].where(settled))
     columns["lower_bound"] = runs["value"].notna() & runs.get("lower_bound", False)
     cells = columns.groupby(by, observed=True).agg(
@@ -48,7 +48,7 @@ def cell_text(cell: pd.Series, usual_seeds: int | None = None) -> str:
     """A cell of :func:`summarise` for a table.
 
     Args:
-        usual_seeds: the number of seeds is said where it is another one; None: never.
+        usual_seeds: the number of seeds is written if it differs from this; None: never.
     """
     counts = {name: int(cell[name]) for name in CELL_COUNTS}
     if counts["settings"] > 1:  # never an average of different settings
@@ -67,7 +67,7 @@ def cell_text(cell: pd.Series, usual_seeds: int | None = None) -> str:
 
 
 def number(value: float, form: str = ".2f", absent: str = "-") -> str:
-    """A number by a format, or what stands for NaN."""
+    """A formatted number, or ``absent`` for NaN."""
     return absent if math.isnan(value) else format(value, form)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 Curve = list[tuple[int, float]]  # (step, value), in the order of the steps
 
-# What is plotted -> its column in metrics.csv and its name in the history of a result.
+# Curve -> its column in metrics.csv and its name in the history of a result.
 CURVES = {
     "ap": ("val/AP", "AP"),
     "mined": ("mining/pseudo_labels_per_image", "pseudo_labels_per_image"),
@@ -25,8 +25,8 @@ def read_curves(folder: Path, history: Sequence[Mapping[str, Any]]) -> dict[str,
 
     Args:
         folder: the run directory, whose ``metrics.csv`` has every logged step.
-        history: of the run's result, a row per validation; taken for a curve that the file does
-            not have, as where results were collected without it.
+        history: of the run's result, a row per validation; used for a curve that the file does not
+            have, or if results were collected without the file.
 
     Returns:
         At most :data:`MOST_POINTS` points each; an empty list where nothing is known.

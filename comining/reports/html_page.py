@@ -1,4 +1,4 @@
-"""``report.html``: a sweep at a glance, in one file that needs neither network nor server."""
+"""``report.html``: an overview of a sweep, in one file that needs neither network nor server."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ PAGE_FILE = "report.html"
 UNFINISHED = "no result yet"  # still running, or killed
 THUMBNAIL = 440  # px of the width
 QUALITY = 72  # of JPEG
-# Sheets of a run, of each kind the latest one; the first that is there is the thumbnail.
+# Sheets of a run, the latest of each kind; the first that exists is the thumbnail.
 SHEETS = {
     "mined": "mined_[0-9]*.png",
     "mined over time": "mined_over_time.png",
     "detections": "detections_[0-9]*.png",
     "wrong boxes": "wrong.png",
 }
-# What runs may differ in: column of the frame of runs -> heading.
+# Attributes in which runs may differ: column of the frame of runs -> heading.
 ATTRIBUTES = {
     "method": "method",
     "threshold": "τ",
@@ -55,14 +55,14 @@ NUMBERS = {
 
 
 def write_page(folders: Sequence[Path], output: Path) -> Path:
-    """Write the page; its file.
+    """Write the page and return its path.
 
     Args:
         folders: directories of runs or sweeps.
         output: the folder to write to; links to run directories are relative to it.
 
     Raises:
-        DataError: a folder does not exist, or a file is no result; names it.
+        DataError: a folder does not exist, or a file is not a result; names it.
         OSError: the page cannot be written.
     """
     found, without_result = find_results(folders)
@@ -81,7 +81,7 @@ def write_page(folders: Sequence[Path], output: Path) -> Path:
         or "<p>The runs have drawn none (pictures.every_n_steps=0, or too few steps).</p>",
         "data": _script_data({"runs": [_plotted(row) for row in rows], "attributes": ATTRIBUTES}),
     }
-    # In one go: what is put in may hold such a mark itself.
+    # In one pass: the inserted text may contain such a mark itself.
     text = re.sub("<!-- ([a-z]+) -->", lambda mark: content[mark[1]], _template())
     file = output / PAGE_FILE
     replace_file(file, lambda opened: opened.write(text.encode()))
@@ -91,7 +91,7 @@ def write_page(folders: Sequence[Path], output: Path) -> Path:
 def run_rows(
     output: Path, results: Results, runs: pd.DataFrame, without_result: Sequence[Path]
 ) -> list[dict[str, Any]]:
-    """What the page shows of every run: texts, numbers, curves and sheets."""
+    """The content of the page for every run: texts, numbers, curves and sheets."""
     folders = [file.parent for file in results] + list(without_result)
     names = run_names(folders)
     rows: list[dict[str, Any]] = []
@@ -118,7 +118,7 @@ def run_rows(
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
-    """The paths of run directories, as far as they differ; of a single one its name."""
+    """The paths of run directories without their common part; the name of a single one."""
     if not folders:
         return []
     resolved = [folder.resolve() for folder in folders]
@@ -127,7 +127,7 @@ def run_names(folders: Sequence[Path]) -> list[str]:
 
 
 def short_names(names: Sequence[str], longest: int = 40) -> list[str]:
-    """Names of which one is longer than ``longest`` characters, without what all have in common.
+    """Names without their common parts, if one is longer than ``longest`` characters.
 
     A sweep names its runs by their options, ``max_steps-600_seed-0_tau-0.5``; parts between two
     ``_`` that every name has are left out, and an ellipsis stands for them.
@@ -151,17 +151,17 @@ def address(path: Path, output: Path) -> str:
 
 
 def _configured(folder: Path) -> dict[str, str]:
-    """Seed and threshold of a run without a result, out of its options."""
+    """Seed and threshold of a run without a result, from its options."""
     try:
         options = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         found = {"seed": options["seed"], "threshold": options["method"].get("score_threshold")}
     except (yaml.YAMLError, OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}  # half a file of a run that was killed: nothing is known of it
+        return {}  # half a file of a run that was killed
     return {name: str(value) for name, value in found.items() if value is not None}
 
 
 def thumbnail(file: Path) -> str | None:
-    """A small copy of a picture as a data address; None where the file is no picture."""
+    """A small copy of a picture as a data URL; None if the file is not a picture."""
     try:
         with Image.open(file) as picture:
             small = picture.convert("RGB")
@@ -185,7 +185,7 @@ def _template() -> str:
 
 
 def _script_data(content: Any) -> str:
-    """JSON that cannot end the script element that it stands in."""
+    """JSON that cannot close the script element that contains it."""
     return json.dumps(content, allow_nan=False, ensure_ascii=False).replace("<", "\\u003c")
 
 
@@ -226,7 +226,7 @@ def _link(row: Mapping[str, Any]) -> str:
 
 
 def _plotted(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What the script gets of a run."""
+    """The data of a run for the script."""
     names = ("status", *ATTRIBUTES, "curves")
     return {"name": row["short"], **{name: row[name] for name in names}}
 
@@ -250,7 +250,7 @@ def _pictures(row: Mapping[str, Any]) -> str:
 
 
 def _table(result_table: ResultTable) -> str:
-    """A table of results, the paper's numbers beside ours."""
+    """A table of results with the numbers of the paper next to ours."""
     ours, papers, best = result_table.texts()
     labels = [result_table.layout.labels.get(row, row) for row in result_table.rows]
     two_rows = len(papers.columns) > 0  # of heads

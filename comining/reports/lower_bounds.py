@@ -1,4 +1,4 @@
-"""What tables say where AP is a lower bound: the recall of what is annotated, beside it."""
+"""Notes to tables whose AP is a lower bound: the recall of the annotated objects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NOTE = (
     f"{LOWER_BOUND.strip()}: a lower bound, because objects may be missing in the annotations, and "
     "a detection of one counts as wrong. The recall of what is annotated is right:"
 )
-# Of a split: the column that marks its AP, and what stands before the names of its numbers.
+# Split: the column that marks its AP, and the prefix of the names of its metrics.
 SPLITS = {"val": ("ap_is_lower_bound", ""), "test": ("test_ap_is_lower_bound", "test_")}
 
 
@@ -21,7 +21,7 @@ def recall_lines(runs: pd.DataFrame, by: dict[str, str], splits: tuple[str, ...]
 
     Args:
         runs: rows of :func:`~comining.reports.records.runs_frame`.
-        by: the columns that name a row of the table, and their heads.
+        by: the columns that name a row of the table, and their headings.
         splits: of :data:`SPLITS`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Markdown for pages that people read."""
+"""Markdown for the report and the page of results."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pandas as pd
 
 
 def table(texts: pd.DataFrame) -> list[str]:
-    """Lines of a table; the names of the columns are its head."""
+    """Lines of a table, with the names of the columns as its header."""
     rows = [list(texts.columns), *texts.to_numpy().tolist()]
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return [lines[0], "|" + "---|" * len(texts.columns), *lines[1:]]

@@ -1,4 +1,4 @@
-"""Tables of runs in the paper's layouts, and the report that consists of them."""
+"""Tables of runs in the paper's layouts, and the report made of them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class ResultTable:
     """Our numbers in a layout, from runs of one kind: same data, network and recipe.
 
     Args:
-        runs: rows of :func:`~comining.reports.records.runs_frame`. Those that the layout has no
-            place for get rows and columns of their own.
+        runs: rows of :func:`~comining.reports.records.runs_frame`. Runs that are not in the layout
+            get rows and columns of their own.
     """
 
     def __init__(self, name: str, layout: Layout, kind: str, runs: pd.DataFrame):
@@ -55,9 +55,9 @@ class ResultTable:
         return [f"{labels[row]} {column}" for row, column in absent.index]
 
     def best_cells(self) -> set[Any]:
-        """The best cell of each row, where methods are the columns; else of each column.
+        """The best cell of each row if the columns are methods, else of each column.
 
-        Lower bounds are compared with nothing.
+        Lower bounds are not compared.
         """
         means = self.cells["mean"].mask(self.cells["lower_bounds"] > 0).dropna()
         groups = means.groupby(level="row" if self.layout.by_method else "column")
@@ -66,14 +66,14 @@ class ResultTable:
     def texts(self) -> tuple[pd.DataFrame, pd.DataFrame, set[Any]]:
         """Our cells and the paper's, a row and a column each, and the (row, column) of the best.
 
-        The paper's have only the columns that it has, and "-" where it has no number.
+        The paper's table has only its own columns, and "-" where it has no number.
         """
         ours = self.cells.apply(cell_text, axis="columns").unstack().loc[self.rows, self.columns]
         papers = self.cells["published"].fillna("-").unstack().loc[self.rows]
         return ours, papers[list(self.layout.numbers.columns)], self.best_cells()
 
     def notes(self) -> list[str]:
-        """What is said below the table."""
+        """The notes below the table."""
         notes = []
         if len(self.layout.numbers):
             notes.append("paper: published numbers, COCO val2017 at paper scale.")
@@ -82,7 +82,7 @@ class ResultTable:
         return notes
 
     def markdown(self) -> list[str]:
-        """Lines: our numbers and, beside each column of the paper, the paper's."""
+        """Lines of the table: our numbers and, next to each column of the paper, the paper's."""
         ours, papers, best = self.texts()
         labels = [self.layout.labels.get(row, row) for row in self.rows]
         columns = {("", "label"): pd.Series(labels, self.rows)}
@@ -107,10 +107,10 @@ class ResultTable:
 
 
 def groups_of_one_kind(runs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Runs that may stand in one table, with a name in words.
+    """Groups of runs that may share a table, each with a readable name.
 
-    They share data, network, optimizer, schedule and trainer. Where the words are the same but some
-    of these options are not, a hash tells the recipes apart. A run that is there twice, for example
+    They share data, network, optimizer, schedule and trainer. If the names are equal but some of
+    these options are not, a hash distinguishes the recipes. A run that occurs twice, for example
     interrupted in one directory and finished in another, counts once.
     """
     # Records of old versions have no variant.
@@ -123,11 +123,11 @@ def groups_of_one_kind(runs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]
 
 
 def result_tables(runs: pd.DataFrame) -> list[ResultTable]:
-    """All tables that the runs fill at least one cell of."""
+    """All tables in which the runs fill at least one cell."""
     found = []
     for name, of_table in runs.groupby("table"):
         for kind, group in groups_of_one_kind(of_table):
-            # Runs of no table: a row per sparsity, and per threshold where that varies.
+            # Runs that belong to no table: a row per sparsity, and per threshold if it varies.
             named = group["score_threshold"].notna() & (group["score_threshold"].nunique() > 1)
             row = group["sparsity"].mask(named, group["sparsity"] + ", τ = " + group["threshold"])
             layout = LAYOUTS.get(str(name)) or Layout("AP", "plain_row", True, {}, pd.DataFrame())
@@ -167,7 +167,7 @@ def write_report(folders: Sequence[Path], output: Path) -> pd.DataFrame:
         The runs, see :func:`~comining.reports.records.runs_frame`.
 
     Raises:
-        DataError: a folder does not exist, or a file is no result; names it.
+        DataError: a folder does not exist, or a file is not a result; names it.
         OSError: the output cannot be written.
     """
     files, without_result = find_results(folders)

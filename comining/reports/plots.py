@@ -1,4 +1,4 @@
-"""Plots of results; none where matplotlib is not installed."""
+"""Plots of results; none if matplotlib is not installed."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ BLUE, ORANGE = COLOURS[4], COLOURS[5]
 
 
 def draw_report(folder: Path, kinds: Mapping[str, pd.DataFrame]) -> list[Path]:
-    """AP against the score threshold, and AP by sparsity, where there are several.
+    """Draw AP by score threshold and AP by sparsity, if there are several.
 
     Args:
-        kinds: what runs share in words -> the runs.
+        kinds: name of a kind of runs -> its runs.
 
     Returns:
         The files: ``ap_by_threshold.png``, ``ap_by_sparsity.png`` and, for further kinds, the same

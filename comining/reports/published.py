@@ -10,12 +10,12 @@ import pandas as pd
 
 @dataclass(frozen=True)
 class Layout:
-    """A table of the paper: what its rows and columns are, and its numbers.
+    """A table of the paper: its layout and its numbers.
 
     Args:
         row: the column of :func:`~comining.reports.records.runs_frame` that names the rows.
-        by_method: whether the columns are methods, and the numbers AP; else they are metrics.
-        labels: what each row is called.
+        by_method: True if the columns are methods and the numbers AP; else the columns are metrics.
+        labels: the label of each row.
         numbers: a row and a column for each of the paper's, as printed there.
     """
 

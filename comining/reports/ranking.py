@@ -1,4 +1,4 @@
-"""Which settings to choose: runs ranked by a number of the validation split."""
+"""Model selection: settings ranked by a metric of the validation split."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from comining.reports.paper_tables import groups_of_one_kind
 from comining.reports.records import COCO_METRICS, find_results, read_results, runs_frame
 from comining.reports.study_selection import with_changed_options
 
-# Rank correlation says little about fewer settings.
+# Rank correlation means little for fewer settings.
 LEAST_COMPARED = 3
-# The mean of these, where nobody knows which share of the objects is annotated.
+# Their mean is used if the annotated share of the objects is unknown.
 USUAL_MULTIPLES = (2.0, 4.0, 8.0, 16.0)
 RECALL = "recall"
 
@@ -25,8 +25,8 @@ RECALL = "recall"
 def ranked(runs: pd.DataFrame, by: str) -> pd.DataFrame:
     """A row per setting, best first.
 
-    Only seeds that all settings have are compared, where there are any; a run that diverged counts
-    as 0, since it detects nothing.
+    If all settings share seeds, only these are compared; a run that diverged counts as 0, since it
+    detects nothing.
 
     Args:
         runs: of one kind and sparsity, rows of :func:`~comining.reports.records.runs_frame`.
@@ -67,14 +67,13 @@ def agreement(rows: pd.DataFrame) -> float | None:
 
 
 def criterion(by: str | None, annotated: float | None, runs: pd.DataFrame) -> tuple[str, pd.Series]:
-    """The number that runs are ranked by: its name, and its values.
+    """The metric that runs are ranked by: its name, and its values.
 
     Args:
         by: one of COCO's numbers; None for AP, or, where objects may be missing in the validation
             annotations, the recall of the annotated ones among as many detections as there are
             objects.
-        annotated: which share of the objects of the validation split is annotated; None where
-            nobody knows.
+        annotated: the annotated share of the objects of the validation split; None if unknown.
     """
     if by is not None:
         return by, runs[by]
@@ -169,7 +168,7 @@ def rank_folders(folders: Sequence[Path], by: str | None, annotated: float | Non
     """:func:`ranking_text` of all runs below some folders.
 
     Raises:
-        DataError: a folder does not exist, a file is no result, or no run has the number.
+        DataError: a folder does not exist, a file is not a result, or no run has the number.
     """
     if by is not None and by not in COCO_METRICS:
         raise DataError(f"--by {by}: must be one of {', '.join(COCO_METRICS)}")

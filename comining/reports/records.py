@@ -35,7 +35,7 @@ TEXTS = (
     "kind", "pasting", "threshold", "second_view", "options", "most_mined_class", "error",
     "hardware", "versions",
 )  # fmt: skip
-# The recall of what is annotated, which holds where AP is a lower bound, too.
+# The recall of annotated objects, which is valid even if AP is a lower bound.
 RECALLS = ("AR1", "AR10", "AR100")
 # Whether objects may be missing in the annotations that AP and test AP are measured on.
 LOWER_BOUNDS = ("ap_is_lower_bound", "test_ap_is_lower_bound")
@@ -69,14 +69,14 @@ def find_results(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
         {file.resolve(): file for folder in folders for file in find_files(folder, name)}
         for name in ("result.json", "config.yaml")
     )
-    # Hydra's own copy of the options lies in a folder below the run.
+    # Hydra's own copy of the options is in a folder below the run.
     runs = {path.parent: f.parent for path, f in started.items() if path.parent.name != ".hydra"}
     waiting = [run for path, run in runs.items() if path / "result.json" not in files]
     return sorted(files.values()), sorted(waiting)
 
 
 def in_usual_order(names: pd.Series, known: Sequence[str]) -> pd.Series:
-    """Names as ordered categories: those that are known, then others by the alphabet."""
+    """Names as ordered categories: the known ones, then others alphabetically."""
     others = sorted(set(names).difference(known))
     return names.astype(pd.CategoricalDtype([*known, *others], ordered=True))
 
@@ -85,7 +85,7 @@ def read_results(files: Sequence[Path]) -> dict[Path, RunResult]:
     """Read records of runs.
 
     Raises:
-        DataError: a file is no result; names it.
+        DataError: a file is not a result; names it.
     """
     return {file: RunResult.read(file) for file in files}
 
@@ -95,7 +95,8 @@ def runs_frame(results: Results) -> pd.DataFrame:
 
     AP is on a scale of 0-100; mining figures are those of the last quarter of training. Figures
     that a run does not have are NaN. ``options`` is JSON: the length of training, and all options
-    of the method but its score threshold. ``kind`` says in words what runs of one table share.
+    of the method but its score threshold. ``kind`` is a readable name for the options that runs of
+    one table share.
     """
     rows = [_row(file, result) for file, result in results.items()]
     return pd.DataFrame(rows, columns=pd.Index(TYPES)).astype(TYPES)
@@ -140,7 +141,7 @@ def _row(file: Path, result: RunResult) -> dict[str, Any]:
 def validations_frame(results: Results) -> pd.DataFrame:
     """A row per validation of each run: ``file``, ``step``, ``precision`` and ``recall``.
 
-    Precision and recall are those of what was mined since the validation before; NaN for nothing.
+    Precision and recall are those of the boxes mined since the previous validation; NaN for none.
     """
     types = {"file": "object", "step": "int64", "precision": "float64", "recall": "float64"}
     rows = [{**row, "file": str(file)} for file, run in results.items() for row in run.history]

@@ -1,4 +1,4 @@
-"""The files of a study: results of runs, copied out of run directories to be committed."""
+"""The files of a study: results copied from run directories, to be committed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COLLECTED = ("finished", "diverged")
 def collect(runs: Sequence[Path], folder: Path) -> tuple[list[Path], dict[Path, str]]:
     """Copy the results of finished and diverged runs, without the paths of this machine.
 
-    A run that was repeated with another outcome is kept beside the first one.
+    A repeated run with another outcome is kept next to the first one.
 
     Args:
         runs: directories of runs or sweeps.
@@ -57,7 +57,7 @@ def without_paths(result: RunResult) -> RunResult:
 
 
 def _place(folder: Path, result: RunResult) -> Path:
-    """The file for a result: that of the same outcome, or a new one, named as a repeat if it is."""
+    """The file for a result: that of the same outcome, or a new one, perhaps as a repeat."""
     same = {
         file: other
         for file, other in read_results(sorted(folder.glob("*.json"))).items()
@@ -74,16 +74,16 @@ def _place(folder: Path, result: RunResult) -> Path:
 
 
 def _identity(result: RunResult) -> tuple[Any, ...]:
-    """What makes two runs the same; ``variant`` also counts options that change no number."""
+    """Equal for repeats of a run; ``variant`` also counts options that change no number."""
     choices = (result.detector, result.sparsity, result.method, result.view)
     return (*choices, result.method_options, result.max_steps, result.paste, result.seed)
 
 
 def read_study(folder: Path) -> tuple[dict[Path, RunResult], dict[Path, RunResult]]:
-    """The records of one study, and those of runs that were made again.
+    """The records of one study, and those of repeated runs.
 
     Raises:
-        DataError: a file is no result, or a repeat without its first run; names it.
+        DataError: a file is not a result, or a repeat without its first run; names it.
     """
     results = read_results(sorted(folder.glob("*.json")))
     repeats = {file: result for file, result in results.items() if REPEAT in file.name}
@@ -94,6 +94,6 @@ def read_study(folder: Path) -> tuple[dict[Path, RunResult], dict[Path, RunResul
 
 
 def first_run(repeat: str) -> str:
-    """The file of the run that was made again."""
+    """The file of the first run of a repeat."""
     folder, _, name = repeat.rpartition("/")
     return f"{folder}/{name.split(REPEAT)[0]}.json"

@@ -34,7 +34,7 @@ from comining.reports.study_selection import (
 )
 
 USUAL_SEEDS = 3
-# Pseudo-labels that are many and wrong: this many per image or more, fewer right than this share.
+# Many wrong pseudo-labels: at least this many per image, and a smaller share of right ones.
 MANY, RIGHT_SHARE = 1, 0.1
 # Columns of tables in which a row is a run.
 RUN = ["detector", "annotations", "method", "τ", "changed", "seed"]
@@ -77,7 +77,7 @@ class Study:
 
     Args:
         results: records of runs by file.
-        repeats: records of runs that were made again, by file.
+        repeats: records of repeated runs, by file.
     """
 
     def __init__(self, name: str, results: Results, repeats: Results):
@@ -141,7 +141,7 @@ class Study:
         return lines
 
     def summary(self) -> str:
-        """How many runs there are, how long they took, on what."""
+        """The number of runs, their duration and hardware."""
         hours = sum(runs["wall_time_s"].sum() for runs in (self.runs, self.repeats)) / 3600
         sentences = []
         for first in self.usual.head(1).itertuples():
@@ -238,7 +238,7 @@ def wrong_labels_section(runs: pd.DataFrame) -> list[str]:
 
 
 def run_texts(runs: pd.DataFrame) -> pd.DataFrame:
-    """What tables say about single runs: a row per run, a column per head of a table."""
+    """Texts about single runs for tables: a row per run, a column per heading."""
     unfinished = runs["status"].where(runs["status"] != "finished")
     share = runs["most_mined_share"].map(lambda value: number(value, ".0%"))
     ap, test_ap = (
@@ -262,7 +262,7 @@ def run_texts(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def published_lines() -> list[str]:
-    """The paper's AP on COCO, apart from ours."""
+    """The paper's AP on COCO, as a separate section."""
     words = "Another data set, network and length: for the direction only."
     lines = section("The paper's AP on COCO val2017", words, level=2)
     for layout in (LAYOUTS["table1"], LAYOUTS["table5"]):

@@ -11,7 +11,7 @@ from comining.errors import DataError
 from comining.reports.records import DETECTORS, METHODS, SPARSITIES, in_usual_order
 
 DEFAULT_VIEW = "color"
-# Sparse sets for which one threshold alone was run take the threshold of this one.
+# Sparse sets with runs of a single threshold use the threshold of this one.
 MAIN_SPARSITY = "hard"
 
 
@@ -22,10 +22,9 @@ def in_study_order(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def with_changed_options(runs: pd.DataFrame) -> pd.DataFrame:
-    """Add ``changed``: how a run's length or options differ from the usual; "" for usual runs.
+    """Add ``changed``: how a run's length or options differ from the usual ones; "" if they do not.
 
-    Usual is what most runs of a detector and method have; with as many of one as of the other, it
-    is what comes first.
+    The usual ones are those of most runs of a detector and method; in a tie, the first.
     """
     kinds = runs.groupby(["detector", "method"], observed=True)["options"]
     usual = kinds.transform(lambda options: Counter(options).most_common(1)[0][0])
@@ -56,9 +55,9 @@ def threshold_sweep(runs: pd.DataFrame, sparsity: str) -> pd.DataFrame:
 def chosen_threshold(runs: pd.DataFrame, sparsity: str) -> float | None:
     """The threshold with the best validation AP of co-mining (RetinaNet) on a sparse set.
 
-    Compared are the thresholds that were run with most seeds, by their mean; where that is one
-    alone, all, by seed 0. Where fewer than two were tried, it is that of :data:`MAIN_SPARSITY`.
-    A run that diverged detects nothing: its AP counts as 0.
+    The thresholds with the most seeds are compared by their mean; if that is only one, all are
+    compared by seed 0. If fewer than two were tried, it is that of :data:`MAIN_SPARSITY`. A run
+    that diverged detects nothing: its AP counts as 0.
     """
     sweep = threshold_sweep(runs, sparsity)
     if sweep["score_threshold"].nunique() < 2 and sparsity != MAIN_SPARSITY:
@@ -77,7 +76,7 @@ def chosen_threshold(runs: pd.DataFrame, sparsity: str) -> float | None:
 
 
 def at_chosen_threshold(runs: pd.DataFrame) -> pd.DataFrame:
-    """Runs of methods that have no threshold, and of others those at the chosen one.
+    """Runs of methods without a threshold, and runs of others at the chosen one.
 
     Raises:
         DataError: two of them have the same choices and seed; names their files.

@@ -17,7 +17,7 @@ class SweepReport(Callback):
     """Prints the report when a sweep ends; the exit code is 1 if a run failed."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        # Imported here because every run builds the callback, and pandas takes its time.
+        # Imported here because every run builds the callback, and importing pandas is slow.
         from comining.reports.paper_tables import write_report
 
         folder = Path(config.hydra.sweep.dir)

@@ -1,6 +1,6 @@
 """The W&B workspace: the sections of :mod:`comining.tracking.panels` as W&B shows them.
 
-Built with the package wandb-workspaces, which is imported only where it is used.
+Built with the package wandb-workspaces, which is imported only when it is used.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from comining.tracking.panels import SECTIONS, Panel, Section, sections_of
 from comining.tracking.wandb_run import STEP
 
 NAME = "comining: pseudo-labels"
-# Keys of the configuration, at its top, that runs are grouped and compared by; seeds of one another
-# share all but the last one.
+# Top-level keys of the configuration by which runs are grouped and compared; runs that differ only
+# in the seed share all but the last.
 COMPARED = ("method_name", "sparsity_name", "score_threshold", "seed")
 # Figures of the summary that the table of runs and the plots over all runs show.
 SUMMARY = ("best/AP", "final/AP", "final/mining/pseudo_labels_per_image")
@@ -30,7 +30,7 @@ def build_workspace(project: str, entity: str | None, sections: Sequence[Section
     """The workspace as an object of wandb-workspaces; needs neither key nor network.
 
     Args:
-        entity: user or team; None where only the JSON is wanted.
+        entity: user or team; None if only the JSON is needed.
 
     Raises:
         ConfigError: wandb-workspaces is not installed.
@@ -58,7 +58,7 @@ def workspace_json(workspace: Any) -> str:
 
 
 def workspace_from_json(text: str) -> Any:
-    """The workspace that :func:`workspace_json` has written."""
+    """Parse the output of :func:`workspace_json`."""
     ws, internal = _packages()
     return ws.Workspace._from_model(internal.View.model_validate_json(text))
 
@@ -74,7 +74,7 @@ def write_workspace(workspace: Any, file: Path) -> None:
 
 
 def save_workspace(project: str, entity: str | None, sections: Sequence[Section]) -> str:
-    """Save the workspace as a new view of the project; its address.
+    """Save the workspace as a new view of the project and return its address.
 
     Args:
         entity: user or team; None for the account's own.
@@ -101,7 +101,7 @@ def save_workspace(project: str, entity: str | None, sections: Sequence[Section]
 
 
 def dashboard_sections(folders: Sequence[Path]) -> tuple[Section, ...]:
-    """All sections; with folders of runs, those of the figures that the runs have logged.
+    """All sections, or only those with figures that the given runs have logged.
 
     Raises:
         DataError: a folder does not exist, or holds no run.
@@ -140,7 +140,7 @@ def _packages() -> tuple[Any, Any]:
 
 
 def _comparison() -> Any:
-    """What is compared over all runs: AP by threshold, options against results, what differs."""
+    """The comparison over all runs: AP by threshold, options against results, differences."""
     from wandb_workspaces.reports import v2 as wr
 
     ws, _ = _packages()

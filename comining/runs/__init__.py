@@ -1,1 +1,1 @@
-"""What a run leaves on disk, how it ends, and how it goes on."""
+"""The files of a run, how it ends, and how it is resumed."""

@@ -25,13 +25,13 @@ class _Item(NamedTuple):
 
 
 def cell_name(overrides: Sequence[str], excluded: Collection[str] = ()) -> str:
-    """The name of a run by its options, e.g. ``method.score_threshold-0.4_seed-0``.
+    """The name of a run from its options, e.g. ``method.score_threshold-0.4_seed-0``.
 
-    It holds ASCII letters, digits and ``._+-`` only. Where options cannot be told from such a
-    name (a path, a long list), a hash of them ends it, so that no two runs share a name.
+    It has only ASCII letters, digits and ``._+-``. If the options cannot be recovered from such a
+    name (a path, a long list), it ends in a hash of them, so that no two runs share a name.
 
     Args:
-        overrides: what the command line and the sweep set for this run, as ``NAME=VALUE``.
+        overrides: the options that the command line and the sweep set for this run, ``NAME=VALUE``.
         excluded: names of options that do not matter.
     """
     parser = OverridesParser.create()
@@ -67,7 +67,7 @@ def _item(key: str, value: Any, text: str, same: bool) -> _Item:
     plain = isinstance(value, str) and text == value and PLAIN.fullmatch(value)
     if plain and len(value) <= LONGEST_VALUE:
         return _Item(key, value, same)
-    # Of a path the last part says most.
+    # The last part of a path is the most telling.
     text = value.rstrip("/").rpartition("/")[2] if isinstance(value, str) else text
     word = re.sub(r"[^\w.+-]+", "_", text, flags=re.ASCII).strip("_")
     return _Item(key, word[-LONGEST_VALUE:], exact=False)
@@ -78,7 +78,7 @@ def _is_word(part: Any) -> bool:
 
 
 def _shortened(items: Sequence[_Item]) -> str:
-    """All values, and of the options as much as there is room for."""
+    """All values, with the option names cut to the available length."""
     last = [f"{item.key.rpartition('.')[2]}-{item.value}" for item in items]
     for room in range(LONGEST, 0, -1):  # the longest are cut first
         name = "_".join(item[-room:] for item in last)

@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself, and how a detector comes out of it."""
+"""The description in a checkpoint, and loading a detector from it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def describe(
     Plain, because a checkpoint must load with ``weights_only=True``.
 
     Args:
-        initial_weights: for the record of a run that goes on from the checkpoint.
+        initial_weights: for the record of a run that is resumed from the checkpoint.
     """
     names = {"category_ids": list(categories.ids), "category_names": list(categories.names)}
     return {"config": config, **names, "initial_weights": initial_weights}
@@ -42,17 +42,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
-    except Exception as error:  # whatever the bytes lead the reader to
+    except Exception as error:  # broken bytes may raise anything
         reason = "it is damaged, or holds more than tensors and plain containers"
         if isinstance(error, OSError | RuntimeError | EOFError):
             reason = next(iter(str(error).splitlines()), reason)
-        # Else torch advises to load it all the same, which would run what is inside.
+        # torch's own message advises to load it anyway, which would run code from the file.
         raise CheckpointError(f"{path}: cannot be loaded as a checkpoint ({reason})") from error
     if not isinstance(content, dict) or not {"comining", "state_dict"} <= content.keys():
         raise CheckpointError(f"{path}: not a checkpoint of comining")
     problem = _problem(content["comining"], content["state_dict"])
     if problem:
-        raise CheckpointError(f"{path}: not a whole checkpoint of comining: {problem}")
+        raise CheckpointError(f"{path}: not a valid checkpoint of comining: {problem}")
     return content
 
 
@@ -71,7 +71,7 @@ def _problem(description: Any, weights: Any) -> str:
     if any(type(i) is not int for i in ids) or any(type(name) is not str for name in names):
         return "it does not name its classes"
     try:
-        # The configuration was resolved when it was stored. A reference in it could only be there
+        # The configuration was resolved before it was stored. A reference in it can only be meant
         # to read the environment of the machine that evaluates it.
         if "${" in json.dumps(description["config"]):
             return "its configuration holds a reference, ${...}"
@@ -84,7 +84,8 @@ def build_detector(config: dict[str, Any], num_classes: int, pretrained: bool) -
     """The detector of a configuration.
 
     Args:
-        pretrained: whether to fetch the backbone's weights; pointless where a checkpoint follows.
+        pretrained: whether to fetch the backbone's weights; not needed if a checkpoint is loaded
+            next.
     """
     node = OmegaConf.create(config)
     backbone = node.backbone

@@ -1,4 +1,4 @@
-"""Which directory a run asks for, and how it gets it."""
+"""Which directory a run asks for, and how it claims it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ CLOCK = "${now:"  # a name that holds the time is one of many; any other one is 
 class OutputDirectory(Callback):
     """Keeps Hydra from making the directory of a run, which :func:`claim` does.
 
-    Hydra would make it before anything is checked, whoever uses it. It is told to write where the
-    command was started, and the name that it has made up is left in ``hydra.runtime``. The
-    directory of a sweep is made here, because all its runs share it.
+    Hydra would make it before anything is checked, even if another run uses it. It is told to write
+    to the working directory instead, and the name that it has chosen is kept in ``hydra.runtime``.
+    The directory of a sweep is made here, because all its runs share it.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -58,10 +58,10 @@ class OutputDirectory(Callback):
 
 
 def _make_sweep(wanted: Path, numbered: bool) -> Path:
-    """Make the directory of a sweep, or use one that can be written.
+    """Make the directory of a sweep, or use an existing one that is writable.
 
     Args:
-        numbered: take ``NAME_2``, ``NAME_3``, ... where it exists.
+        numbered: use ``NAME_2``, ``NAME_3``, ... if it exists.
     """
     for number in itertools.count(1):
         folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}_{number}")
@@ -78,13 +78,13 @@ def _make_sweep(wanted: Path, numbered: bool) -> Path:
 
 
 def wanted_directory() -> Path:
-    """Where the options of this process want the run to be."""
+    """The run directory that the options of this process ask for."""
     runtime: Any = HydraConfig.get().runtime
     return Path(os.path.abspath(runtime.get("wanted", runtime.output_dir)))
 
 
 def claim(cfg: DictConfig, config: Mapping[str, Any], wanted: Path) -> RunDirectory | Path:
-    """The directory of this run in each of its processes; the process of rank 0 owns it.
+    """Claim the directory of this run, in each of its processes; the process of rank 0 owns it.
 
     Args:
         cfg: the composed options of this start.
@@ -92,7 +92,7 @@ def claim(cfg: DictConfig, config: Mapping[str, Any], wanted: Path) -> RunDirect
         wanted: see :func:`wanted_directory`.
 
     Returns:
-        with ``skip_finished`` the directory that has the result already, as a path.
+        The directory; with ``skip_finished``, a path if that directory already has the result.
 
     Raises:
         ConfigError: rank 0 cannot have the directory, or this process finds no rank 0.
@@ -143,7 +143,7 @@ def _claim(cfg: DictConfig, wanted: Path) -> RunDirectory:
     alone = hydra.mode is RunMode.RUN
     resume, overwrite = cfg.get("resume"), cfg.overwrite is True
     if resume is not None and overwrite:
-        raise ConfigError(f"resume={resume} goes on in a directory that overwrite=true would clear")
+        raise ConfigError(f"resume={resume} needs the directory that overwrite=true would clear")
     if resume not in (None, "auto") and not (wanted / "overrides.yaml").exists():
         raise ConfigError(f"resume={resume}: {wanted} is not a run directory")
     held: Literal["refuse", "resume", "replace"] = "refuse"
@@ -169,14 +169,14 @@ def _claim(cfg: DictConfig, wanted: Path) -> RunDirectory:
 
 def _advice(wanted: Path, alone: bool, trains: bool) -> str:
     """What to do about a directory that holds another run."""
-    aside = "move that aside with overwrite=true"
+    aside = "move the old content aside with overwrite=true"
     if not alone:
         return (
-            "run only what is not finished with skip_finished=true, take another "
+            "run only what is not finished with skip_finished=true, choose another "
             f"hydra.sweep.dir, or {aside}"
         )
-    further = f"go on with it by resume={wanted}, " if trains else ""
-    return f"{further}take another hydra.run.dir, or {aside}"
+    further = f"resume it with resume={wanted}, " if trains else ""
+    return f"{further}choose another hydra.run.dir, or {aside}"
 
 
 def _use(run: RunDirectory) -> RunDirectory:

@@ -1,17 +1,17 @@
-"""The command line: paths as the shell hands them over, and one line for what Hydra cannot read.
+"""The command line: paths as the shell passes them, and one-line errors from Hydra's parser.
 
-Hydra reads ``NAME=VALUE`` by a grammar of its own, in which spaces, brackets, commas, ``=``, ``#``
-and letters beyond ASCII mean something or are refused. Options that are paths are therefore
-rewritten, before Hydra sees them, by these rules:
+Hydra reads ``NAME=VALUE`` by its own grammar, in which spaces, brackets, commas, ``=``, ``#`` and
+non-ASCII letters have a meaning or are refused. Options that are paths are therefore rewritten,
+before Hydra sees them, by these rules:
 
 1. A value that names a file or folder that exists is that path.
-2. Else what Hydra reads as one text, or as null, is left alone: quotes, escapes and ``${...}`` mean
-   what they always do.
+2. Otherwise a value that Hydra reads as one text, or as null, is unchanged: quotes, escapes and
+   ``${...}`` have their usual meaning.
 3. In a sweep (``-m``), commas separate values, each of which is read by these rules; so they do in
    brackets, where an option takes a list of files.
-4. Anything else is a path, character by character. A leading ``~`` is expanded.
+4. Anything else is taken literally as a path. A leading ``~`` is expanded.
 
-Nothing else is rewritten, but for ``data.NAME=VALUE`` of a program that takes its data options from
+Nothing else is rewritten, except ``data.NAME=VALUE`` for a program that takes its data options from
 a checkpoint.
 """
 
@@ -62,7 +62,7 @@ BELOW_ROOT = frozenset(
     for split in ("train", "val", "test")
     for part in ("annotations", "images")
 )
-# Values of theirs that are no paths.
+# Values of these options that are not paths.
 WORDS = {"resume": "auto", "weights": "coco"}
 # Where evaluate.py keeps what replaces the data options of a checkpoint.
 STORED = "data_override"
@@ -79,10 +79,10 @@ _parser = OverridesParser.create()
 def command_line(
     main: Callable[..., Any] | None = None, *, data_of_checkpoint: bool = False
 ) -> Callable[..., Any]:
-    """Give a program of Hydra its command line in words that Hydra can read.
+    """Rewrite the command line of a Hydra program so that Hydra can read it.
 
-    What cannot be read ends in one line and exit code 2. Standard output that nobody reads any more
-    ends the program, see :func:`stop_on_closed_pipes`.
+    An argument that cannot be read ends the program with one line and exit code 2. Closed standard
+    output ends it, too, see :func:`stop_on_closed_pipes`.
 
     Args:
         main: decorated by ``hydra.main``.
@@ -117,10 +117,10 @@ def command_line(
 
 
 def readable(arguments: Sequence[str], data_of_checkpoint: bool = False) -> list[str]:
-    """Arguments of a program as Hydra can read them.
+    """Arguments of a program, rewritten so that Hydra can read them.
 
     Raises:
-        ConfigError: an argument cannot be read; names it, and how it could be.
+        ConfigError: an argument cannot be read; names it, and what to write instead.
     """
     given = get_args_parser().parse_args(list(arguments))
     if given.shell_completion:
@@ -148,7 +148,7 @@ def quoted(text: str, quote: Quote = Quote.single) -> str:
 
 
 def absolute(override: str, folder: Path) -> str:
-    """An override that Hydra can read, with a relative path taken as one below ``folder``."""
+    """An override that Hydra can read, with a relative path resolved against ``folder``."""
     option = OPTION.fullmatch(override)
     if option is None or option["name"] not in PATHS:
         return override
@@ -168,7 +168,7 @@ def text_of(override: str) -> str | None:
 
 
 def _roots(overrides: Collection[str]) -> list[Path]:
-    """What is given as ``data.root``, as the base of other paths."""
+    """The values of ``data.root``, as base folders of other paths."""
     options = filter(None, map(OPTION.fullmatch, overrides))
     return [
         Path(option["text"].strip("'\"")).expanduser()
@@ -178,7 +178,7 @@ def _roots(overrides: Collection[str]) -> list[Path]:
 
 
 def _name(option: re.Match[str]) -> str:
-    """The name of an option; those that replace options of a checkpoint are called alike."""
+    """The name of an option; the same for one that replaces an option of a checkpoint."""
     return re.sub(rf"^{STORED}\.", "data.", option["name"])
 
 
@@ -188,7 +188,7 @@ def _readable(override: str, before: str, sweep: bool, roots: Sequence[Path]) ->
         _check(override, before, sweep)
         return override
     bases = roots if _name(option) in BELOW_ROOT else roots[:1]
-    # Where files go to is the same for all runs of a sweep.
+    # Hydra's own paths are the same for all runs of a sweep.
     listed = sweep and not option["name"].startswith("hydra.")
     try:
         if _name(option) in BELOW_ROOT and LIST.fullmatch(option["text"]):
@@ -203,7 +203,7 @@ def _readable(override: str, before: str, sweep: bool, roots: Sequence[Path]) ->
 
 
 def _list(text: str, bases: Sequence[Path]) -> str:
-    """A list of paths in Hydra's words, unless a file has the whole as its name."""
+    """A list of paths in Hydra's syntax, unless a file has the whole text as its name."""
     if any(_exists(base, text) for base in bases):
         return _literal(text, exists=True)
     values = [value.strip() for value in VALUES.findall(text[1:-1]) if value.strip()]
@@ -211,7 +211,7 @@ def _list(text: str, bases: Sequence[Path]) -> str:
 
 
 def _path(text: str, bases: Sequence[Path], listed: bool) -> str:
-    """The value of a path option in Hydra's words."""
+    """The value of a path option in Hydra's syntax."""
     reading = _reading(text)
     blank = text.isspace() and any(_exists(base, text) for base in bases)
     if reading in ("", None) and not blank:  # a folder may be called " ", which Hydra strips
@@ -236,14 +236,14 @@ def _path(text: str, bases: Sequence[Path], listed: bool) -> str:
 def _literal(text: str, exists: bool) -> str:
     if "${" in text and (exists or "}" not in text):
         raise ConfigError(
-            "a path with ${ cannot be given, because ${...} is a reference to another option; "
-            "rename it, or give a link to it"
+            "a path cannot contain ${, because ${...} is a reference to another option; rename "
+            "it, or use a link to it"
         )
     return quoted(os.path.expanduser(text))
 
 
 def _reading(text: str) -> Any:
-    """What Hydra makes of a value; :class:`HydraException` if it refuses it."""
+    """The value as Hydra parses it; :class:`HydraException` if it cannot."""
     try:
         return _parser.parse_override(f"x={text}").value()
     except HydraException:
@@ -258,7 +258,7 @@ def _exists(base: Path, text: str) -> bool:
 
 
 def _check(override: str, before: str, sweep: bool) -> None:
-    """Refuse what Hydra would refuse with several lines, or a traceback.
+    """Refuse, in one line, what Hydra would refuse in several lines or with a traceback.
 
     Raises:
         ConfigError: with the argument that would work.
@@ -271,21 +271,21 @@ def _check(override: str, before: str, sweep: bool) -> None:
     except HydraException as error:
         reason = str(error).splitlines()[0]
         if equals and re.fullmatch(r"\+{0,2}[\w./@-]+", name):
-            how = f"a text stands in quotes: {program} {as_text}"
+            how = f"put text in quotes: {program} {as_text}"
         elif not equals and "=" in before:
-            how = f"a value with spaces stands in quotes: {program} {_joined(before, override)}"
+            how = f"put a value with spaces in quotes: {program} {_joined(before, override)}"
         else:
             how = f"options are NAME=VALUE: {program} seed=0"
         raise ConfigError(f"{override}: cannot be read ({reason}); {how}") from None
     if parsed.is_sweep_override() and not sweep:
         raise ConfigError(
-            f"{override}: several values are for a sweep: {program} -m {shlex.quote(override)}; "
-            f"one text stands in quotes: {program} {as_text}"
+            f"{override}: several values need a sweep: {program} -m {shlex.quote(override)}; "
+            f"put a single text in quotes: {program} {as_text}"
         )
 
 
 def _joined(before: str, override: str) -> str:
-    """Two arguments that the shell has cut at a space, as one."""
+    """Two arguments that the shell has split at a space, joined again."""
     name, _, text = before.partition("=")
     whole = f"{text} {override}"
     if isinstance(_reading(whole), str) or name.lstrip("+") in PATHS | BELOW_ROOT:

@@ -24,7 +24,7 @@ from comining.runs.result import REPLACED, RunResult
 OWNER = ".owner"
 WANDB_ID = "wandb_id"
 LOG = "train.log"
-# What only a run or an evaluation leaves. (Folders may hold other things: SLURM's logs, data.)
+# Files that only a run or an evaluation writes. (Folders may hold others: SLURM's logs, data.)
 RUN_FILES = (
     "result.json",
     "config.yaml",
@@ -35,11 +35,11 @@ RUN_FILES = (
     "evaluation.json",
     "coco_results.json",
 )
-# Of a disk that takes no more, whatever the file.
+# Errors of the disk, not of a single file.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 WAIT_FOR_OWNER = 60.0  # seconds, until another node sees what rank 0 has written
 
-# Directories that this process owns; the lock of a file does not keep a process out of its own.
+# Directories that this process owns; a file lock does not exclude the process that holds it.
 _owned: set[Path] = set()
 
 
@@ -48,9 +48,9 @@ class DirectoryTakenError(ConfigError):
 
 
 class RunDirectory:
-    """A directory that one run has for itself, until :meth:`release` or the end of its process.
+    """A directory that one run owns exclusively, until :meth:`release` or the end of its process.
 
-    Made by :meth:`claim` in the process that owns it, by :meth:`join` in the others of the run.
+    Created by :meth:`claim` in the process that owns it, by :meth:`join` in the run's others.
 
     Attributes:
         path: absolute.
@@ -84,13 +84,13 @@ class RunDirectory:
 
         Args:
             path: made where it is missing.
-            held: what to do where the directory holds a run that has ended: refuse it, take it
-                over, or move the content into the folder ``replaced`` beside it.
-            numbered: where it is taken, try ``NAME_2``, ``NAME_3``, ... instead of refusing.
-            advice: what else a user can do who is refused.
+            held: what to do if the directory holds a run that has ended: refuse it, take it over,
+                or move the content into the folder ``replaced`` beside it.
+            numbered: if it is taken, try ``NAME_2``, ``NAME_3``, ... instead of refusing.
+            advice: what else the user can do, for the error message.
 
         Raises:
-            DirectoryTakenError: it belongs to a run that is alive, or holds another one.
+            DirectoryTakenError: it belongs to a run that is still running, or holds another one.
             ConfigError: it cannot be made or written.
         """
         path = Path(os.path.abspath(path))
@@ -139,15 +139,15 @@ class RunDirectory:
                     descriptor = os.open(file, os.O_RDWR)
                     fresh = False
                 except FileNotFoundError:
-                    continue  # its owner has given it up in this moment
+                    continue  # its owner has just released it
             except FileNotFoundError:
-                continue  # the same, with the directory
+                continue  # its owner has just removed the directory
             if try_lock(descriptor) is False:
                 content = os.read(descriptor, 4096)
                 os.close(descriptor)
                 raise DirectoryTakenError(
-                    f"{path} belongs to a run that is alive{_who(content)}; wait for its end, or "
-                    "take another directory"
+                    f"{path} belongs to a run that is still running{_who(content)}; wait for its "
+                    "end, or choose another directory"
                 )
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), file.stat()):
@@ -188,9 +188,9 @@ class RunDirectory:
         os.write(self._descriptor, (json.dumps(content) + "\n").encode())
 
     def create_wandb_id(self) -> None:
-        """Make the id that W&B knows the run by, unless it has one: 8 hexadecimal digits.
+        """Create the W&B id of the run, unless it has one: 8 hexadecimal digits.
 
-        Here, because a run has several processes and several starts, but one id.
+        Done here, because a run may have several processes and several starts, but only one id.
         """
         if not (self.path / WANDB_ID).exists():
             name = secrets.token_hex(4).encode()
@@ -198,7 +198,7 @@ class RunDirectory:
 
     @classmethod
     def join(cls, path: Path, wait_s: float = WAIT_FOR_OWNER) -> Self:
-        """Use the directory that another process of the same run owns.
+        """Use the directory that another process of this run owns.
 
         Raises:
             ConfigError: it cannot be seen from here.
@@ -216,13 +216,15 @@ class RunDirectory:
     # -- using it ----------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """From here on the directory is kept, whatever becomes of the run."""
+        """Keep the directory from here on, however the run ends."""
         self.begun = True
         if self.owned and self.replaced is not None:
-            print(f"moved aside: what {self.path} held is in {self.replaced}", flush=True)
+            print(
+                f"moved aside: the earlier content of {self.path} is in {self.replaced}", flush=True
+            )
 
     def log_to_file(self) -> None:
-        """Write what is logged in this process to ``train.log``, too."""
+        """Write the log of this process to ``train.log``, too."""
         if self.owned:
             root = logging.getLogger()
             self._log = _LogFile(self.path / LOG, delay=True, encoding="utf-8")
@@ -230,7 +232,7 @@ class RunDirectory:
             root.addHandler(self._log)
 
     def explained(self, error: Exception) -> Exception:
-        """An error as one line about a file, if that could not be written; else as it is."""
+        """A one-line error about a file that could not be written; any other error unchanged."""
         if not isinstance(error, OSError):
             return error
         file = Path(os.fsdecode(error.filename or self.path))
@@ -242,7 +244,7 @@ class RunDirectory:
     # -- and leaving it ----------------------------------------------------------------------
 
     def release(self) -> None:
-        """Leave the directory as it is; it can be resumed from now on."""
+        """Give up the directory, with its content; it can be resumed from now on."""
         if self._log is not None:
             logging.getLogger().removeHandler(self._log)
             self._log.close()
@@ -253,7 +255,7 @@ class RunDirectory:
             _owned.discard(self.path)
 
     def abandon(self) -> None:
-        """Undo the claim of a run that has not begun: as if it had never been started."""
+        """Undo the claim of a run that has not begun, as if it had never been started."""
         if self._log is not None:
             self._log.close()
         if self._descriptor >= 0 and self._new:
@@ -272,7 +274,7 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def until_end(self) -> Iterator[Self]:
-        """Release the directory at the end, or abandon it where bad input ended it at once."""
+        """Release the directory at the end, or abandon it if bad input ends the run at once."""
         try:
             yield self
         except (UserError, OSError) as error:
@@ -284,7 +286,7 @@ class RunDirectory:
 
 
 class _LogFile(logging.FileHandler):
-    """A log file; what it cannot take is on standard output, and ends no run."""
+    """A log file whose failures end no run; the lines are on standard output anyway."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # of logging
         pass
@@ -298,7 +300,7 @@ def _make(path: Path) -> list[Path]:
 
 
 def _status(path: Path) -> str:
-    """How the run in a directory ended, in a word."""
+    """How the run in a directory ended, in a few words."""
     if not (path / "result.json").exists():
         return "without a result"
     try:
@@ -308,7 +310,7 @@ def _status(path: Path) -> str:
 
 
 def _who(content: bytes) -> str:
-    """The owner out of an owner file; its owner may not have signed yet."""
+    """The owner named in an owner file; "" if it is not written yet."""
     try:
         owner: Any = json.loads(content)
         return f" (process {owner['pid']} on {owner['host']})"

@@ -1,4 +1,4 @@
-"""What a result was made with: versions and devices."""
+"""Versions and devices that a result was produced with."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def write_json(path: Path, content: Any) -> None:
     """Write plain containers as JSON, see :func:`replace_file`.
 
     Raises:
-        ValueError: a number is NaN or infinite, which JSON cannot say.
+        ValueError: a number is NaN or infinite, which JSON cannot represent.
     """
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     replace_file(path, lambda file: file.write(text.encode()))

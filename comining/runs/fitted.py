@@ -1,4 +1,4 @@
-"""Options that are ``auto``: chosen by the training set before a run is anything else."""
+"""Options that are ``auto``: chosen from the training set before a run starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from comining.program_options import check_training
 
 AUTO = "auto"
 LARGE = 2**31 - 1
-# What they stand for is chosen by comining.data.fitting.FitToData.
+# Their values are chosen by comining.data.fitting.FitToData.
 FITTED = (
     "data.min_size",
     "data.max_size",
@@ -41,7 +41,7 @@ def fit_to_data(cfg: DictConfig) -> dict[str, int | float]:
     wanted = [name for name in FITTED if OmegaConf.select(cfg, name) == AUTO]
     if not wanted:
         return {}
-    # The data module takes numbers only. What it reads does not depend on them.
+    # The data module needs numbers here, but what it reads does not depend on them.
     provisional = copy.deepcopy(cfg)
     for name in wanted:
         OmegaConf.update(provisional, name, 1 if name != "data.max_size" else LARGE)
@@ -58,6 +58,6 @@ def fit_to_data(cfg: DictConfig) -> dict[str, int | float]:
 
 
 def fitted_line(chosen: Mapping[str, int | float]) -> str:
-    """What was chosen, for a person."""
+    """The chosen options in one line."""
     options = " ".join(f"{name}={value}" for name, value in chosen.items())
     return f"fitted to the training images: {options}"

@@ -10,7 +10,7 @@ import torch
 from comining.errors import ConfigError
 from comining.runs.lock import try_lock
 
-# Open as long as this process lives: its lock is what keeps the GPU ours.
+# Kept open as long as this process lives: the lock reserves the GPU.
 _held: dict[Path, tuple[int, int]] = {}
 
 
@@ -35,7 +35,7 @@ def claim_gpu(folder: Path) -> int | None:
         if locked is None:
             os.close(descriptor)
             raise ConfigError(
-                f"own_gpu=true needs file locks, which {folder} has not; set own_gpu=false and "
+                f"own_gpu=true needs file locks, which {folder} lacks; set own_gpu=false and "
                 "start a process for each GPU with CUDA_VISIBLE_DEVICES"
             )
         if not locked:

@@ -1,4 +1,4 @@
-"""``--help``, and what to write instead of a group, choice or option that does not exist."""
+"""``--help``, and suggestions for a group, choice or option that does not exist."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from comining.errors import ConfigError
 INTERNAL_GROUPS = ("table4_row",)
 INTERNAL_CHOICES = ("base",)
 
-# Of several options of one name, one of these is meant.
+# Groups that are preferred where several have an option of the same name.
 USUAL_GROUPS = ("data", "method", "optimizer", "trainer")
 
-# Of each program: what it is called with, and the options that are changed most.
+# For each program: its usage, and the options changed most often.
 USAGE = {
     "train": ("python train.py [-m] [GROUP=CHOICE ...] [OPTION=VALUE ...]", "Train a detector."),
     "evaluate": (
@@ -37,20 +37,20 @@ OPTIONS = {
         "tau": "score threshold of methods that mine, unless method.score_threshold is given",
         "seed": "of initial weights, order of images and second views, not of what is erased",
         "trainer.max_steps": "length of training, in optimizer steps",
-        "data.batch_size": "images of a step, on all devices together",
-        "optimizer.lr": "learning rate; never rescaled by the batch size",
-        "data.min_size": "shorter side of the images as the network sees them, px",
+        "data.batch_size": "images per batch, on all devices together",
+        "optimizer.lr": "learning rate; not scaled with the batch size",
+        "data.min_size": "shorter side of the resized images, px",
         "trainer.val_check_interval": "steps between two validations",
         "weights": "start from a checkpoint, or from torchvision's weights (coco)",
-        "resume": "go on with the run in this directory",
+        "resume": "resume the run in this directory",
     },
     "evaluate": {
         "checkpoint": "file to evaluate: RUN/checkpoints/last.ckpt",
-        "split": "val, or test where the data have one",
-        "images": "a picture or a folder of pictures, in place of a data set",
+        "split": "val, or test if the data have a test split",
+        "images": "a picture or a folder of pictures, instead of a data set",
         "score_threshold": "detections below it are not drawn",
         "coco_results": "also write the detections in COCO's results format",
-        "trainer.accelerator": "cpu, gpu, or what there is (auto)",
+        "trainer.accelerator": "cpu, gpu, or auto for what is available",
     },
 }  # fmt: skip
 MORE = {
@@ -67,7 +67,7 @@ _parser = OverridesParser.create()
 
 
 def help_text(program: str) -> str:
-    """What ``--help`` prints: groups with their choices, and the options that are changed most.
+    """The text of ``--help``: groups with their choices, and the options changed most often.
 
     Args:
         program: a key of :data:`USAGE`.
@@ -81,7 +81,7 @@ def help_text(program: str) -> str:
     for name, found in groups.items():
         shown = [f"{one}*" if one == defaults[name] else one for one in found]
         lines += _wrapped(f"  {name:<{width}}  ", shown)
-    lines += ["", "Options that are changed most (OPTION=VALUE):"]
+    lines += ["", "Options changed most often (OPTION=VALUE):"]
     width = max(map(len, OPTIONS[program]))
     for name, words in OPTIONS[program].items():
         lines.append(f"  {name:<{width}}  {words}{_default(cfg, name)}")
@@ -89,7 +89,7 @@ def help_text(program: str) -> str:
 
 
 def group_choices() -> dict[str, list[str]]:
-    """The groups of options and their choices, for people: what nobody chooses is left out."""
+    """The groups of options and their choices, without those that users do not choose."""
     return {
         group: [one for one in found if one not in INTERNAL_CHOICES]
         for group, found in _all_choices().items()
@@ -100,15 +100,16 @@ def group_choices() -> dict[str, list[str]]:
 def check_names(program: str, overrides: Sequence[str]) -> None:
     """Refuse a group, a choice or an option that does not exist.
 
-    Options are looked for in the configuration that the chosen groups give; of a sweep in that of
-    its first run. What is added (``+NAME``), taken away (``~NAME``) or Hydra's own is not checked.
+    Options are looked up in the configuration composed from the chosen groups; for a sweep, in that
+    of its first run. Options that are added (``+NAME``), removed (``~NAME``) or Hydra's own are not
+    checked.
 
     Args:
         program: a key of :data:`USAGE`.
         overrides: as Hydra can read them.
 
     Raises:
-        ConfigError: names it, and the nearest that exists.
+        ConfigError: naming it, and the nearest name that exists.
     """
     parsed = [one for one in map(_parser.parse_override, overrides) if _is_checked(one)]
     groups = _all_choices()
@@ -135,9 +136,9 @@ def check_names(program: str, overrides: Sequence[str]) -> None:
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-    """``; did you mean ...?`` for the known name that is most like another one; else nothing.
+    """``; did you mean ...?`` with the known name most similar to ``name``; "" if none is.
 
-    An option of the same group comes first, then one of the same name in another group.
+    An option of the same group is preferred, then one of the same name in another group.
     """
     group, _, last = name.rpartition(".")
     own = {one.rpartition(".")[2]: one for one in known if one.rpartition(".")[0] == group}
@@ -152,10 +153,10 @@ def nearest(name: str, known: Collection[str]) -> str:
 
 
 def _other_choices(option: str, groups: Mapping[str, Sequence[str]]) -> str:
-    """Which choices of the group of an option have it, as in ``method.score_threshold``."""
+    """A hint which choices of an option's group have it (e.g. ``method.score_threshold``)."""
     group, _, name = option.partition(".")
     having = [choice for choice in groups.get(group, ()) if name in _options_of(group, choice)]
-    return f" with this choice of {group}; it is one of {', '.join(having)}" if having else ""
+    return f" with this choice of {group}; it exists in {', '.join(having)}" if having else ""
 
 
 def _options_of(group: str, choice: str) -> set[str]:
@@ -201,7 +202,7 @@ def _exists(cfg: DictConfig, key: str) -> bool:
     node: Any = cfg
     for part in key.split("."):
         if not isinstance(node, DictConfig) or node._is_none() or node._is_interpolation():
-            # What is null, or refers to another group, may have options.
+            # An option that is null, or refers to another group, may have options below it.
             return isinstance(node, DictConfig) or node is None or node._is_none()
         if part not in set(node):  # `in node` overlooks options that must be given
             return False
@@ -223,7 +224,7 @@ def _leaves(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
 
 def _default(cfg: DictConfig, name: str) -> str:
     if OmegaConf.is_missing(cfg, name):
-        return " (must be given)"
+        return " (required)"
     try:
         value = OmegaConf.select(cfg, name)
     except OmegaConfBaseException:

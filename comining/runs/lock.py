@@ -9,7 +9,7 @@ def try_lock(descriptor: int) -> bool | None:
     """Lock an open file for this process alone, without waiting.
 
     The lock belongs to the process: a worker forked from it does not hold it, and closing any
-    descriptor of the file in this process gives it up.
+    descriptor of the file in this process releases it.
 
     Returns:
         True: this process holds it; False: another one does; None: neither the system (Windows) nor

@@ -20,9 +20,9 @@ SETTLED = ("finished", "diverged")
 
 
 def find_run(run: Path, wanted: Mapping[str, Any]) -> Path | None:
-    """A finished run beside ``run`` whose ``result.json`` says what is ``wanted``.
+    """A finished run beside ``run`` whose ``result.json`` has the ``wanted`` values.
 
-    Its other options are those of ``run``.
+    Its other options equal those of ``run``.
     """
     mine = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
     for folder, result, options in _runs(run.parent):
@@ -34,7 +34,7 @@ def find_run(run: Path, wanted: Mapping[str, Any]) -> Path | None:
 
 
 def find_settled(run: Path, config: Mapping[str, Any]) -> Path | None:
-    """The directory, ``run`` or one beside it, that holds a result by the same options."""
+    """The directory, ``run`` or one beside it, that holds a result of the same options."""
     for folder, result, options in _runs(run.parent, first=run):
         if result.status in SETTLED and same_options(options, config, ignoring=()):
             return folder
@@ -52,12 +52,12 @@ def _runs(parent: Path, first: Path | None = None) -> Iterator[tuple[Path, RunRe
     files = sorted(parent.glob("*/result.json"), key=lambda file: (file.parent != first, file))
     for file in files:
         config = file.with_name("config.yaml")
-        if not config.exists():  # it ended before its options were accepted
+        if not config.exists():  # the run ended before its options were accepted
             continue
         try:
             result = RunResult.read(file)
         except DataError as error:
-            if file.exists():  # else its owner has just begun again
+            if file.exists():  # otherwise its owner has just started again
                 log.warning("left out: %s", error)
             continue
         yield file.parent, result, OmegaConf.to_container(OmegaConf.load(config))

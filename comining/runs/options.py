@@ -9,7 +9,7 @@ from typing import Any
 
 from comining.runs.result import plain
 
-# Where a run writes to, and what is silent about its result.
+# Where a run writes to, and other options that cannot change its result.
 SILENT = {
     "": (
         "checkpoint",
@@ -22,7 +22,7 @@ SILENT = {
         "ckpt",
         "allow_changes",
         "overwrite",
-        "fit",  # what it chose stands in the options themselves
+        "fit",  # its choices are in the options themselves
     ),
     "trainer": ("enable_progress_bar", "log_every_n_steps", "devices"),
     "data": ("num_workers", "hint"),
@@ -36,7 +36,7 @@ def relevant(config: Mapping[str, Any], without: Collection[str] = ()) -> dict[s
         without: top-level groups to leave out, too.
     """
     left = {k: v for k, v in config.items() if k not in (*SILENT[""], *without)}
-    if left.get("weights") is None:  # as before there was this option
+    if left.get("weights") is None:  # as in runs from before this option existed
         left.pop("weights", None)
     for group in ("trainer", "data"):
         if isinstance(left.get(group), Mapping):
@@ -45,11 +45,11 @@ def relevant(config: Mapping[str, Any], without: Collection[str] = ()) -> dict[s
 
 
 def same_options(first: Any, second: Any, ignoring: Collection[str]) -> bool:
-    """Whether two resolved configurations agree, but for some top-level groups."""
+    """Whether two resolved configurations agree, except for some top-level groups."""
     return relevant(first, ignoring) == relevant(second, ignoring)
 
 
 def options_hash(config: Mapping[str, Any], without: Collection[str]) -> str:
-    """A short name for all options that can change a result, but for some top-level groups."""
+    """A hash of all options that can change a result, except some top-level groups."""
     text = json.dumps(plain(relevant(config, without)), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""How a run ends: it leaves a ``result.json``, whatever happened to it."""
+"""How a run ends: with a ``result.json``, whatever happened."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Run:
 
     Args:
         directory: the claimed one.
-        fitted: options that the training images have chosen.
+        fitted: options that were chosen from the training images.
     """
 
     def __init__(self, directory: RunDirectory, fitted: Mapping[str, int | float]):
@@ -62,12 +62,12 @@ class Run:
         return self.directory.path
 
     def begin(self, config: Mapping[str, Any], **facts: Any) -> None:
-        """Mark the directory as this run's, when all that can be checked has been.
+        """Mark the directory as this run's, once everything that can be checked has been.
 
-        What an earlier run left there as its result is gone from here on.
+        The result of an earlier run there is removed.
 
         Args:
-            facts: fields of :class:`RunResult` that hold however the run ends.
+            facts: fields of :class:`RunResult` that do not depend on how the run ends.
         """
         self.facts |= facts
         self.directory.begin()
@@ -82,10 +82,10 @@ def recorded(main: Main) -> Callable[[DictConfig], None]:
     """Give a training function its run directory, and write ``result.json`` when it ends.
 
     ``main(cfg, config, run)`` gets the composed and the resolved configuration and the run, and
-    returns the facts of a finished run. However a run ends, it is recorded. One that diverges
-    exits with code 3; one that is told to stop exits with the code of the signal, and ends a
-    sweep, too; one that fails ends with its traceback, or with one line and code 2 where the
-    input is at fault. A run of a sweep that fails does not end the others.
+    returns the facts of a finished run. Every end of a run is recorded. A run that diverges exits
+    with code 3. One that a signal stops exits with the code of the signal, and ends a sweep, too.
+    One that fails ends with its traceback, or with one line and code 2 if the input is at fault; in
+    a sweep the other runs continue.
 
     Bad input that is found before :meth:`Run.begin` leaves a single run no directory at all.
     """
@@ -130,7 +130,7 @@ class _Attempt:
             self._say_how_to_go_on(error)
             return error.exit_code
         except DirectoryTakenError as error:
-            # Not a run that failed: there is none. Of a sweep this ends all, as all are alike.
+            # No run has failed: none has begun. A sweep ends here: its other runs are alike.
             print(f"error: {error}", file=sys.stderr)
             return EXIT_USER_ERROR
         except Exception as error:
@@ -158,7 +158,7 @@ class _Attempt:
         run = self._claim()
         if run is None:
             return None
-        self.config = resolve(self.cfg)  # its name may have become another one
+        self.config = resolve(self.cfg)  # its name may have changed
         if (
             self.cfg.own_gpu
             and OmegaConf.select(self.cfg, "trainer.accelerator") != "cpu"
@@ -170,7 +170,7 @@ class _Attempt:
     def _claim(self) -> Run | None:
         claimed = claim(self.cfg, self.config, self.wanted)
         if isinstance(claimed, Path):
-            print(f"skipped, has a result: {claimed}")
+            print(f"skipped, already has a result: {claimed}")
             if claimed != self.wanted:
                 with contextlib.suppress(OSError):  # Hydra makes it for each run of a sweep
                     self.wanted.rmdir()
@@ -189,7 +189,9 @@ class _Attempt:
                 return EXIT_USER_ERROR
         if not self.alone:
             told = f": {one_line(error)}" if expected else ""
-            log.error(f"this run failed{told}; the sweep goes on", exc_info=not expected and error)
+            log.error(
+                f"this run failed{told}; the sweep continues", exc_info=not expected and error
+            )
             try:
                 if self.run is None:  # its options cannot even be resolved
                     self._claim()
@@ -223,13 +225,13 @@ class _Attempt:
         after = "" if error.step is None else f" after step {error.step}"
         print(f"{error}{after}", file=sys.stderr)
         if self.alone and self.run is not None and error.step is not None:
-            print(f"go on with: python train.py resume={self.run.path}", file=sys.stderr)
+            print(f"resume with: python train.py resume={self.run.path}", file=sys.stderr)
         warned = signal.Signals(error.signum).name == "SIGUSR1"  # by SLURM, ahead of the limit
         if warned and (queued := requeue()) is not None:
             print(queued, file=sys.stderr)
 
     def _explain(self, error: Exception) -> None:
-        """What to do about an error that a traceback does not tell."""
+        """Print advice on errors whose traceback gives none."""
         if self.run is not None and not self.run.directory.owned:
             return
         if isinstance(error, torch.OutOfMemoryError):
@@ -239,12 +241,12 @@ class _Attempt:
             )
         if "DataLoader worker" in str(error):
             print(
-                "error: a worker that loads images died, perhaps for want of memory; lower "
+                "error: a process that loads images died, possibly out of memory; lower "
                 "data.num_workers",
                 file=sys.stderr,
             )
         if self.run is not None and (self.run.path / "checkpoints" / "last.ckpt").exists():
-            print(f"go on with: python train.py resume={self.run.path}", file=sys.stderr)
+            print(f"resume with: python train.py resume={self.run.path}", file=sys.stderr)
 
 
 def identity(config: Any) -> dict[str, Any]:
@@ -258,7 +260,7 @@ def identity(config: Any) -> dict[str, Any]:
     names = ("method", "detector", "sparsity", "backbone", "view", "data", "optimizer")
     fields: dict[str, Any] = {name: str(choices.get(name)) for name in names}
     fields["dataset"] = fields.pop("data")
-    # Hydra leaves lists such as experiment=[coco,table1] out of the choices.
+    # Hydra omits lists such as experiment=[coco,table1] from the choices.
     given = [o for o in HydraConfig.get().overrides.task if o.startswith("experiment=")]
     trainer, method = config.get("trainer"), config.get("method")
     max_steps = trainer.get("max_steps") if isinstance(trainer, dict) else None
@@ -274,17 +276,17 @@ def identity(config: Any) -> dict[str, Any]:
         "seed": seed if type(seed) is int else None,
         "max_steps": max_steps if type(max_steps) is int else None,
         "method_options": {k: v for k, v in options.items() if not str(k).startswith("_")},
-        # What runs must share to be seeds of one another, and what the cells of a table share.
+        # Runs that differ only in the seed share the first; the cells of a table share the second.
         "variant": options_hash(config, without=("seed",)),
         "recipe": options_hash(config, without=("seed", "method", "view", "sparsity", "tau")),
     }
 
 
 def quiet_lightning() -> None:
-    """Leave out what Lightning says to itself; its warnings to the user stay."""
+    """Silence Lightning's internal messages; its warnings to the user stay."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    # lightning 2.6.6 calls what newer torch deprecates; and it does not know that we log ourselves.
+    # lightning 2.6.6 calls functions that newer torch deprecates, and does not know of our logging.
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
     warnings.filterwarnings("ignore", message="The number of training batches")
     # Our sampler is in the loader; how many workers are right is the user's to say (README).
@@ -292,12 +294,12 @@ def quiet_lightning() -> None:
 
 
 def print_start(run: Path, data: Mapping[str, Any], device: torch.device) -> None:
-    """The start of a run, for a person: what was read, on what it runs, where it writes."""
+    """Print the start of a run: the data, the device, and the run directory."""
     for split, facts in data.items():
         words = [f"{facts['images']} images"]
         if split == "train":
             words += [
-                f"{facts['images_trained_on']} of them trained on",
+                f"{facts['images_trained_on']} used for training",
                 f"{facts['kept']} annotations kept",
                 f"{facts['erased']} erased",
                 f"{facts['crowds']} regions to ignore in the file",
@@ -316,14 +318,14 @@ MOST_CLASSES = 20  # in the list of what is known of each
 
 
 def knowledge_lines(known: Mapping[str, Any]) -> list[str]:
-    """What is known of a split, for a person: in all, and of classes that differ from each other.
+    """What is known about the annotation of a split: in total, and by class if classes differ.
 
     Args:
-        known: as ``result.json`` has it.
+        known: as in ``result.json``.
     """
     total = sum(known[state] for state in STATES)
     said = [f"{known[state]} {words}" for state, words in STATES.items() if known[state]]
-    lines = [f"known of {total} pairs of image and class: {', '.join(said)}"]
+    lines = [f"annotation of {total} (image, class) pairs: {', '.join(said)}"]
     if known["ignored_regions"]:
         lines[0] += f"; {known['ignored_regions']} regions to ignore"
     if len(said) > 1:
@@ -342,10 +344,10 @@ def print_outcome(
     lower_bounds: Collection[str],
     mining: Mapping[str, float | None],
 ) -> None:
-    """The end of a run, for a person: its numbers, and all that it wrote.
+    """Print the end of a run: its metrics, and the files that it wrote.
 
     Args:
-        lower_bounds: splits of which AP is a lower bound.
+        lower_bounds: splits whose AP is a lower bound.
     """
     for split, numbers in metrics.items():
         print(f"{split}\n{metrics_table(numbers, lower_bound=split in lower_bounds)}")
@@ -359,7 +361,7 @@ def print_outcome(
         "checkpoints/*.ckpt",
         "pictures/*.*",
     ):
-        # result.json follows when all else is done.
+        # result.json is written last.
         found = sorted(run.glob(pattern)) or ([run / pattern] if pattern == "result.json" else [])
         for file in found:
             print(f"  {file}")

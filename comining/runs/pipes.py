@@ -1,4 +1,4 @@
-"""Standard output that nobody reads any more, as after ``| head -1``."""
+"""Standard output whose reader has closed it, as after ``| head -1``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ READER_GONE = 13  # SIGPIPE, which Windows has not
 
 
 class _Watched:
-    """A stream that reports once that its reader is gone; what is written then is dropped."""
+    """A stream that reports once that its reader is gone, and drops later output."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -33,7 +33,7 @@ class _Watched:
             self._drop()
 
     def _drop(self) -> None:
-        # What the buffer still holds goes there, too: Python would report it at its very end.
+        # The rest of the buffer goes there, too: Python would report it at exit.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)
@@ -48,8 +48,8 @@ def stop_on_closed_pipes() -> Iterator[None]:
     """End a program whose standard output or standard error is closed, as SIGPIPE would.
 
     A run that trains stops after its step, with a checkpoint, as after any signal (see
-    :class:`Signals`). (SIGPIPE itself would kill the process at once, also for the sake of some
-    other pipe.)
+    :class:`Signals`). (SIGPIPE itself would kill the process at once, even if another pipe was
+    closed.)
     """
     before = sys.stdout, sys.stderr
     watched: Any = tuple(map(_Watched, before))

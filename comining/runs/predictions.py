@@ -1,4 +1,4 @@
-"""Writing what was detected in pictures, as far as it gets."""
+"""Writing the detections in pictures, also if prediction stops early."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ SUMMARISED = 5  # names in the last lines
 
 
 class PredictionFiles:
-    """What ``evaluate.py images=`` leaves in its directory; see docs/prediction.md.
+    """The files that ``evaluate.py images=`` writes; see docs/prediction.md.
 
     ``pictures/``, the drawings; ``coco_results.json``, the detections; ``pictures.json``, every
-    picture that was read, with its size and its drawing; ``skipped.json``, what was not, and why.
-    A context: however it is left, the files hold what was added before. Nothing is written where no
-    picture was read.
+    picture that was read, with its size and its drawing; ``skipped.json``, the others, with the
+    reason. A context manager: however it exits, the files hold what was added before. Nothing is
+    written if no picture was read.
 
     Args:
         directory: of this run; marked as begun by the first picture.
-        files: what was found, for ``skipped.json``.
+        files: the files that were found, for ``skipped.json``.
     """
 
     def __init__(self, directory: RunDirectory, files: PictureFiles):
@@ -68,7 +68,7 @@ class PredictionFiles:
     def add(self, prediction: PicturePrediction) -> None:
         """Write one picture's detections and its drawing.
 
-        A drawing that cannot be written is named and counted, and the detections are kept.
+        A drawing that cannot be written is reported and counted; the detections are kept.
 
         Raises:
             ConfigError: the detections cannot be written.
@@ -79,7 +79,7 @@ class PredictionFiles:
             if prediction.drawing is not None:
                 try:
                     drawing = self._draw(prediction.name, prediction.drawing)
-                except Exception as error:  # says nothing about the next picture
+                except Exception as error:  # the next picture may succeed
                     prediction.problem = reason(error, self._drawings)
             height, width = prediction.size
             results.append(prediction.rows)
@@ -107,7 +107,7 @@ class PredictionFiles:
             self._name_problem(prediction, prediction.problem)
 
     def _open(self) -> tuple[RowFile, RowFile]:
-        """The rows of detections and of pictures; made for the first picture that was read."""
+        """The rows of detections and of pictures; created at the first picture that was read."""
         if self._open_files is None:
             self.directory.begin()
             pictures = self.directory.path / "pictures.json"
@@ -122,8 +122,8 @@ class PredictionFiles:
         try:
             self._write_new(target, content.getvalue())
         except OSError:
-            # This file system takes no such name, or takes it for that of another file. (Where the
-            # disk is full, the second try says so.)
+            # The file system refuses the name, or confuses it with that of another file. (If the
+            # disk is full, the second attempt reports it.)
             target = self._names.hashed(name)
             self._write_new(target, content.getvalue())
         return target
@@ -131,7 +131,7 @@ class PredictionFiles:
     def _write_new(self, name: PurePath, content: bytes) -> None:
         target = self._drawings / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("xb") as file:  # never over the drawing of another picture
+        with target.open("xb") as file:  # never overwrite the drawing of another picture
             try:
                 file.write(content)
                 file.flush()
@@ -148,7 +148,7 @@ class PredictionFiles:
         if len(self._reasons) <= LOGGED:
             log.warning("%s: %s: %s", what, printable(str(prediction.name)), problem)
         elif len(self._reasons) == LOGGED + 1:
-            log.warning("further pictures that are skipped are named in skipped.json only")
+            log.warning("further skipped pictures are listed in skipped.json only")
 
     def __enter__(self) -> PredictionFiles:
         return self
@@ -166,25 +166,25 @@ class PredictionFiles:
                     for name, why in self.files.unreadable.items()
                 ),
                 *((names, f"cannot decode {kind}") for kind, names in self.files.foreign.items()),
-                (self.files.broken, "a link to nowhere"),
+                (self.files.broken, "broken link"),
             ]
             for name in names
         ]
         write_json(self.directory.path / "skipped.json", self._reasons + passed_over)
 
     def example(self) -> str:
-        """The first reason, to be put behind a sentence."""
+        """The first skipped picture and its reason, to append to a message."""
         return next((f"; {one['file_name']}: {one['reason']}" for one in self._reasons), "")
 
     def summary(self) -> list[str]:
-        """The end of a prediction, for a person."""
+        """The lines printed at the end."""
         lines = [f"{self.images} images, {self.detections} detections"]
         lines.append(f"skipped: {len(self.skipped)} {_first(self.skipped)}".rstrip())
         if self.not_drawn:
             lines.append(f"not drawn: {len(self.not_drawn)} {_first(self.not_drawn)}")
         if self.paged:
             lines.append(
-                f"several pages or frames: {self.paged}, of which the first is taken: "
+                f"several pages or frames: {self.paged}, only the first is used: "
                 f"{self._first_paged}"
             )
         if self.images:
@@ -203,20 +203,20 @@ def write_predictions(
     directory: RunDirectory,
     progress: bool,
 ) -> PredictionFiles:
-    """Write what comes out of :func:`comining.evaluation.predict.predict_pictures`, and say so.
+    """Write the output of :func:`comining.evaluation.predict.predict_pictures`; print a summary.
 
-    A signal ends it after the picture at hand.
+    A signal ends it after the current picture.
 
     Args:
         progress: show a bar on a terminal, and elsewhere a line for every tenth of the pictures.
 
     Raises:
-        Interrupted: when all that was done is written.
+        Interrupted: by a signal, after the finished pictures are written.
         DataError: none of the pictures could be read.
         ConfigError: the detections cannot be written.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # not where it is captured
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack any letter
+        sys.stdout.reconfigure(errors="backslashreplace")  # terminals may lack characters
     count = len(files.pictures)
     print(f"{count} picture{'' if count == 1 else 's'} in {printable(str(files.folder))}")
     print("".join(f"{note}\n" for note in files.notes()), end="", flush=True)
@@ -240,7 +240,7 @@ def write_predictions(
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """Signals wait for the end of a picture, and of writing what was done."""
+    """Defer signals until a picture, or the final writing, is finished."""
     SIGNALS.deferred, SIGNALS.unit = True, "picture"
     try:
         yield
@@ -251,7 +251,7 @@ def _stoppable() -> Iterator[None]:
 def _shown(
     predictions: Iterable[PicturePrediction], count: int, progress: bool
 ) -> Iterator[PicturePrediction]:
-    """The same, with the progress on standard output."""
+    """The predictions, with the progress on standard output."""
     if progress and sys.stdout.isatty():
         with logging_redirect_tqdm():
             yield from tqdm(predictions, total=count, unit="image", file=sys.stdout)

@@ -1,4 +1,4 @@
-"""The processes of one run, before Lightning connects them: what rank 0 decides holds for all."""
+"""The processes of one run, before Lightning connects them: rank 0 decides for all."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from torch.distributed.distributed_c10d import Store
 
 from comining.errors import ConfigError
 
-# How long nodes may start apart from each other, in seconds.
+# Seconds that the starts of the nodes may differ by.
 WAIT = 300.0
 KEY = "comining/run_directory"
 
 Decision = dict[str, Any]
 
-# The store of rank 0 serves the process group, too, which is made later at the same address.
+# The store of rank 0 also serves the process group, which is created later at the same address.
 _stores: list[Store] = []
 
 
 @dataclass(frozen=True)
 class Meeting:
-    """Where the processes of a run meet that were not started by one of them.
+    """Where the processes of a run meet, if none of them started the others.
 
     Args:
         rank: of this process among all.
@@ -44,10 +44,10 @@ class Meeting:
     hosted: bool
 
     def agree(self, decide: Callable[[], Decision]) -> Decision:
-        """What rank 0 decides, in every process.
+        """The decision of rank 0, in every process.
 
         Args:
-            decide: called in rank 0 only; gives plain containers.
+            decide: called in rank 0 only; returns plain containers.
 
         Raises:
             ConfigError: the processes do not find each other.
@@ -99,7 +99,7 @@ def meeting(num_nodes: int) -> Meeting | None:
     missing = [n for n in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT") if n not in os.environ]
     if missing:
         raise ConfigError(
-            f"trainer.num_nodes={num_nodes}: start the nodes by torchrun or srun, or set "
+            f"trainer.num_nodes={num_nodes}: start the nodes with torchrun or srun, or set "
             f"{', '.join(missing)} on each"
         )
     # The first process of each node; it starts the others.
@@ -109,7 +109,7 @@ def meeting(num_nodes: int) -> Meeting | None:
 def _in_slurm() -> bool:
     try:
         return SLURMEnvironment.detect()
-    except RuntimeError as error:  # what Lightning has against the job's options
+    except RuntimeError as error:  # Lightning refuses the job's options
         raise ConfigError(f"SLURM: {' '.join(str(error).split())}") from error
 
 
@@ -125,8 +125,8 @@ def started_by_rank_zero() -> bool:
 def refuse_several_processes(trainer: L.Trainer) -> None:
     """Refuse a run of a sweep that Lightning would start further processes for.
 
-    It starts them by the command line, which is that of the whole sweep. (Under SLURM there is a
-    process for each already.)
+    It would start them with the command line of the whole sweep. (SLURM has already started one
+    process for each device.)
 
     Raises:
         ConfigError: with what to do instead.
@@ -134,9 +134,9 @@ def refuse_several_processes(trainer: L.Trainer) -> None:
     by_slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1
     if trainer.world_size > 1 and not by_slurm:
         raise ConfigError(
-            f"a sweep runs each of its runs on one device, and these options take "
+            f"a sweep runs each of its runs on one device, but these options use "
             f"{trainer.num_devices} on {trainer.num_nodes} nodes: set trainer.devices=1. To use "
-            "several, start the runs one by one (without -m), share the devices out with "
+            "several, start the runs one by one (without -m), give each run its own device with "
             "launcher=joblib, or let SLURM start the processes: launcher=slurm "
             "hydra.launcher.tasks_per_node=DEVICES"
         )

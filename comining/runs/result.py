@@ -1,4 +1,4 @@
-"""``result.json``: what a run came to, in one typed record for every way in which it can end."""
+"""``result.json``: one typed record of a run, however it ended."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Figures = dict[str, float | None]
 
 
 class RunResult(BaseModel):
-    """What a run was, how it ended and what it measured; the only reader and writer of the file.
+    """What was run, how it ended and what it measured; the only reader and writer of the file.
 
-    A run that did not finish has no ``metrics``; ``error`` says why, and ``step`` how far it came.
+    A run that did not finish has no ``metrics``; ``error`` says why, and ``step`` how far it got.
     Fields that a later version has added are kept when a record is copied.
     """
 
@@ -40,9 +40,9 @@ class RunResult(BaseModel):
     dataset: str
     experiment: str | None = None
     table: str | None = None
-    paste: int = 0  # data.paste: annotated objects pasted into a training image, at the most
-    seed: int | None  # None only where the option was no seed
-    max_steps: int | None  # optimizer steps; None only where the option was no number
+    paste: int = 0  # data.paste: annotated objects pasted into a training image, at most
+    seed: int | None  # None only if the option was not a valid seed
+    max_steps: int | None  # optimizer steps; None only if the option was not a number
     method_options: dict[str, Any] = Field(default_factory=dict)
     # Hashes of the options: runs that share `variant` are seeds of one another, runs that share
     # `recipe` differ in no more than method, view, sparsity and threshold.
@@ -52,7 +52,7 @@ class RunResult(BaseModel):
     # Where `weights` was given: `from`, and of how many of the `classes` the head was kept.
     initial_weights: dict[str, Any] | None = None
 
-    # What it came to, on a scale of 0-100; None where nothing of that kind is annotated.
+    # Its metrics, on a scale of 0-100; None where nothing of that kind is annotated.
     steps: int | None = None  # optimizer steps done when it was evaluated
     metrics: Figures | None = None  # COCO's 12 numbers on the validation split
     class_ap: Figures | None = None
@@ -108,8 +108,8 @@ class RunResult(BaseModel):
         """Read a record.
 
         Raises:
-            DataError: the file is missing, cannot be read, or is no result; names the file and the
-                field.
+            DataError: the file is missing, cannot be read, or is not a result; names the file and
+                the field.
         """
         try:
             return cls.model_validate(json.loads(file.read_text(encoding="utf-8")))
@@ -130,14 +130,14 @@ class RunResult(BaseModel):
 
 
 def find_files(folder: Path, name: str) -> list[Path]:
-    """Every file of a name in a folder and below, but for those of runs that were replaced."""
+    """All files of a name in a folder and below, except those of replaced runs."""
     return sorted(
         file for file in folder.rglob(name) if REPLACED not in file.relative_to(folder).parts
     )
 
 
 def plain(value: Any) -> Any:
-    """What JSON can hold of a value: numbers that are not finite and unknown types become None."""
+    """A value as plain JSON: numbers that are not finite and unknown types become None."""
     if isinstance(value, Mapping):
         return {str(key): plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Going on with a run: from which checkpoint, and by the same options."""
+"""Resuming a run: from which checkpoint, and with the same options."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from comining.runs.command_line import absolute, quoted, text_of
 from comining.runs.files import replace_file
 from comining.runs.options import relevant
 
-# What belongs to this start of a run and not to the run.
+# Options of this start of a run, not of the run itself.
 OF_THIS_START = ("resume", "ckpt", "allow_changes", "overwrite")
 # Among the recorded options: the directory that relative paths of the run are relative to.
 STARTED_IN = "hydra.runtime.cwd"
 
 
 def checkpoint_to_resume(cfg: DictConfig, run: Path) -> Path | None:
-    """The checkpoint that training shall begin from; None for a run that begins anew.
+    """The checkpoint to resume from; None for a new run.
 
-    ``resume=DIR`` means ``DIR/checkpoints/last.ckpt``, ``resume=auto`` the same of the run's own
-    directory, where there is one; ``ckpt=FILE`` names another.
+    ``resume=DIR`` means ``DIR/checkpoints/last.ckpt``, ``resume=auto`` that of the run's own
+    directory, if there is one; ``ckpt=FILE`` names another.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
@@ -50,9 +50,9 @@ def checkpoint_to_resume(cfg: DictConfig, run: Path) -> Path | None:
 
 @contextlib.contextmanager
 def where_started(run: Path) -> Iterator[None]:
-    """Work in the directory where the run in ``run`` was started, if that is still there.
+    """Change to the directory where the run in ``run`` was started, if it still exists.
 
-    What was given as a relative path then means the same as before.
+    Relative paths in its options then mean the same as before.
     """
     options = {_key(override): override for override in _recorded(run)}
     folder = text_of(options[STARTED_IN]) if STARTED_IN in options else None
@@ -66,7 +66,7 @@ def where_started(run: Path) -> Iterator[None]:
 def with_options_of(run: Path) -> DictConfig:
     """The configuration of the run in ``run``, changed by the options of this command line.
 
-    The options that the run was started with, and then those of this start, are composed again.
+    Composed again from the options that the run was started with, followed by those of this start.
     """
     before = [one for one in _recorded(run) if _key(one) != STARTED_IN]
     now = list(HydraConfig.get().overrides.task)
@@ -78,7 +78,7 @@ def with_options_of(run: Path) -> DictConfig:
     hydra: Any = HydraConfig.get()
     composed = compose("train", overrides=overrides, return_hydra_config=True)
     with open_dict(composed):
-        # What this process is stays; what was chosen is the run's.
+        # The facts of this process stay; the choices are those of the run.
         composed.hydra.runtime.output_dir = hydra.runtime.output_dir
         with open_dict(composed.hydra.runtime):  # what OutputDirectory has left there
             names = [name for name in ("wanted", "numbered") if name in hydra.runtime]
@@ -94,7 +94,7 @@ def with_options_of(run: Path) -> DictConfig:
 
 
 def _recorded(run: Path) -> list[str]:
-    """What :func:`write_overrides` left."""
+    """The overrides written by :func:`write_overrides`."""
     recorded: list[str] = yaml.safe_load((run / "overrides.yaml").read_text(encoding="utf-8"))
     return recorded
 
@@ -104,10 +104,10 @@ def _key(override: str) -> str:
 
 
 def write_overrides(run: Path, fitted: Mapping[str, int | float]) -> None:
-    """Leave the command line's options for :func:`with_options_of`.
+    """Write the command line's options, for :func:`with_options_of`.
 
     Args:
-        fitted: options that the training images have chosen; they stay when the run goes on.
+        fitted: options that were chosen from the training images; a resumed run keeps them.
     """
     task = HydraConfig.get().overrides.task
     overrides = [one for one in task if _key(one) not in (*OF_THIS_START, *fitted)]
@@ -117,7 +117,7 @@ def write_overrides(run: Path, fitted: Mapping[str, int | float]) -> None:
 
 
 def check_same_options(cfg: DictConfig, checkpoint: Path) -> None:
-    """Refuse to go on by other options than those of the checkpoint, unless ``allow_changes``.
+    """Refuse to resume with other options than those of the checkpoint, unless ``allow_changes``.
 
     Raises:
         ConfigError: with every option that differs.
@@ -126,8 +126,8 @@ def check_same_options(cfg: DictConfig, checkpoint: Path) -> None:
     differences = list(_differences(content["comining"]["config"], resolve(cfg)))
     if differences and not cfg.allow_changes:
         raise ConfigError(
-            f"{checkpoint} was trained by other options: {'; '.join(differences)}. Take those, or "
-            "go on by the new ones with allow_changes=true"
+            f"{checkpoint} was trained with other options: {'; '.join(differences)}. Use those, or "
+            "resume with the new ones by allow_changes=true"
         )
 
 
@@ -151,10 +151,10 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def requeue() -> str | None:
-    """Under SLURM put the job back into the queue, where it goes on (``resume=auto``).
+    """Put a SLURM job back into the queue, from where it resumes (``resume=auto``).
 
     Returns:
-        what became of it, for a person; None where this is no SLURM job.
+        A message with the outcome; None if this is not a SLURM job.
     """
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:

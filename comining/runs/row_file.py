@@ -1,4 +1,4 @@
-"""A JSON list that grows row by row, and is there whole or not at all."""
+"""A JSON list that grows row by row, and is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from comining.runs.files import replace_file
 
 
 class RowFile:
-    """Rows that are on the disk as soon as they are known, so that they cost no memory.
+    """Rows that are written to the disk at once, so that they take no memory.
 
-    They are appended to a draft beside the file, ``.NAMEl``: JSON lines, which a process that is
-    killed leaves behind.
+    They are appended to a draft beside the file, ``.NAMEl``, as JSON lines, which remain if the
+    process is killed.
 
     Args:
         path: of the JSON list, which :meth:`finish` writes.
@@ -47,7 +47,7 @@ class RowFile:
             raise
 
     def finish(self) -> None:
-        """Write the list, a row a line, and remove the draft.
+        """Write the list, one row per line, and remove the draft.
 
         Raises:
             ConfigError: it cannot be written; the draft stays.
@@ -68,5 +68,5 @@ class RowFile:
 
     def _failed(self, error: OSError) -> ConfigError:
         return ConfigError(
-            f"{self.path}: cannot be written ({error.strerror}); what is known is in {self.draft}"
+            f"{self.path}: cannot be written ({error.strerror}); rows so far: {self.draft}"
         )

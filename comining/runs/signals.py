@@ -17,16 +17,16 @@ CAUGHT = tuple(
 
 
 class Interrupted(BaseException):
-    """The run was told to stop. No error, and not to be taken for one on its way up.
+    """The run was told to stop. Not an error, and not to be caught as one.
 
     Args:
-        signum: by which signal; SIGPIPE stands for standard output that nobody reads any more.
-        step: after which optimizer step, whose checkpoint is written; None outside of training.
+        signum: the signal; SIGPIPE stands for closed standard output.
+        step: the optimizer step after which it stopped, with its checkpoint; None outside training.
     """
 
     def __init__(self, signum: int, step: int | None = None):
         name = signal.Signals(signum).name
-        closed = ": nobody reads the output any more" if name == "SIGPIPE" else ""
+        closed = ": the output was closed" if name == "SIGPIPE" else ""
         super().__init__(f"stopped by {name}{closed}")
         self.signum = signum
         self.step = step
@@ -45,7 +45,7 @@ class Signals:
     at once. Prediction does the same, picture by picture.
 
     Attributes:
-        unit: what is finished before a deferred signal is heeded, for the message.
+        unit: what is finished before a deferred signal takes effect, for the message.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class Signals:
         return self
 
     def install(self) -> None:
-        """Take the signals. Again, where a library has taken them meanwhile (Lightning does)."""
+        """Install the handlers; called again after a library (Lightning) has replaced them."""
         if threading.current_thread() is not threading.main_thread():
             return  # Python delivers signals to the main thread only
         for signum in CAUGHT:
@@ -94,7 +94,7 @@ class Signals:
             Interrupted: unless training stops after its step.
         """
         if os.getpid() != self._process:
-            return  # a loader's worker; the main process meets the same
+            return  # a worker of the data loader; the main process does the same
         if self.deferred and not self.received:
             self.received = signum
             print(f"{signal.Signals(signum).name}: stopping after this {self.unit}", flush=True)

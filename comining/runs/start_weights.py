@@ -1,4 +1,4 @@
-"""Where a new run starts: from the weights of another network (``weights=``)."""
+"""Initial weights of a new run: those of another network (``weights=``)."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from comining.runs.checkpoint import build_detector, load_detector, read_checkpo
 from comining.runs.result import plain
 
 COCO = "coco"
-# torchvision's networks with a ResNet-50: how they are built, their weights, and the eps of the
-# frozen batch norm that these were trained with (torchvision's builders set it, too).
+# torchvision's networks with a ResNet-50: their builders, their weights, and the eps of the frozen
+# batch norm that the weights were trained with (torchvision's builders set it, too).
 COCO_NETWORKS: dict[type, tuple[Callable[..., nn.Module], WeightsEnum, float]] = {
     RetinaNet: (retinanet_resnet50_fpn, RetinaNet_ResNet50_FPN_Weights.COCO_V1, 0.0),
     FCOS: (fcos_resnet50_fpn, FCOS_ResNet50_FPN_Weights.COCO_V1, 1e-5),
@@ -42,13 +42,13 @@ COCO_OPTIONS_TWO_STAGE = (
 )
 NO_CLASS = ("__background__", "N/A")  # among torchvision's names of COCO's classes
 
-# Options of a backbone that change no shape of its weights.
+# Options of a backbone that do not change the shapes of its weights.
 SHAPELESS = ("weights", "norm", "trainable_layers")
 MOST_NAMES = 20  # of classes in a line
 
 
 class Started(NamedTuple):
-    """What was loaded: for ``result.json``, and for a person."""
+    """What was loaded: for ``result.json``, and as lines to print."""
 
     facts: dict[str, Any]
     lines: list[str]
@@ -56,10 +56,10 @@ class Started(NamedTuple):
 
 @dataclass(frozen=True)
 class StartWeights:
-    """A trained network, and how it is read when the classes of the run are known.
+    """A trained network, which is loaded once the classes of the run are known.
 
     Attributes:
-        origin: what ``weights=`` says.
+        origin: the value of ``weights=``.
         class_names: of each label; None where the network has no class of that label.
         read: one of torchvision's networks, see :data:`CLASS_LAYERS`.
     """
@@ -91,24 +91,24 @@ class StartWeights:
         there, here = (_anchors(net).sizes[0][0] for net in (source, detector.net))
         if abs(there / here - 1) > 0.05:
             lines.append(
-                f"its smallest anchors are {there:.0f} px, here {here:.0f} px: what it knows of "
-                "sizes has to be learned anew (head.anchor_scale)"
+                f"its smallest anchors are {there:.0f} px, here {here:.0f} px: object "
+                "sizes must be learned again (head.anchor_scale)"
             )
         facts = {"from": self.origin, "classes_kept": len(kept), "classes": len(class_names)}
         return Started(facts, lines)
 
 
 def start_weights(config: dict[str, Any], progress: bool) -> StartWeights | None:
-    """What ``weights=`` names, checked against the network of a configuration; None for null.
+    """The network that ``weights=`` names, checked against the configured one; None for null.
 
     Nothing is downloaded yet.
 
     Args:
         config: of the run, resolved.
-        progress: whether a download may draw a bar.
+        progress: whether a download may show a progress bar.
 
     Raises:
-        CheckpointError: the file is no checkpoint.
+        CheckpointError: the file is not a checkpoint.
         ConfigError: the weights are those of another network.
     """
     origin = config["weights"]
@@ -117,14 +117,14 @@ def start_weights(config: dict[str, Any], progress: bool) -> StartWeights | None
     detector = build_detector(config, 1, pretrained=False)
     if type(detector.net) not in CLASS_LAYERS:
         raise ConfigError(
-            f"weights={origin}: the layer of the classes of {type(detector).__name__} is not known"
+            f"weights={origin}: the classification layer of {type(detector).__name__} is not known"
         )
     if origin == COCO:
         return _coco(detector, progress)
     trained, description = load_detector(origin)
     if type(trained.net) not in CLASS_LAYERS:
         raise ConfigError(
-            f"weights={origin}: the layer of the classes of {type(trained).__name__} is not known"
+            f"weights={origin}: the classification layer of {type(trained).__name__} is not known"
         )
     problem = difference(detector.net, trained.net)
     if problem is not None:
@@ -135,7 +135,7 @@ def start_weights(config: dict[str, Any], progress: bool) -> StartWeights | None
 
 
 def recorded_start(checkpoint: Path | None) -> dict[str, Any] | None:
-    """What a checkpoint knows of the weights that its run started from."""
+    """The record in a checkpoint of the weights that its run started from."""
     if checkpoint is None:
         return None
     facts = read_checkpoint(checkpoint)["comining"].get("initial_weights")
@@ -143,7 +143,7 @@ def recorded_start(checkpoint: Path | None) -> dict[str, Any] | None:
 
 
 def matching(class_names: Sequence[str], others: Sequence[str | None]) -> dict[int, int]:
-    """Labels of classes to labels of others with the same name, in whatever case."""
+    """A map from labels of classes to labels of others with the same name, ignoring case."""
     exact: dict[str, int] = {}
     folded: dict[str, int] = {}
     for label, name in enumerate(others):
@@ -174,27 +174,27 @@ def _coco(detector: Detector, progress: bool) -> StartWeights:
             f"needs {COCO_OPTIONS_TWO_STAGE if two_stage else COCO_OPTIONS}"
         )
     names = [None if name in NO_CLASS else name for name in weights.meta["categories"]]
-    # Background is a class of torchvision's one-stage networks, whose row is never trained.
+    # torchvision's one-stage networks have a row for background, which is never trained.
     names = names[1:] if two_stage else names
 
     def read() -> nn.Module:
         url = weights.url
         try:
-            # Not by the builder, which would run code that the file may hold.
+            # Not with the builder, which would run code from the file.
             state = weights.get_state_dict(progress=progress, check_hash=True, weights_only=True)
             net.load_state_dict(state)
-        except OSError as error:  # of the network, or of the folder that it is kept in
+        except OSError as error:  # of the connection, or of the download folder
             raise ConfigError(
                 f"cannot download weights={COCO} from {url} ({error}). {WHERE_TO_PUT}"
             ) from error
-        except Exception as error:  # whatever the bytes lead the reader to
+        except Exception as error:  # broken bytes may raise anything
             reason = "it is damaged, or holds more than tensors"
             if isinstance(error, RuntimeError):
                 reason = next(iter(str(error).splitlines()), reason)
-            # torch would advise to load it all the same.
+            # torch's own message advises to load it anyway.
             raise ConfigError(
-                f"weights={COCO}: what is at {url}, or under that name in {DOWNLOADS}, are not its "
-                f"weights ({reason}); delete that file"
+                f"weights={COCO}: the file at {url}, or that of the same name in {DOWNLOADS}, does "
+                f"not hold its weights ({reason}); delete that file"
             ) from error
         for module in net.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -205,7 +205,7 @@ def _coco(detector: Detector, progress: bool) -> StartWeights:
 
 
 def _differing_options(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """Options that shape the network and differ, with the values of the trained one."""
+    """Options that shape the network and differ, with their values in the trained one."""
     found = []
     for group, names in (
         ("backbone", [*there["backbone"], *here["backbone"]]),

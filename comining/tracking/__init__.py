@@ -1,1 +1,1 @@
-"""Where a run's figures and pictures go."""
+"""Loggers for the figures and pictures of a run."""

@@ -1,7 +1,7 @@
-"""Pictures of boxes: layers told apart by colour and by line style.
+"""Pictures of boxes, in layers that differ in colour and line style.
 
-The colours are those of Okabe and Ito (2008), which colour-blind people can tell apart; every
-line lies on a dark rim, so that it shows on any ground.
+The colours are those of Okabe and Ito (2008), which colour-blind people can distinguish; every line
+has a dark rim, so that it is visible on any background.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from torch import Tensor
 
 RIM = (0, 0, 0)
 PAPER = (255, 255, 255)
-# A caption may be so wide, px, whatever its picture is: enough for any class of COCO, its score,
-# the view and the image.
+# Minimum width for captions, px: enough for any class of COCO, its score, the view and the image.
 CAPTION = 240
 
 
 @dataclass(frozen=True)
 class Style:
-    """How the boxes of a layer look."""
+    """The drawing style of a layer of boxes."""
 
     name: str  # in the legend
     colour: tuple[int, int, int]
@@ -42,7 +41,7 @@ MINED_BY = {
     "augmented": Style("mined by augmented", (240, 228, 66), (14, 3)),
     "strong": Style("mined by strong", (213, 94, 0), (2, 3)),
 }
-# Hatched, because it is a region and no object.
+# Hatched, because it is a region, not an object.
 IGNORED = Style("ignored", (204, 121, 167), None, hatch=12)
 DETECTED = Style("detected", (240, 228, 66), (7, 3))
 
@@ -95,7 +94,7 @@ def panel(image: Tensor, layers: Sequence[Layer], scale: float = 1.0) -> Image.I
 def crop(
     image: Tensor, box: Tensor, layers: Sequence[Layer], margin: float = 0.6
 ) -> tuple[Tensor, list[Layer]]:
-    """The square around a box, with its layers moved along.
+    """The square around a box, with its layers shifted accordingly.
 
     Args:
         image: [3, H, W] uint8.
@@ -122,10 +121,10 @@ def crop(
 
 
 def captioned(picture: Image.Image, caption: str, lines: Sequence[str] = ()) -> Image.Image:
-    """A picture under its caption, of one line or more; ``lines`` stand in the picture itself.
+    """A picture under its caption, of one line or more; ``lines`` are written into the picture.
 
-    Where the picture is narrower than its caption, there is white paper beside it, up to
-    :data:`CAPTION` px; of longer captions the end is left out, and an ellipsis says so.
+    A picture narrower than its caption is padded with white, up to :data:`CAPTION` px; longer
+    captions are cut and end in an ellipsis.
     """
     font = ImageFont.load_default(12)
     rows = [_shortened(row, font, max(picture.width, CAPTION)) for row in caption.split("\n")]
@@ -183,7 +182,7 @@ def _rectangle(
     if style.hatch is not None:
         _diagonals(pen, left, top, right, bottom, style.colour, style.hatch)
     corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
-    # The rim has no gaps: white dots on a white ground would not be seen without it.
+    # The rim has no gaps: without it, white dots on a white background would be invisible.
     for width, colour, dash in ((4, RIM, None), (2, style.colour, style.dash)):
         for (x0, y0), (x1, y1) in pairwise(corners):
             length = abs(x1 - x0) + abs(y1 - y0)

@@ -1,4 +1,4 @@
-"""What a dashboard shows: sections of panels, for every logger that has dashboards.
+"""The sections and panels of a dashboard, for every logger that has dashboards.
 
 Panels name figures by regular expressions, because the names of views and classes depend on the
 method and on the data.
@@ -93,7 +93,7 @@ SECTIONS = (
 
 
 def matching(pattern: str, names: Collection[str]) -> list[str]:
-    """The names of figures that a pattern of a panel means."""
+    """The names of figures that match a pattern of a panel."""
     return [name for name in names if re.fullmatch(pattern, name)]
 
 

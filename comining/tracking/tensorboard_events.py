@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class TensorBoardEvents(Tracker):
     """Writes event files into ``folder/tensorboard``, with the sections of the dashboard.
 
-    Its tab "Custom scalars" shows these.
+    TensorBoard's tab "Custom scalars" shows these.
 
     Args:
         folder: the run directory.

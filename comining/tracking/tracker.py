@@ -28,7 +28,7 @@ class LabelledImage(NamedTuple):
 
 
 class Tracker(ABC):
-    """Base class of the choices of ``logger=``: receives what a run reports while it trains.
+    """Base class of the choices of ``logger=``: receives what a run reports during training.
 
     Only the process with global rank 0 calls these methods: ``start`` once, ``figures``,
     ``picture`` and ``boxes`` as training goes on, ``summary`` at its end, and ``close`` however
@@ -127,5 +127,5 @@ class TrackerGroup(Tracker):
         except Exception:
             if error is None:
                 raise
-            # The error that ended the run decides about its status and exit code.
+            # The error that ended the run determines its status and exit code.
             log.exception("a logger could not be closed")

@@ -25,7 +25,7 @@ STEP = "trainer/global_step"
 MODES = ("offline", "online", "disabled")
 # Groups whose choices a dashboard compares runs by; the configuration has them as NAME_name.
 NAMED_GROUPS = ("method", "sparsity", "detector")
-# W&B's variables that would take a run away from its directory.
+# W&B's variables that would give a run another id than its directory has.
 REFUSED = ("WANDB_RUN_ID", "WANDB_RESUME")
 
 
@@ -40,7 +40,7 @@ class WandbRun(Tracker):
         mode: ``online`` uploads while training; after ``offline`` runs ``wandb sync`` does;
             ``disabled`` logs nothing.
         project, entity, tags: as in :func:`wandb.init`.
-        group: None for the name of the sweep's directory, where there is a sweep.
+        group: None for the name of the sweep's directory, if the run belongs to a sweep.
         name: None for that of the run directory.
         directory: made where it is missing.
 
@@ -72,14 +72,14 @@ class WandbRun(Tracker):
         self._run: wandb.Run  # from start on
         if mode not in MODES:
             raise ConfigError(
-                f"logger.mode={mode!r} must be one of {', '.join(MODES)} (where it is not given, "
-                "WANDB_MODE is)"
+                f"logger.mode={mode!r} must be one of {', '.join(MODES)} (its default is the "
+                "variable WANDB_MODE)"
             )
         contradicting = [variable for variable in REFUSED if os.environ.get(variable)]
         if contradicting and mode != "disabled":
             raise ConfigError(
                 f"{contradicting[0]}={os.environ[contradicting[0]]!r} cannot be used: the id of a "
-                f"W&B run is in its run directory, so that resume=DIR goes on with it; unset "
+                f"W&B run is in its run directory, so that resume=DIR continues it; unset "
                 f"{contradicting[0]}"
             )
         if mode == "online":
@@ -143,7 +143,7 @@ class WandbRun(Tracker):
 
 
 def choices(config: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """By what a dashboard groups and compares runs, as keys at the top of the configuration.
+    """The keys by which a dashboard groups and compares runs, for the top of the configuration.
 
     The configuration itself has the options of each group, but not the name of the choice.
 
@@ -195,4 +195,4 @@ def run_id(folder: Path) -> str:
         if re.fullmatch("[0-9a-f]{8}", content):
             return content
         time.sleep(0.05)  # another process may have created the file and not written it yet
-    raise ConfigError(f"{file}: {content[:20]!r} is no run id, 8 hexadecimal characters")
+    raise ConfigError(f"{file}: {content[:20]!r} is not a run id of 8 hexadecimal characters")

@@ -1,1 +1,1 @@
-"""The LightningModule that trains, its schedule, and what happens around its steps."""
+"""The LightningModule that trains, its schedule, and its callbacks."""

@@ -1,4 +1,4 @@
-"""What makes training or its evaluation pointless, and can be seen before the first step."""
+"""Warnings, before the first step, of data that make training or its evaluation pointless."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from comining.training.training_module import DetectionModule
 
 log = logging.getLogger(__name__)
 
-# A box whose longer side is below this share of the smallest anchor overlaps none by more than a
-# quarter, and lies between the points of a detector that has points.
+# A box whose longer side is below this share of the smallest anchor has an IoU of at most a quarter
+# with any anchor, and lies between the points of a detector that has points.
 SMALL = 0.5
-# From this share of small boxes on it is said.
+# The share of small boxes from which on a warning is given.
 MOST = 0.9
 NAMED = 5  # classes
-# The losses of a view that place boxes, of all detectors.
+# The names of the localisation losses of all detectors.
 PLACING = ("box", "centerness")
 
 
 def pointless(data: DetectionData, detector: Detector, mines: bool = False) -> Iterator[str]:
-    """What a user should know before training begins, a sentence each; names file and option.
+    """Warnings for the user before training begins, one sentence each, with file and option.
 
     Args:
         data: after ``setup("fit")``.
@@ -43,7 +43,7 @@ def pointless(data: DetectionData, detector: Detector, mines: bool = False) -> I
         raise RuntimeError("setup() has not been called")
     if len(train) < data.batch_size:
         yield (
-            f"{train.annotations.path}: images to train on: {len(train)}, fewer than "
+            f"{train.annotations.path}: only {len(train)} images to train on, fewer than "
             f"data.batch_size={data.batch_size}: each batch repeats images"
         )
     kept = ~data.erased & ~train.annotations.crowd
@@ -85,15 +85,15 @@ def _missing_classes(
 
 
 def _never_pasted(train: TrainingSet) -> Iterator[str]:
-    """Classes that are annotated, but not so that they could be pasted."""
+    """Classes with annotations, none of which can be pasted."""
     if train.paster is None or not train.paster.never_pasted:
         return
     names = [repr(train.annotations.categories.names[k]) for k in train.paster.never_pasted]
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     yield (
         f"{train.annotations.path}: data.paste={train.paster.count} pastes nothing of the classes "
-        f"{', '.join(names[:NAMED])}{more}: all their boxes have a side below {SMALLEST_SIDE} px "
-        f"once resized, or take more than {LARGEST_SHARE:.0%} of their image"
+        f"{', '.join(names[:NAMED])}{more}: after resizing, all their boxes have a side below "
+        f"{SMALLEST_SIDE} px or cover more than {LARGEST_SHARE:.0%} of their image"
     )
 
 
@@ -113,18 +113,19 @@ def _too_small(train: TrainingSet, kept: NDArray[np.bool_], smallest: float) -> 
     if small and small >= MOST * len(boxes):
         yield (
             f"{annotations.path}: {small} of {len(boxes)} boxes are below {SMALL * smallest:g} px "
-            f"once resized by data.min_size={train.min_size}, data.max_size={train.max_size}, and "
-            f"the smallest anchor has {smallest:g}: hardly any can be learned; raise data.min_size"
+            f"after resizing (data.min_size={train.min_size}, data.max_size={train.max_size}), but "
+            f"the smallest anchor is {smallest:g} px: hardly any can be learned; raise "
+            "data.min_size"
         )
 
 
 class ZeroLossWarning(L.Callback):
-    """Warns once where the losses that place boxes have been exactly 0 since training began.
+    """Warns once if the localisation losses have been exactly 0 since training began.
 
-    No region has had a target then: boxes are too small for all of them.
+    No region has had a target then: all boxes are too small.
 
     Args:
-        after: batches until it is said.
+        after: batches before the warning.
     """
 
     def __init__(self, after: int):
@@ -159,8 +160,8 @@ class ZeroLossWarning(L.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by a connector
         if trainer.is_global_zero:
             log.warning(
-                "%s: the losses that place boxes were 0 in all of the first %d batches: no box has "
-                "an anchor that is trained to it; all may be too small once they are resized "
+                "%s: the localisation losses were 0 in all of the first %d batches: no anchor is "
+                "matched to any box; the boxes may be too small after resizing "
                 "(data.min_size=%d, data.max_size=%d)",
                 data.train_set.annotations.path, self.batches, data.min_size, data.max_size,
             )  # fmt: skip

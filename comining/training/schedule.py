@@ -18,7 +18,7 @@ class WarmupMultiStep:
     Args:
         warmup_steps: steps until the factor reaches 1.
         warmup_start: factor at step 0.
-        milestones: steps at which the factor is multiplied with ``gamma``, rising.
+        milestones: ascending steps at which the factor is multiplied by ``gamma``.
         max_steps: length of training; a milestone beyond it is an error.
     """
 
@@ -33,7 +33,7 @@ class WarmupMultiStep:
     ):
         milestones = list(milestones)
         if milestones != sorted(set(milestones)):
-            raise ValueError(f"schedule.milestones must rise, got {milestones}")
+            raise ValueError(f"schedule.milestones must be increasing, got {milestones}")
         if milestones and milestones[-1] >= max_steps:
             raise ValueError(
                 f"schedule.milestones={milestones} reach beyond trainer.max_steps={max_steps}: set "

@@ -23,10 +23,10 @@ from comining.structures import Batch, StepResult
 
 @dataclass(frozen=True)
 class ParameterGroups:
-    """How parameters differ in what the optimizer does with them.
+    """Options of the optimizer that differ between groups of parameters.
 
     Args:
-        backbone_lr_factor: of ``optimizer.lr``, for the backbone's body.
+        backbone_lr_factor: factor on ``optimizer.lr`` for the backbone's body.
         decay_norms_and_biases: False exempts them from weight decay.
     """
 
@@ -38,14 +38,14 @@ class DetectionModule(EvaluationModule):
     """Trains a detector by a method.
 
     Args:
-        view: makes the second view, where the method wants one.
+        view: makes the second view, if the method uses one.
         optimizer: given groups of parameters, returns the optimizer.
         parameter_groups: what the groups are.
         schedule: step to factor on the learning rate.
         annotations: of the splits ``val`` and, where there is one, ``test``.
-        folder: the run directory, for what the method wants to leave there.
+        folder: the run directory, where the method may write files.
         seed: of the run.
-        description: what a checkpoint says about itself: plain containers only.
+        description: stored in every checkpoint: plain containers only.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class DetectionModule(EvaluationModule):
         self.result: StepResult | None = None  # of the latest batch, for callbacks
 
     def setup(self, stage: str) -> None:
-        """Prepare the method, when processes can communicate and no checkpoint is loaded yet."""
+        """Prepare the method, once processes can communicate and before a checkpoint is loaded."""
         if stage != "fit":
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]  # set by a connector
@@ -96,7 +96,7 @@ class DetectionModule(EvaluationModule):
         return self.method.deployed(self.detector)
 
     def views(self, batch: Batch, wanted: Sequence[str]) -> dict[str, Sequence[Tensor]]:
-        """The images of the original view, of those wanted, and of those that the method makes.
+        """The images of the original view, the wanted ones, and those that the method makes.
 
         B times [3, H, W] uint8 each.
         """
@@ -114,7 +114,7 @@ class DetectionModule(EvaluationModule):
         return self.result.total
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Take the step, and let the method see its outcome."""
+        """Take the step, then call :meth:`Method.after_step`."""
         super().optimizer_step(*args, **kwargs)
         self.method.after_step(self.detector, self.global_step + 1)  # counted when this returns
 

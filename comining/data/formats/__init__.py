@@ -1,1 +1,1 @@
-"""One file a format of annotations; each ends in an :class:`AnnotationSet`."""
+"""Annotation formats, one file per format; each returns an :class:`AnnotationSet`."""

@@ -1,8 +1,8 @@
 """Base class of annotation formats: which splits a folder holds, and how one is read.
 
 Ids that a format does not have are numbered by one rule: images 1 ... N in the order of their file
-names, annotations 1 ... M in the order of the images and inside of an image as its file lists them,
-categories 1 ... K. So a set that is converted to COCO and read again is the same set.
+names, annotations 1 ... M in the order of the images and, within an image, of its file, categories
+1 ... K. So a set that is converted to COCO and read again is the same set.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from comining.data.record_values import is_text, short
 from comining.errors import DataError
 
 MissingLabels = Literal["empty", "skip", "error"]
-# What objects are that VOC marks as difficult: objects like all others, or regions to ignore.
+# How objects that VOC marks as difficult are read: like all others, or as regions to ignore.
 Difficult = Literal["object", "ignore"]
 
 SPLIT_NAMES = {
@@ -43,20 +43,19 @@ SPLIT_NAMES = {
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What a user may say about the reading of any format.
+    """Options of reading, for all formats.
 
     Args:
         on_invalid_box: see :class:`comining.data.annotation_builder.AnnotationBuilder`.
         crowd: annotations that are marked as crowds are set aside (``ignore``) or taken as objects
             (``object``).
-        missing_labels: what a picture without a label file is: an ``empty`` one, which shows
-            nothing of interest; one that nobody has looked at, to ``skip``; or an ``error``. None
-            takes what is usual for the format.
-        names: class names in the order of their labels, for formats that have no such list, or one
-            that shall not count. None takes the format's own.
+        missing_labels: how a picture without a label file is read: as ``empty``, without objects;
+            as not annotated, to ``skip``; or as an ``error``. None for the default of the format.
+        names: class names in the order of their labels, for formats without such a list, or to
+            replace it. None uses the format's own.
         difficult: objects that VOC marks as difficult are read like all others (``object``), or
             are regions to ignore (``ignore``), as in its own evaluation.
-        outlines: whether the outlines of objects are kept, where the format has them.
+        outlines: whether the outlines of objects are kept, if the format has them.
     """
 
     on_invalid_box: OnInvalidBox = "error"
@@ -72,9 +71,9 @@ class Split:
     """One split of a set, not yet read.
 
     Args:
-        path: of the file or folder that holds its annotations, for messages.
-        required: files and folders that must be there.
-        read: gives the annotations, and the folder that their file names are relative to.
+        path: of the file or folder with its annotations, for messages.
+        required: files and folders that must exist.
+        read: returns the annotations, and the folder that their file names are relative to.
     """
 
     path: Path
@@ -82,7 +81,7 @@ class Split:
     read: functools.partial[tuple[AnnotationSet, Path]]  # called with ReadOptions
 
     def is_same(self, other: Split) -> bool:
-        """Whether the same is read from the same files."""
+        """Whether both splits read the same from the same files."""
         ours, theirs = (
             (one.path, one.required, one.read.func, one.read.args, one.read.keywords)
             for one in (self, other)
@@ -101,17 +100,17 @@ class AnnotationFormat(ABC):
 
     @abstractmethod
     def recognise(self, root: Path) -> str | None:
-        """What in ``root`` shows that it is of this format; None where nothing does.
+        """What in ``root`` shows that it has this format; None if nothing does.
 
         Looks at names and at the beginning of a few files; does not validate.
         """
 
     @abstractmethod
     def find_splits(self, root: Path) -> dict[str, Split]:
-        """The splits of ``root`` by name: ``train``, ``val`` and ``test``, those that it has.
+        """The splits of ``root`` by name: those of ``train``, ``val`` and ``test`` that it has.
 
         Raises:
-            DataError: ``root`` is not of this format, or it is not clear what its splits are.
+            DataError: ``root`` does not have this format, or its splits are ambiguous.
         """
 
 
@@ -121,10 +120,10 @@ def keeps_unlabelled(
     label_file: Path,
     picture: Path,
 ) -> bool:
-    """Whether a picture without a label file is an image of the set; counts it.
+    """Whether a picture without a label file belongs to the set; counts it in the repairs.
 
     Args:
-        label_file: that would belong to the picture.
+        label_file: the missing file.
 
     Raises:
         DataError: ``rule`` is ``error``.
@@ -140,7 +139,7 @@ def keeps_unlabelled(
 
 
 def split_of(name: str) -> str | None:
-    """The split that a folder or file is named after (``valid``, ``Test``, ``train2017``)."""
+    """The split that a name stands for (``valid``, ``Test``, ``train2017``); None for none."""
     return SPLIT_NAMES.get(re.sub(r"[\d_-]+$", "", name.lower()))
 
 
@@ -156,7 +155,7 @@ def split_folders(root: Path) -> dict[str, Path]:
         if split in found:
             raise DataError(
                 f"{root}: {found[split].name} and {folder.name} are both named after the split "
-                f"{split}; leave one of them, or name files by data=custom"
+                f"{split}; keep one of them, or name files with data=custom"
             )
         if split is not None:
             found[split] = folder
@@ -170,7 +169,7 @@ def numbered_categories(names: Iterable[str], where: str) -> Categories:
         where: the words that name the list in an error.
 
     Raises:
-        DataError: a name is no text or occurs twice, or there is none.
+        DataError: a name is not a text or occurs twice, or there is none.
     """
     names = tuple(names)
     for position, name in enumerate(names):
@@ -184,16 +183,16 @@ def numbered_categories(names: Iterable[str], where: str) -> Categories:
 
 
 def px(value: float) -> float:
-    """A coordinate or side as decimals, px.
+    """A coordinate or side, px, rounded to six decimals.
 
-    Files have corners where we want sides, and 523.1 - 385.07 is 138.03000000000003. Six decimals
-    give back what was written, and are finer than any annotation.
+    Files have corners instead of sides, and 523.1 - 385.07 is 138.03000000000003. Six decimals
+    restore the written value, and are finer than any annotation.
     """
     return round(value, 6) + 0.0  # and -0.0 becomes 0.0
 
 
 def enclosing(points: Sequence[tuple[float, float]]) -> tuple[float, float, float, float]:
-    """The box xywh, px, around points of (x, y); NaN where one of them is not finite."""
+    """The box xywh, px, around points (x, y); NaN if one of them is not finite."""
     if not all(math.isfinite(value) for point in points for value in point):
         return math.nan, math.nan, math.nan, math.nan
     xs, ys = zip(*points, strict=True)

@@ -18,17 +18,17 @@ log = logging.getLogger(__name__)
 
 
 class Auto(AnnotationFormat):
-    """Whichever format a folder is of; what it was taken for is logged in one line.
+    """The format that a folder is recognised as, which is logged in one line.
 
     Raises:
-        DataError: the folder looks like none, or like several; the message says what was seen, and
-            how to choose.
+        DataError: no format matches, or several; the message says what was found, and how to
+            choose.
     """
 
     title: ClassVar[str] = "auto"
 
     def recognise(self, root: Path) -> str | None:
-        return None  # nothing is of this format itself
+        return None  # not a format of its own
 
     def find_splits(self, root: Path) -> dict[str, Split]:
         name, shown = recognise(root)
@@ -38,16 +38,21 @@ class Auto(AnnotationFormat):
             f"{split} in {os.path.relpath(one.path, root)}" for split, one in splits.items()
         )
         log.info(
-            "data=auto takes %s for %s (data=%s), by %s: %s", root, found.title, name, shown, where
+            "data=auto: %s looks like %s (data=%s), by %s: %s",
+            root,
+            found.title,
+            name,
+            shown,
+            where,
         )
         return splits
 
 
 def recognise(root: Path) -> tuple[str, str]:
-    """The name of a folder's format, as in ``data=NAME``, and what in it shows that.
+    """The name of a folder's format, as in ``data=NAME``, and what shows it.
 
     Raises:
-        DataError: none, or several.
+        DataError: no format matches, or several.
     """
     if not root.exists():
         raise DataError(f"{root}: no such folder")
@@ -68,7 +73,7 @@ def recognise(root: Path) -> tuple[str, str]:
     seen = ", ".join(entries[:8]) + more if entries else "nothing"
     raise DataError(
         f"{root}: no format is recognised; it holds {seen}; choose one of {choices}, or name COCO "
-        "files by data=custom"
+        "files with data=custom"
     )
 
 

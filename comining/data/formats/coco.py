@@ -35,8 +35,8 @@ from comining.errors import DataError
 
 Box = tuple[float, float, float, float]
 NO_SIDES = [None] * 4
-# Fields of LVIS in image records: classes that were looked for and are absent, and classes of which
-# not all objects are annotated.
+# Fields of LVIS in image records: classes that were looked for and are absent, and classes that are
+# not exhaustively annotated.
 FIELDS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
@@ -49,12 +49,12 @@ def read_coco(
 ) -> AnnotationSet:
     """Read and validate a COCO detection file.
 
-    What has one sensible reading is read and counted among the repairs of the set: numbers as
-    5.0 or as text, ``iscrowd`` as text or truth value, null for a missing value, boxes that only a
-    segmentation gives, and the root category that Roboflow adds.
+    Unambiguous deviations are read and counted in the repairs of the set: numbers written as 5.0 or
+    as text, ``iscrowd`` as text or boolean, null for a missing value, boxes given only by a
+    segmentation, and the root category that Roboflow adds.
 
-    Annotations with ``iscrowd`` or ``ignore`` are regions to ignore. What the fields of LVIS in
-    image records say of classes is kept, see :mod:`comining.data.knowledge`.
+    Annotations with ``iscrowd`` or ``ignore`` are regions to ignore. The fields of LVIS in image
+    records are kept, see :mod:`comining.data.knowledge`.
 
     Args:
         on_invalid_box: boxes that are empty, inverted, not finite or (mostly) outside of their
@@ -77,7 +77,7 @@ def parse_coco(
     *,
     outlines: bool = False,
 ) -> AnnotationSet:
-    """Validate what a COCO file holds, which stays as it is; else as :func:`read_coco`.
+    """Validate the content of a COCO file, without changing it; else like :func:`read_coco`.
 
     Args:
         path: of the file, for messages.
@@ -119,7 +119,7 @@ def parse_coco(
             raise DataError(f"{where}: category_id {category_id} is not among the categories")
         image_size = sizes.get(image_id)
         if is_turned(record):
-            repairs["turned boxes read without their angle: they do not fit objects"] += 1
+            repairs["rotated boxes read without their angle: they do not fit objects"] += 1
         builder.add_annotation(
             where, annotation_id, image_id, label_of[category_id],
             _read_box(where, record, image_size, repairs),
@@ -160,7 +160,7 @@ def _read_classes(
 def _read_box(
     where: str, record: dict[str, Any], size: tuple[int, int] | None, repairs: Counter[str]
 ) -> Box | None:
-    """The box xywh of a record, or the one around its segmentation; None where it has neither."""
+    """The box xywh of a record, or the one around its segmentation; None if it has neither."""
     written = record.get("bbox")
     if not (written is None or written == [] or written == NO_SIDES):
         return bbox(where, record, repairs)
@@ -173,12 +173,13 @@ def _read_box(
 def _read_outline(
     where: str, record: dict[str, Any], size: tuple[int, int] | None, repairs: Counter[str]
 ) -> Outline | None:
-    """The segmentation of a record that has a box, too; None where it cannot be used.
+    """The segmentation of a record that also has a box; None if it cannot be used.
 
-    Without pasting nobody looks at it, and a set that trains shall train with pasting, too.
+    Never an error: it is read only for pasting, and a set that can be trained on should also work
+    with pasting.
     """
     try:
-        # What is not written as COCO does counts where a box is taken from it.
+        # Deviations from COCO's form are counted only if a box is taken from it.
         return segmentation_outline(where, record.get("segmentation"), size, Counter())
     except DataError:
         repairs["outlines left out because they cannot be read"] += 1
@@ -186,7 +187,7 @@ def _read_outline(
 
 
 def _read_area(where: str, record: dict[str, Any], repairs: Counter[str]) -> float | None:
-    """The area px^2 that a record gives; None where it gives none."""
+    """The area of a record, px^2; None if it has none."""
     value = record.get("area")
     if value is None:
         repairs["areas computed from the box because the file has none"] += 1
@@ -216,10 +217,10 @@ def load_coco(path: Path) -> dict[str, Any]:
     """The top level of a COCO file, not yet validated.
 
     Raises:
-        DataError: the file cannot be read, or is no JSON object.
+        DataError: the file cannot be read, or is not a JSON object.
     """
     try:
-        # utf-8-sig: some editors begin a file with a mark.
+        # utf-8-sig: some editors write a byte order mark.
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise DataError(f"{path}: no such annotation file") from None
@@ -228,7 +229,7 @@ def load_coco(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         if is_lfs_pointer(path):
             raise DataError(f"{path}: is a Git LFS pointer; run git lfs pull") from None
-        reason = str(error).partition(";")[0]  # Python goes on about its own settings
+        reason = str(error).partition(";")[0]  # Python adds advice on its own settings
         raise DataError(f"{path}: not a JSON file ({reason})") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: not a COCO annotation file: its top level is not an object")
@@ -238,7 +239,7 @@ def load_coco(path: Path) -> dict[str, Any]:
 def _records(
     path: Path, content: dict[str, Any], section: str, required: tuple[str, ...]
 ) -> list[tuple[str, dict[str, Any]]]:
-    """The records of a section, each with the words that name it in an error."""
+    """The records of a section, each with its name for errors."""
     records = content.get(section)
     if not isinstance(records, list):
         found = "missing" if records is None else f"a {type(records).__name__}, not a list"
@@ -258,7 +259,7 @@ def _records(
 def _read_categories(
     path: Path, content: dict[str, Any], repairs: Counter[str]
 ) -> tuple[Categories, tuple[int, str] | None]:
-    """The categories, and id and name of the unused root that was left out, if there is one."""
+    """The categories, and id and name of the unused root that was left out, or None."""
     records = _records(path, content, "categories", ("id", "name"))
     root = _unused_root([record for _, record in records], content.get("annotations"))
     names: dict[int, str] = {}
@@ -291,8 +292,8 @@ def _read_categories(
 def _unused_root(records: list[dict[str, Any]], annotations: object) -> dict[str, Any] | None:
     """The category that Roboflow adds: named after the project, above all others, never used.
 
-    A class that merely has no annotation is never one: a root says ``none`` of what is above it,
-    and all others name it, or its id, as what is above them.
+    A class that merely has no annotation is never taken for it: the supercategory of the root is
+    ``none``, and that of all others is its name or id.
     """
     roots = [one for one in records if _lower(one.get("supercategory")) == "none"]
     if len(roots) != 1 or len(records) == 1 or not isinstance(annotations, list):

@@ -1,4 +1,4 @@
-"""A folder with COCO files in one of the usual layouts."""
+"""Folders with COCO files in one of the usual layouts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from comining.data.formats.coco import read_coco
 from comining.errors import DataError
 
 ROBOFLOW = "_annotations.coco.json"
-# A COCO file of any of these names holds the split `train`, unless others are named after splits.
+# A COCO file with one of these names is the split `train`, unless others are named after splits.
 UNNAMED = ("default", "annotations", "instances", "_annotations.coco", "labels", "result", "coco")
 HEAD = 65_536
 
@@ -76,7 +76,7 @@ class CocoFolder(AnnotationFormat):
         }
 
 
-CHOOSE = "choose by data=custom data.train_annotations=FILE data.train_images=FOLDER"
+CHOOSE = "choose with data=custom data.train_annotations=FILE data.train_images=FOLDER"
 
 
 def _names(files: list[Path], root: Path) -> str:
@@ -91,7 +91,7 @@ def _annotation_files(root: Path) -> list[Path]:
         return sorted(roboflow)
     for folder in (root / "annotations", root):
         files = sorted(folder.glob("*.json")) if folder.is_dir() else []
-        # COCO has captions and keypoints beside the boxes.
+        # COCO has captions and keypoints next to the boxes.
         instances = [file for file in files if file.name.startswith("instances_")]
         files = [file for file in instances or files if _looks_like_coco(file)]
         if files:
@@ -100,7 +100,7 @@ def _annotation_files(root: Path) -> list[Path]:
 
 
 def _looks_like_coco(file: Path) -> bool:
-    """Whether a file begins like a COCO file; one that cannot be read is left for the reader."""
+    """Whether a file begins like a COCO file; False if it cannot be read."""
     try:
         with file.open("rb") as opened:
             head = opened.read(HEAD)
@@ -112,7 +112,7 @@ def _looks_like_coco(file: Path) -> bool:
 
 
 def _split_of_file(file: Path) -> str | None:
-    """The split that a file is named after, or its folder (Roboflow); None for none."""
+    """The split that a file, or its folder (Roboflow), is named after; None for none."""
     if file.name == ROBOFLOW:
         return split_of(file.parent.name) or "train"
     stem = file.stem.removeprefix("instances_")

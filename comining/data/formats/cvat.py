@@ -27,7 +27,7 @@ from comining.data.record_values import file_name, short
 from comining.errors import DataError
 
 CORNERS = ("xtl", "ytl", "xbr", "ybr")
-# Without an extent, or not an object of its own.
+# Shapes without an extent, or that are not objects of their own.
 LEFT_OUT = ("polyline", "points", "skeleton", "tag")
 NO_SUBSET = ("", "default")
 
@@ -37,9 +37,10 @@ Point = tuple[float, float]
 class Cvat(AnnotationFormat):
     """``annotations.xml`` with ``images/`` beside it, as CVAT exports a task or a project.
 
-    Boxes are read as they are; of polygons, masks, ellipses, cuboids and turned boxes the enclosing
-    box is taken. Polylines, points, skeletons and tags are left out and counted. Classes are in the
-    order of the labels in the file's ``meta``, splits its subsets. Areas are those of the boxes.
+    Boxes are read as they are; for polygons, masks, ellipses, cuboids and rotated boxes the
+    enclosing box is used. Polylines, points, skeletons and tags are left out and counted. Classes
+    are in the order of the labels in the file's ``meta``, splits its subsets. Areas are those of
+    the boxes.
     """
 
     title: ClassVar[str] = "CVAT for images"
@@ -65,7 +66,7 @@ class Cvat(AnnotationFormat):
             split = "train" if subset in NO_SUBSET else split_of(subset)
             if split is None:
                 raise DataError(
-                    f"{image.where}: subset {short(subset)} is none of train, validation and test"
+                    f"{image.where}: subset {short(subset)} is not train, validation or test"
                 )
             images.setdefault(split, []).append(image)
         if not images:
@@ -82,7 +83,7 @@ def _xml_file(root: Path) -> Path | None:
 
 
 def _categories(top: XmlElement, names: Sequence[str] | None) -> Categories:
-    """Those of ``data.names``, of the labels in ``meta``, or what occurs, sorted."""
+    """The classes of ``data.names``, of the labels in ``meta``, or those that occur, sorted."""
     if names is not None:
         return numbered_categories(names, "data.names")
     meta = top.find("meta")
@@ -130,14 +131,14 @@ def _read_split(
 
 
 def _picture_folder(root: Path, subset: str, name: str) -> Path:
-    """Where the pictures of a subset are: where its first one is."""
+    """The folder of the pictures of a subset: that of its first one."""
     candidates = [root / "images" / subset, root / "images", root / subset, root]
     there = [folder for folder in candidates if (folder / name).is_file()]
     return there[0] if there else root / "images"
 
 
 def _bbox(shape: XmlElement, builder: AnnotationBuilder) -> tuple[float, float, float, float]:
-    """The box xywh, px, of a shape, or around it; shapes other than boxes are counted."""
+    """The box xywh, px, of a shape, or the one around it; shapes other than boxes are counted."""
 
     def number(name: str) -> float:
         return as_number(shape.where, name, shape.attribute(name))
@@ -147,7 +148,7 @@ def _bbox(shape: XmlElement, builder: AnnotationBuilder) -> tuple[float, float, 
         x1, y1, x2, y2 = map(number, CORNERS)
         if not angle:
             return px(x1), px(y1), px(x2 - x1), px(y2 - y1)
-        builder.repairs["boxes that enclose a turned one"] += 1
+        builder.repairs["boxes that enclose a rotated one"] += 1
         corners = [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
         return enclosing(_turned(corners, ((x1 + x2) / 2, (y1 + y2) / 2), angle))
     builder.repairs[f"boxes taken from another shape: {shape.tag}"] += 1
@@ -165,17 +166,17 @@ def _bbox(shape: XmlElement, builder: AnnotationBuilder) -> tuple[float, float, 
     if shape.tag == "cuboid":
         corner_names = [f"{side}{n}" for side in ("tl", "bl", "tr", "br") for n in (1, 2)]
         return enclosing([(number(f"x{name}"), number(f"y{name}")) for name in corner_names])
-    raise DataError(f"{shape.where}: no shape that is known here")
+    raise DataError(f"{shape.where}: unknown shape")
 
 
 def _outline(shape: XmlElement) -> Outline | None:
-    """What a polygon encloses; None for other shapes."""
+    """The outline of a polygon; None for other shapes."""
     points = _points(shape) if shape.tag == "polygon" else []
     return Outline([np.array(points, dtype=np.float64)]) if len(points) >= 3 else None
 
 
 def _points(shape: XmlElement) -> list[Point]:
-    """Those of ``points="x,y;x,y;..."``."""
+    """The points of ``points="x,y;x,y;..."``."""
     found = []
     for pair in shape.attribute("points").split(";"):
         x, _, y = pair.partition(",")
@@ -184,9 +185,9 @@ def _points(shape: XmlElement) -> list[Point]:
 
 
 def _turned(points: list[Point], centre: Point, degrees: float) -> list[Point]:
-    """Points turned around a centre."""
+    """Points rotated around a centre, by degrees."""
     if not math.isfinite(degrees):
-        return [(math.nan, math.nan)]  # said by the builder
+        return [(math.nan, math.nan)]  # reported by the builder
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     cx, cy = centre
     moved = [(x - cx, y - cy) for x, y in points]

@@ -1,4 +1,4 @@
-"""LabelMe: one JSON file a picture."""
+"""LabelMe: one JSON file per picture."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ from comining.errors import DataError
 
 OUTLINES = ("polygon", "rectangle", "rotation", "mask")
 LEFT_OUT = ("point", "points", "line", "linestrip")  # without an extent
-# A file holds the picture itself behind its shapes, so that its beginning says enough.
+# Bytes that are read to recognise a file; it may contain the picture itself after its shapes.
 HEAD = 4_096
 
 
 class LabelMe(AnnotationFormat):
-    """JSON files beside their pictures, in one folder or in folders named after splits.
+    """JSON files next to their pictures, in one folder or in folders named after splits.
 
-    Rectangles are read as they are; of polygons, circles, masks and turned rectangles the enclosing
-    box is taken. Points and lines are left out and counted. ``imageData`` is ignored. A picture
-    without a JSON file is one that nobody has looked at, unless ``data.missing_labels`` says
-    otherwise. Classes are sorted by name, or as ``data.names`` has them. Areas are those of the
+    Rectangles are read as they are; for polygons, circles, masks and rotated rectangles the
+    enclosing box is used. Points and lines are left out and counted. ``imageData`` is ignored. A
+    picture without a JSON file counts as not annotated, unless ``data.missing_labels`` says
+    otherwise. Classes are sorted by name, or in the order of ``data.names``. Areas are those of the
     boxes.
     """
 
@@ -95,7 +95,7 @@ def _looks_like_labelme(file: Path) -> bool:
 
 @dataclass(frozen=True)
 class _Shape:
-    """A shape of a file that has a box."""
+    """A shape that has a box."""
 
     where: str
     label: str
@@ -104,7 +104,7 @@ class _Shape:
 
     @property
     def bbox(self) -> tuple[float, float, float, float]:
-        """The box xywh, px, of the shape, or around it."""
+        """The box xywh, px, of the shape, or the one around it."""
         if self.kind != "circle":
             return enclosing(self.points)
         (cx, cy), rim = self.points
@@ -113,7 +113,7 @@ class _Shape:
 
     @property
     def outline(self) -> Outline | None:
-        """What a polygon encloses; None for other shapes."""
+        """The outline of a polygon; None for other shapes."""
         if self.kind != "polygon" or len(self.points) < 3:
             return None
         return Outline([np.array(self.points, dtype=np.float64)])
@@ -121,7 +121,7 @@ class _Shape:
 
 @dataclass(frozen=True)
 class _LabelFile:
-    """What a JSON file says of its picture."""
+    """The content of a JSON file."""
 
     file: Path
     picture: str  # as written, relative to the file
@@ -171,11 +171,11 @@ def _shape(where: str, shape: Any) -> _Shape:
     if not isinstance(shape, dict):
         raise DataError(f"{where} is not an object")
     label, points = shape.get("label"), shape.get("points")
-    kind = shape.get("shape_type") or "polygon"  # which files of old versions do not say
+    kind = shape.get("shape_type") or "polygon"  # missing in files of old versions
     if not is_text(label):
         raise DataError(f"{where}: label must be a word, got {short(label)}")
     if kind not in (*OUTLINES, "circle", *LEFT_OUT):
-        raise DataError(f"{where}: shape_type {short(kind)} is not known here")
+        raise DataError(f"{where}: shape_type {short(kind)} is unknown")
     if not isinstance(points, list) or not all(
         isinstance(point, list) and len(point) == 2 and all(map(is_number, point))
         for point in points
@@ -217,7 +217,7 @@ def _read_split(
         if picture in read:
             raise DataError(f"{file}: {picture} is the picture of {read[picture].file}, too")
         read[picture] = content
-    # Pictures in the folders of those that are annotated belong to the set.
+    # All pictures in folders with annotated ones belong to the set.
     homes = {picture.parent for picture in read}
     others = {one for same in below.values() for one in same if one.parent in homes} - read.keys()
     every = in_order({*read, *others}, common_folder(read))
@@ -249,7 +249,7 @@ def _read_split(
 
 
 def _picture(content: _LabelFile, root: Path, below: dict[Path, list[Path]]) -> Path:
-    """The picture of a JSON file: the one that it names, or else one of its name beside it."""
+    """The picture of a JSON file: the one that it names, or one with its name next to it."""
     name = PurePosixPath(content.picture.replace("\\", "/"))
     named = Path(os.path.normpath(content.file.parent / name))
     if named.is_relative_to(root) and named.is_file():
@@ -258,5 +258,5 @@ def _picture(content: _LabelFile, root: Path, below: dict[Path, list[Path]]) -> 
     if len(beside) == 1:
         return beside[0]
     raise DataError(
-        f"{content.file}: neither its picture {short(content.picture)} nor one beside it is there"
+        f"{content.file}: neither its picture {short(content.picture)} nor one of its name exists"
     )

@@ -1,4 +1,4 @@
-"""The pictures of formats that name them by their place: which there are, and of what size."""
+"""Pictures and their sizes, for formats that identify pictures by their location."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from comining.data.images import open_image
 from comining.errors import DataError
 
-# Endings of what `comining.data.images.FORMATS` are stored as. Label files lie beside pictures in
-# some layouts, so that these cannot be distinguished by looking into each.
+# File suffixes of `comining.data.images.FORMATS`. In some layouts label files are next to the
+# pictures, so pictures are recognised by suffix, not by opening every file.
 PICTURE_SUFFIXES = (
     *(".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm"),
     *(".ppm", ".tif", ".tiff", ".webp"),
@@ -51,7 +51,7 @@ def size_of(file: Path, where: str) -> tuple[int, int]:
         where: the words that name the picture in an error.
 
     Raises:
-        DataError: the file is absent or no readable picture.
+        DataError: the file is absent or not a readable picture.
     """
     if not file.is_file():
         raise DataError(f"{where}: {file}: no such file")

@@ -1,6 +1,6 @@
-"""What a COCO segmentation encloses: polygons, or a run-length mask, compressed or not.
+"""Outlines of COCO segmentations: polygons, or run-length masks, compressed or not.
 
-Masks are decoded here and not by pycocotools, which reads beyond the end of a broken text.
+Masks are decoded here, not by pycocotools, which reads beyond the end of a broken text.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Box = tuple[float, float, float, float]
 def segmentation_box(
     where: str, segmentation: object, size: tuple[int, int] | None, repairs: Counter[str]
 ) -> Box | None:
-    """The smallest box around a segmentation, xywh px; None if it encloses nothing.
+    """The smallest box around a segmentation, xywh px; None if it is empty.
 
     See :func:`segmentation_outline`.
     """
@@ -31,14 +31,14 @@ def segmentation_box(
 def segmentation_outline(
     where: str, segmentation: object, size: tuple[int, int] | None, repairs: Counter[str]
 ) -> Outline | None:
-    """What a segmentation encloses; None if it is empty.
+    """The outline of a segmentation; None if it is empty.
 
     Args:
         where: the words that name the record in an error.
         segmentation: polygons [[x, y, x, y, ...], ...], one such list alone, one polygon as a list
             of points [[x, y], ...], or a mask {"size": [height, width], "counts": ...}.
-        size: (height, width) of the image; None where it is not known.
-        repairs: counts what is not written as COCO does.
+        size: (height, width) of the image; None if it is unknown.
+        repairs: counts deviations from COCO's form.
 
     Raises:
         DataError: naming the record; it is none of these.
@@ -103,8 +103,8 @@ def _mask(where: str, mask: dict[str, Any], size: tuple[int, int] | None) -> Out
 def _decompressed(text: str) -> list[int] | None:
     """The counts of a compressed mask (cocoapi, common/maskApi.c, rleFrString); None if broken.
 
-    Numbers of 5 bits a letter, the least first; from the fourth on they are differences to the
-    last but one.
+    Numbers in groups of 5 bits per letter, least significant first; from the fourth on, differences
+    to the number before the previous one.
     """
     counts: list[int] = []
     value = shift = 0

@@ -1,4 +1,4 @@
-"""Pascal VOC: one XML file a picture."""
+"""Pascal VOC: one XML file per picture."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ LISTS = ("train", "val", "test", "trainval")  # below ImageSets/Main
 
 
 class Voc(AnnotationFormat):
-    """``Annotations``, ``JPEGImages`` and ``ImageSets/Main``, or XML files beside the pictures.
+    """``Annotations``, ``JPEGImages`` and ``ImageSets/Main``, or XML files next to the pictures.
 
     Corners are taken as written: a box is ``xmax - xmin`` wide. (The devkit counts pixels from 1
     and includes the last; most tools that write VOC today count from 0 and do not.) Classes are
-    sorted by name, or as ``data.names`` has them. ``difficult`` objects are read like all others,
-    or as regions to ignore, and counted. Areas are those of the boxes.
+    sorted by name, or in the order of ``data.names``. ``difficult`` objects are read like all
+    others, or as regions to ignore, and counted. Areas are those of the boxes.
     """
 
     title: ClassVar[str] = "Pascal VOC"
@@ -59,7 +59,7 @@ class Voc(AnnotationFormat):
         if len(homes) > 1:
             raise DataError(
                 f"{root}: several VOC sets ({', '.join(str(h.relative_to(root)) for h in homes)}); "
-                f"choose one by data.root={homes[0]}"
+                f"choose one with data.root={homes[0]}"
             )
         folders = _devkit_splits(homes[0]) if homes else _folder_splits(root)
         classes = _Classes([file for split in folders.values() for file in split.labels.values()])
@@ -71,13 +71,13 @@ class Voc(AnnotationFormat):
 
 @dataclass(frozen=True)
 class _VocSplit:
-    """Where a split is.
+    """The files of a split.
 
     Args:
         path: of the list or folder, for messages.
-        labels: for the path of every picture without its suffix the XML file, which may be absent.
-        pictures: among which those of the split are.
-        folder: that file names are relative to.
+        labels: picture path without suffix to XML file, which may be absent.
+        pictures: candidates for the pictures of the split.
+        folder: base of the file names.
     """
 
     path: Path
@@ -122,7 +122,7 @@ def _devkit_splits(home: Path) -> dict[str, _VocSplit]:
 
 
 def _listed(file: Path) -> list[str]:
-    """The pictures of a list, one a line, without suffix."""
+    """The pictures of a list, one per line, without suffix."""
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
@@ -146,7 +146,7 @@ def _listed(file: Path) -> list[str]:
 
 
 def _folder_splits(root: Path) -> dict[str, _VocSplit]:
-    """Folders named after splits with XML files beside the pictures, or one such folder."""
+    """Folders named after splits with XML files next to the pictures, or one such folder."""
     folders = {
         split: folder for split, folder in split_folders(root).items() if any(folder.rglob("*.xml"))
     } or {"train": root}
@@ -157,7 +157,7 @@ def _folder_splits(root: Path) -> dict[str, _VocSplit]:
         labels = {file.with_suffix(""): file for file in files if file.suffix == ".xml"}
         if not labels:
             raise DataError(f"{root}: no VOC set: neither Annotations/ nor an XML file")
-        # Nothing lists those that belong to the set, so that all of the folder do.
+        # Without a list, all pictures of the folder belong to the set.
         for picture in pictures:
             labels.setdefault(picture.with_suffix(""), picture.with_suffix(".xml"))
         splits[split] = _VocSplit(folder, labels, pictures, folder)
@@ -169,14 +169,14 @@ def _head(file: Path) -> bytes:
         with file.open("rb") as opened:
             return opened.read(2000)
     except OSError:
-        return b""  # said when it is read
+        return b""  # reported when it is read
 
 
 # -- reading -----------------------------------------------------------------------------
 
 
 class _Classes:
-    """The classes of a set, over all of its splits; its files are read for that once.
+    """The classes of a set, over all of its splits, whose files are read for that once.
 
     Args:
         labels: the XML files of all splits.
@@ -246,8 +246,8 @@ def _picture(
 ) -> Path:
     """The picture of an XML file: of the same name, whatever its suffix, as in the devkit.
 
-    ``filename`` counts where there is none or several of that name. (Those who rename or convert
-    pictures leave it as it was.)
+    ``filename`` is used if there is none or several of that name. (Renaming or converting pictures
+    often leaves it outdated.)
     """
     candidates = stems.get(stem, [])
     if len(candidates) == 1:
@@ -264,7 +264,7 @@ def _picture(
 
 
 def _size(root: XmlElement) -> tuple[int, int] | None:
-    """(height, width), px; None where it is absent or, as some tools leave it, 0."""
+    """(height, width), px; None if it is absent, or 0 as some tools write it."""
     size = root.find("size")
     if size is None:
         return None

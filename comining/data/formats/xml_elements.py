@@ -1,4 +1,4 @@
-"""XML files that somebody else wrote, as plain elements that know their line."""
+"""Untrusted XML files, as plain elements with their line numbers."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class XmlElement:
         return f"{self.file}: line {self.line}: {self.tag}"
 
     def all(self, tag: str) -> Iterator[XmlElement]:
-        """The children of a tag."""
+        """The children with a tag."""
         return (child for child in self.children if child.tag == tag)
 
     def find(self, *tags: str) -> XmlElement | None:
-        """The first child of a tag, the first child of the next tag inside of that, and so on."""
+        """The first child with the first tag, the first child in it with the next, and so on."""
         found: XmlElement | None = self
         for tag in tags:
             found = next(found.all(tag), None) if found is not None else None
@@ -61,7 +61,7 @@ class XmlElement:
 
 
 def as_number(where: str, name: str, text: str) -> float:
-    """A number out of a text; it may be infinite or NaN.
+    """Parse a number; it may be infinite or NaN.
 
     Args:
         where: the words that name the element in an error.
@@ -73,7 +73,7 @@ def as_number(where: str, name: str, text: str) -> float:
 
 
 def as_side(where: str, name: str, text: str) -> int:
-    """A width or height out of a text, px; a whole number, also one written as 640.0."""
+    """Parse a width or height, px: an integer, also written as 640.0."""
     number = as_number(where, name, text)
     if not number.is_integer() or not 0 <= number < 2**31:
         raise DataError(f"{where}: {name} must be a whole number of pixels, got {short(text)}")
@@ -83,11 +83,11 @@ def as_side(where: str, name: str, text: str) -> int:
 def read_xml(file: Path) -> XmlElement:
     """Read an XML file.
 
-    Entities are refused, not expanded: a few of them nested make gigabytes out of a short file, and
-    external ones read what else the machine holds.
+    Entities are refused, not expanded: a few nested ones turn a short file into gigabytes, and
+    external ones read other files of the machine.
 
     Raises:
-        DataError: naming the file, and the line where there is one.
+        DataError: naming the file, and the line if there is one.
     """
     parser = expat.ParserCreate()
     stack: list[XmlElement] = []

@@ -1,4 +1,4 @@
-"""YOLO: one text file a picture, one row an object, in shares of the picture's sides."""
+"""YOLO: one text file per picture, one row per object, in shares of the picture's sides."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from comining.errors import DataError
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
-# A share may exceed 0 ... 1 by what the rounding of a tool makes of it.
+# Tolerance for shares outside 0 ... 1, because tools round.
 SLACK = 1e-3
 
 
 class Yolo(AnnotationFormat):
     """Ultralytics' layout, with or without ``data.yaml``, and Darknet's with ``obj.data``.
 
-    Boxes are ``class cx cy w h``; of polygons (segmentation, turned boxes) the enclosing box is
-    taken. A picture without a text file counts as one that shows nothing, as in Ultralytics'
-    programs, unless ``data.missing_labels`` says otherwise. Areas are those of the boxes.
+    Boxes are ``class cx cy w h``; for polygons (segmentation, rotated boxes) the enclosing box is
+    used. A picture without a text file counts as one without objects, as in Ultralytics' programs,
+    unless ``data.missing_labels`` says otherwise. Areas are those of the boxes.
     """
 
     title: ClassVar[str] = "YOLO"
@@ -71,8 +71,8 @@ def _read_split(
         categories = numbered_categories(description.names, f"{description.file}: names")
     else:
         raise DataError(
-            f"{description.root}: neither data.yaml nor classes.txt; tell the class names in the "
-            "order of their numbers by data.names=[...]"
+            f"{description.root}: neither data.yaml nor classes.txt; give the class names in the "
+            "order of their numbers with data.names=[...]"
         )
     builder = AnnotationBuilder(
         places[0], categories, options.on_invalid_box, outlines=options.outlines
@@ -91,7 +91,7 @@ def _read_split(
             f"{places[0]}: none of its {len(pictures)} pictures has a label file; "
             f"looked in {looked}"
         )
-    if alone:  # a list may name some of the pictures of a folder
+    if alone:  # a list may name only some pictures of a folder
         _count_left_over(builder, labels_of, present)
     reader = _RowReader(builder, description.keypoint_values)
     image_id = 0
@@ -113,7 +113,7 @@ def _read_split(
 def _count_left_over(
     builder: AnnotationBuilder, labels_of: dict[Path, Path], present: set[Path]
 ) -> None:
-    """Count label files of no picture, where nothing but label files is to be expected."""
+    """Count label files without a picture in folders that should only hold label files."""
     for labels in {labels for pictures, labels in labels_of.items() if labels != pictures}:
         left_over = {file for file in labels.glob("*.txt") if file.name != "classes.txt"} - present
         if left_over:
@@ -122,7 +122,7 @@ def _count_left_over(
 
 @dataclass
 class _RowReader:
-    """Reads label files one after the other; annotations are numbered through."""
+    """Reads label files one after the other and numbers the annotations consecutively."""
 
     builder: AnnotationBuilder
     keypoint_values: int | None  # columns that follow the box in a pose data set
@@ -173,7 +173,7 @@ class _RowReader:
         return int(value)
 
     def _shares(self, where: str, columns: list[str]) -> tuple[float, ...]:
-        """The coordinates of a row: four of a box, or two for every point of a polygon."""
+        """The coordinates of a row: four for a box, or two for every point of a polygon."""
         for text in columns[1:]:
             if not NUMBER.fullmatch(text) and not NOT_FINITE.fullmatch(text):
                 raise DataError(f"{where}: {short(text)} is not a number")
@@ -187,7 +187,7 @@ class _RowReader:
             self.builder.repairs["a sixth column (confidence or track) left out"] += 1
             return tuple(values[:4])
         if count == 7 and columns[6].isdecimal():
-            # What a tracker writes ends in a number that counts from 1; so may a triangle.
+            # The output of a tracker ends in an integer from 1 on; a triangle may end in 1, too.
             if values[5] <= 1:
                 raise DataError(
                     f"{where}: seven columns are a triangle, or a box with confidence and track; "
@@ -207,11 +207,11 @@ class _RowReader:
 def _bbox(
     shares: tuple[float, ...], texts: list[str], height: int, width: int
 ) -> tuple[float, float, float, float]:
-    """A box xywh, px, of shares as they were written.
+    """A box xywh, px, from shares as written.
 
-    Six decimals of a share are 0.0006 px of a picture 640 px wide, so that rounding to 0.01 px
-    gives back what was annotated in steps of that, up to sides of 6,600 px; beyond, six decimals
-    are coarser than the steps. A share of d > 8 decimals gives back d - 6 decimals of a pixel.
+    Six decimals of a share are 0.0006 px in a picture 640 px wide, so rounding to 0.01 px restores
+    annotations in steps of 0.01 px, up to sides of 6,600 px; beyond, six decimals are coarser than
+    the steps. A share with d > 8 decimals restores d - 6 decimals of a pixel.
     """
     if len(shares) == 4:
         cx, cy, w, h = shares
@@ -225,6 +225,6 @@ def _bbox(
 
 
 def _decimals(text: str) -> int:
-    """How many decimals a number is written with."""
+    """The number of decimals of a written number."""
     mantissa, _, exponent = text.lower().partition("e")
     return len(mantissa.partition(".")[2]) - int(exponent or 0)

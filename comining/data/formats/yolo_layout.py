@@ -1,4 +1,4 @@
-"""Where the pictures, label files and class names of a YOLO set are."""
+"""The location of pictures, label files and class names of a YOLO set."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ NOTHING = ("", "null", "~", "Null", "NULL")
 
 @dataclass(frozen=True)
 class YoloDescription:
-    """What ``data.yaml``, or the folders alone, say of a set.
+    """The description of a set by ``data.yaml``, or by the folders alone.
 
     Args:
         root: folder of the set.
-        file: that says it, for messages.
-        names: of the classes; None where nothing tells them.
-        places: for every split its folders of pictures and lists of pictures.
+        file: the source of the description, for messages.
+        names: of the classes; None if they are unknown.
+        places: picture folders and lists of pictures for every split.
         keypoint_values: columns that follow the box in a pose data set; None for others.
     """
 
@@ -46,7 +46,7 @@ def show_of_yolo(root: Path) -> str | None:
     """What shows that a folder is a YOLO set; see ``AnnotationFormat.recognise``."""
     try:
         files = [root] if root.is_file() else _yaml_files(root)
-    except DataError:  # said when it is read
+    except DataError:  # reported when it is read
         return "data.yaml"
     if files:
         return ", ".join(file.name for file in files)
@@ -74,7 +74,7 @@ def describe_root(root: Path) -> YoloDescription:
     if len(files) > 1:
         raise DataError(
             f"{root}: several files describe a data set ({', '.join(f.name for f in files)}); "
-            f"choose one by data.root={files[0]}"
+            f"choose one with data.root={files[0]}"
         )
     if files:
         return _from_yaml(files[0])
@@ -84,7 +84,7 @@ def describe_root(root: Path) -> YoloDescription:
 
 
 def pictures_of(place: Path, root: Path) -> list[Path]:
-    """The pictures of a folder, or those that a list names, one path a line.
+    """The pictures of a folder, or those in a list with one path per line.
 
     Raises:
         DataError: naming the list and its line.
@@ -107,8 +107,8 @@ def pictures_of(place: Path, root: Path) -> list[Path]:
 def label_folder(pictures: Path) -> Path:
     """The folder of the label files of a folder's pictures.
 
-    As in Ultralytics' programs, the last ``images`` of its path becomes ``labels``; where there is
-    no such folder, label files lie beside the pictures.
+    As in Ultralytics' programs, the last ``images`` of its path becomes ``labels``; if there is no
+    such folder, label files are next to the pictures.
     """
     parts = list(pictures.parts)
     if "images" in parts:
@@ -139,7 +139,7 @@ def _yaml_files(root: Path) -> list[Path]:
 
 def _read_yaml(file: Path) -> Mapping[str, Any]:
     try:
-        # BaseLoader leaves all scalars texts: a class may be named `no`, `1` or `null`.
+        # BaseLoader reads all scalars as text: a class may be named `no`, `1` or `null`.
         content = yaml.BaseLoader(file.read_text(encoding="utf-8-sig")).get_single_data()
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from None
@@ -147,7 +147,9 @@ def _read_yaml(file: Path) -> Mapping[str, Any]:
         reason = " ".join(str(error).split())
         raise DataError(f"{file}: not a yaml file ({reason})") from None
     if not isinstance(content, dict):
-        raise DataError(f"{file}: not the description of a data set: its top level is no mapping")
+        raise DataError(
+            f"{file}: not the description of a data set: its top level is not a mapping"
+        )
     return content
 
 
@@ -160,7 +162,7 @@ def _from_yaml(file: Path) -> YoloDescription:
     if not isinstance(path, str):
         raise DataError(f"{file}: path must be one folder, got {short(path)}")
     if path not in NOTHING and (root / Path(path).expanduser()).is_dir():
-        base = root / Path(path).expanduser()  # else the set was moved, and lies beside its file
+        base = root / Path(path).expanduser()  # else the set was moved, next to its file
     places: dict[str, list[Path]] = {}
     for key, split in SPLIT_KEYS.items():
         entries = content.get(key, "")
@@ -174,7 +176,7 @@ def _from_yaml(file: Path) -> YoloDescription:
             raise DataError(f"{file}: {key} names the split {split} a second time")
         found = []
         for entry in entries:
-            # Roboflow writes ../train/images and means train/images beside the file.
+            # Roboflow writes ../train/images but means train/images next to the file.
             beside = entry.removeprefix("../")
             place = _first_that_exists([base / entry, root / entry, base / beside, root / beside])
             if place is None and split == "test":
@@ -182,7 +184,7 @@ def _from_yaml(file: Path) -> YoloDescription:
             if place is None:
                 raise DataError(f"{file}: {key}: {entry}: no such folder or file (below {base})")
             found.append(place)
-        # A test split is evaluated when all else is done, and COCO's is published without labels.
+        # The test split of COCO is published without labels, and is only needed at the end.
         if split == "test" and not any(_is_annotated(place, root) for place in found):
             log.warning("%s: test: %s has no label files: no test split", file, entries[0])
         else:
@@ -199,7 +201,7 @@ def _is_annotated(place: Path, root: Path) -> bool:
 
 
 def _names(file: Path, content: Mapping[str, Any]) -> list[str]:
-    """The class names by their numbers, of a list or of a mapping from numbers."""
+    """The class names by number, from a list or from a mapping of numbers."""
     names = content.get("names")
     if isinstance(names, dict):
         numbers = [int(key) for key in names if isinstance(key, str) and key.isdecimal()]
@@ -271,7 +273,7 @@ def _from_folders(root: Path) -> YoloDescription:
             one.name for one in images.iterdir() if one.is_dir() and split_of(one.name) is None
         )
         if places and others:
-            raise DataError(f"{images}: {', '.join(others[:5])} is named after no split")
+            raise DataError(f"{images}: {', '.join(others[:5])} is not named after a split")
         places = places or {"train": [images]}
     else:
         places = {

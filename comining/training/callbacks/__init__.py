@@ -1,1 +1,1 @@
-"""What happens around training steps: logging, pictures, the divergence guard, checkpoints."""
+"""Callbacks of training: logging, pictures, the divergence guard, checkpoints."""

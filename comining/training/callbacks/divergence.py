@@ -1,4 +1,4 @@
-"""Stopping before the weights are touched by numbers that are not finite."""
+"""Stops training before numbers that are not finite reach the weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from comining.training.training_module import DetectionModule
 
 @dataclass
 class _BatchFacts:
-    """What is known about one batch of a step; a step is one batch or several."""
+    """Facts about one batch of a step; a step is one batch or several."""
 
     image_ids: list[int]
     losses: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -38,13 +38,14 @@ class DivergenceGuard(L.Callback):
     """Raises :class:`DivergedError`, with the facts, at a loss or gradient that is not finite.
 
     Lightning alone trains on through a NaN loss, saves NaN weights and reports success. The check
-    comes after backward and before the optimizer: one wait for the device a step, when the work
-    of the step has been queued. All processes stop together, whichever of them it happened to.
+    comes after backward and before the optimizer, and synchronises with the device once a step,
+    when the work of the step has been queued. All processes stop together, whichever of them is
+    affected.
     """
 
     def __init__(self) -> None:
         self.gradient_norm: torch.Tensor | None = None  # [] of the latest step
-        self._batches: list[_BatchFacts] = []  # of the step that is under way
+        self._batches: list[_BatchFacts] = []  # of the current step
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
@@ -110,7 +111,7 @@ class DivergenceGuard(L.Callback):
         )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # The last step may have ruined the weights; no further loss would tell.
+        # The last step may have broken the weights; no further loss would show it.
         for name, parameter in pl_module.named_parameters():
             if not torch.isfinite(parameter).all():
                 facts = {"step": trainer.global_step, "parameter": name}

@@ -1,4 +1,4 @@
-"""What a run tells while it runs: the only place that logs."""
+"""Figures of a run while it trains: the only place that logs."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from comining.training.training_module import DetectionModule
 
 log = logging.getLogger(__name__)
 
-# result.json judges the mining of the last part of training, when it has settled.
+# result.json reports the mining of the last part of training, when it has settled.
 FINAL_PART = 0.25
 
 
 class TrainingFigures(L.Callback):
-    """Logs losses, mining and AP, and keeps what ``result.json`` tells.
+    """Logs losses, mining and AP, and keeps the figures for ``result.json``.
 
     Names: ``train/...`` (losses per view, learning rate, gradient norm, images per second),
     ``mining/...`` (all views), ``mining/VIEW/...``, ``mining/class/NAME/...``, ``val/...``,
     ``val/class/NAME``, and what the method adds (``rate/NAME``); ``val/AP_is_lower_bound`` where
     objects may be missing in the validation split. The step of a row is the number of optimizer
-    steps done. Nothing waits for the device but the steps that log. Figures are those of all
+    steps done. Only the steps that log synchronise with the device. Figures are those of all
     processes together.
 
     Args:
@@ -59,26 +59,26 @@ class TrainingFigures(L.Callback):
         self.resumed_step = 0
         self.images = 0
         self.since = 0.0
-        self._losses: list[torch.Tensor] = []  # of the batches of the step that is under way
+        self._losses: list[torch.Tensor] = []  # of the batches of the current step
         self._restored: dict[str, list[torch.Tensor]] = {}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Here and not when training starts: where a resumed run has no step left to do, it never
-        # does, and what was mined is wanted all the same.
+        # Not in on_train_start: it is not called if a resumed run has no step left, and the mining
+        # figures are needed anyway.
         module, device = _trained(pl_module), trainer.strategy.root_device
         classes = len(module.evaluators["val"].annotations.categories)
         for name in ("recent", "since_validation", "final"):
             score = MiningScore(module.method.mined_views, classes, device)
             if name in self._restored and trainer.is_global_zero:
-                # The sums of all processes as they were saved; the others begin at zero.
+                # The saved sums are those of all processes; the other processes begin at zero.
                 states = self._restored.pop(name)
                 sizes = [state.shape for state in (score.sums, score.most, score.classes)]
                 if [state.shape for state in states] == sizes:
                     score.update(*(state.to(device) for state in states))
                 else:
                     log.warning(
-                        "the checkpoint counts mined boxes in another way than this version: "
-                        "their figures begin anew"
+                        "the checkpoint counts mined boxes differently from this version: "
+                        "their figures start from zero"
                     )
             self.scores[name] = score
         if trainer.is_global_zero:  # in other processes the tracker stays silent
@@ -122,7 +122,7 @@ class TrainingFigures(L.Callback):
         result = module.result
         if result is None or self.guard.gradient_norm is None:
             raise RuntimeError("no step has been taken")
-        losses = torch.stack(self._losses).mean(dim=0)  # what Lightning trains by
+        losses = torch.stack(self._losses).mean(dim=0)  # the loss that Lightning uses
         if trainer.world_size > 1:  # each process normalises so that their mean is the loss
             dist.all_reduce(losses)
             losses /= trainer.world_size
@@ -171,10 +171,10 @@ class TrainingFigures(L.Callback):
         self.rows += 1
         self.tracker.figures(row, trainer.global_step)
 
-    # -- what is left ----------------------------------------------------------------------
+    # -- at the end ------------------------------------------------------------------------
 
     def facts(self, module: DetectionModule) -> dict[str, Any]:
-        """What ``result.json`` tells of a finished run."""
+        """Fields of ``result.json`` for a finished run."""
         facts: dict[str, Any] = {
             "steps": module.metrics_step,
             "metrics": module.metrics["val"],

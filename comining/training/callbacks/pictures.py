@@ -1,4 +1,4 @@
-"""Pictures of what is mined, on disk and for the logger."""
+"""Pictures of mined boxes and of detections, on disk and for the logger."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ from comining.tracking.drawing import (
 from comining.tracking.tracker import LabelledImage, Tracker
 from comining.training.training_module import DetectionModule
 
-# The longer side of a picture in a sheet, px: of small pictures and of larger ones.
+# The longer side of a picture in a sheet, px: for small and for larger pictures.
 PANEL = (260, 400)
 
 
 class Pictures(L.Callback):
-    """Sheets of the same few images, drawn again and again while training runs.
+    """Overview images (sheets) of the same few images, drawn repeatedly during training.
 
     ``mined_NNNNNN.png``: both views side by side with annotated, erased and mined boxes (the
     paper's Figure 3); ``mined_over_time.png``: the original views at successive steps;
     ``detections_NNNNNN.png``: detections on validation images (Figure 4); at the end
     ``wrong.png`` and ``wrong.json``: mined boxes that are wrong, by kind, with counts (Figure 5).
 
-    Nothing is drawn for a method that mines nothing, but for the detections.
+    For a method that mines nothing, only the detections are drawn.
 
     Args:
-        folder: where to.
-        every_n_steps: how often; also at the end. 0 draws nothing at all.
+        folder: the output folder.
+        every_n_steps: interval in optimizer steps; also drawn at the end. 0 draws nothing.
         images: how many training images and validation images.
-        judged_images: how many training images the sheet of wrong boxes looks at.
+        judged_images: how many training images the sheet of wrong boxes is made from.
         score_threshold: detections below it are not drawn.
         tracker: gets the pictures, and the boxes in them.
     """
@@ -135,9 +135,9 @@ class Pictures(L.Callback):
             for view, side in zip(sides, both, strict=True)
         ]
         styles = _styles(batch)
-        title = f"Step {step}: what was mined in each view (it supervises the other view)"
+        title = f"Step {step}: boxes mined in each view (they supervise the other view)"
         if len(views) == 1:
-            title = f"Step {step}: what was mined"
+            title = f"Step {step}: mined boxes"
         page = sheet(panels, 2 * len(views), styles, title)
         self._save(page, f"mined_{step:06d}.png")
         self.tracker.picture("pictures/mined", page, step)
@@ -162,7 +162,7 @@ class Pictures(L.Callback):
         step: int,
         styles: Sequence[Style],
     ) -> None:
-        """A row an image, a column a step; earlier columns are read back from disk."""
+        """One row per image, one column per step; earlier columns are read back from disk."""
         folder = self.folder / "steps"
         folder.mkdir(parents=True, exist_ok=True)
         for image_id, picture in zip(image_ids, panels, strict=True):
@@ -179,7 +179,7 @@ class Pictures(L.Callback):
                 if file.exists():
                     with Image.open(file) as earlier:
                         rows.append(captioned(earlier.copy(), f"step {drawn}, image {image_id}"))
-        title = "What the first view mined in the same images as training went on"
+        title = "Boxes mined by the first view in the same images during training"
         page = sheet(rows, len(steps), styles, title)
         self._save(page, "mined_over_time.png")
 
@@ -283,7 +283,7 @@ class WrongPseudoLabels:
         return sum(self.counts.values())
 
     def add(self, view: str, images: Sequence[Tensor], batch: Batch, mined: Boxes) -> None:
-        """Judge what was mined in one view of the images of a batch."""
+        """Judge the boxes mined in one view of the images of a batch."""
         if not batch.judged.any():
             return
         self.judged = True
@@ -310,7 +310,7 @@ class WrongPseudoLabels:
                 self.panels[kind].append(captioned(small, f"{words}\n{view}, image {image_id}"))
 
     def sheet(self, title: str) -> Image.Image:
-        """A row a kind, with its count."""
+        """The sheet: one row per kind, with its count."""
         blank = Image.new("RGB", (180, 180), (235, 235, 235))
         panels = []
         for kind, drawn in self.panels.items():
@@ -332,12 +332,12 @@ class WrongPseudoLabels:
 def mine(
     module: DetectionModule, batch: Batch, step: int
 ) -> tuple[dict[str, Sequence[Tensor]], Mapping[str, Boxes]]:
-    """What the method mines in a batch with the network as it is now, as in a training step.
+    """Mine in a batch with the current network, as in a training step.
 
-    The network is in training mode, as it is there; statistics that it would update are put back.
+    The network is in training mode; statistics that this would update are restored.
 
     Returns:
-        the images of every view that is mined, and the pseudo-labels that were found in each.
+        the images of every mined view, and the pseudo-labels that were found in each.
     """
     method = module.method
     views = module.views(batch, [*method.views, *method.mined_views])
@@ -359,7 +359,7 @@ def _data(trainer: L.Trainer) -> DetectionData:
 
 
 def _batch(data: DetectionData, items: Sequence[int], device: torch.device) -> Batch:
-    """Training images by their number; the number is the position that seeds flip and view."""
+    """Training images by their number, which is also the position that seeds flip and view."""
     if data.train_set is None:
         raise RuntimeError("the data have not been set up")
     batch = collate([data.train_set[SampleKey(item, item)] for item in items])
@@ -367,7 +367,7 @@ def _batch(data: DetectionData, items: Sequence[int], device: torch.device) -> B
 
 
 def _spread_where_erased(data: DetectionData, count: int) -> list[int]:
-    """Training images spread over the set, of those that lost an annotation if there are any."""
+    """Training images spread over the set, preferably those that lost an annotation."""
     if data.train_set is None:
         raise RuntimeError("the data have not been set up")
     lost = [
@@ -386,13 +386,13 @@ def _layers(
         (IGNORED, ignored), (ANNOTATED, annotated), (PASTED, pasted), (ERASED, erased),
         (style, mined),
     )  # fmt: skip
-    # An empty layer would move the others outwards.
+    # Empty layers are left out: they would move the others outwards.
     some = (IGNORED, PASTED)
     return [Layer(s, boxes.boxes) for s, boxes in columns if s not in some or len(boxes)]
 
 
 def _styles(batch: Batch) -> list[Style]:
-    """What is drawn of a batch, for the legend."""
+    """The styles of a batch, for the legend."""
     ignored = [IGNORED] if len(batch.knowledge.ignored) else []
     pasted = [PASTED] if any(batch.pasted) else []
     return [*ignored, ANNOTATED, *pasted, ERASED, MINED]

@@ -1,4 +1,4 @@
-"""What a person sees while training runs."""
+"""The progress bar of training, or lines in its place."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from comining.training.callbacks.figures import TrainingFigures
 class Progress(L.Callback):
     """One bar over all steps, with loss, pseudo-labels per image and the last AP.
 
-    AP is marked, and AR100 stands beside it, where AP is a lower bound.
+    If AP is a lower bound, it is marked, and AR100 is shown, too.
 
-    Where standard output is no terminal, a line ``step=... loss=...`` ten times a run instead, so
+    If standard output is not a terminal, prints ten lines ``step=... loss=...`` per run instead, so
     that a log file stays short and can be parsed.
 
     Args:
-        figures: where the numbers come from.
-        enabled: False says nothing at all.
+        figures: source of the numbers.
+        enabled: False prints nothing.
     """
 
     def __init__(self, figures: TrainingFigures, enabled: bool):

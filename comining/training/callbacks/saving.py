@@ -1,4 +1,4 @@
-"""Checkpoints that are always whole: by step, the last, the best."""
+"""Checkpoints that are never half-written: by step, the last, the best."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ log = logging.getLogger(__name__)
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, to the disk, and only then puts it there.
+    """Writes a checkpoint to a temporary file, syncs it to the disk, then renames it.
 
-    A kill or a full disk leaves the earlier file as it was. (Lightning writes by ``$TMPDIR``, and
-    copies where that is another filesystem.) Reading runs no code of the file.
+    A kill or a full disk leaves the earlier file unchanged. (Lightning writes to ``$TMPDIR``, and
+    copies if that is another filesystem.) Reading runs no code from the file.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
         target = Path(path)
-        content = io.BytesIO()  # so that only the disk can fail in what follows
+        content = io.BytesIO()  # from here on only the disk can fail
         torch.save(checkpoint, content)
         draft = draft_of(target)
         try:
@@ -52,7 +52,7 @@ class WholeCheckpoints(TorchCheckpointIO):
             finally:
                 os.close(folder)
         except OSError as error:
-            earlier = "; the earlier checkpoint is as it was" if target.exists() else ""
+            earlier = "; the earlier checkpoint is unchanged" if target.exists() else ""
             raise CheckpointError(
                 f"{target}: cannot be written, {error.strerror or error} "
                 f"({content.getbuffer().nbytes / 1e6:.1f} MB were needed){earlier}"
@@ -65,7 +65,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 def keep_as(source: Path, target: Path) -> None:
-    """A second name for a whole checkpoint, or a copy where the disk knows no such thing."""
+    """Give a checkpoint a second name: a hard link, or a copy if the disk has none."""
     draft = draft_of(target)
     draft.unlink(missing_ok=True)
     try:
@@ -76,37 +76,37 @@ def keep_as(source: Path, target: Path) -> None:
 
 
 def draft_of(target: Path) -> Path:
-    """Where a checkpoint stands while it is written."""
+    """The temporary file of a checkpoint while it is written."""
     return target.with_name(f".{target.name}.{os.getpid()}.draft")
 
 
 class StepCheckpoint(Checkpoint):
-    """Keeps ``last.ckpt``, ``best.ckpt`` and, every so many steps, ``step_NNNNNN.ckpt``.
+    """Keeps ``last.ckpt``, ``best.ckpt`` and, at intervals, ``step_NNNNNN.ckpt``.
 
-    A checkpoint is written at the end of a step, and before every validation: an error there, or
-    a kill, loses no training. A run that is resumed from it validates first. A run that is told to
-    stop (see :class:`Signals`) stops at the end of a step, after its validation.
+    A checkpoint is written at the end of a step, and before every validation: an error or a kill
+    there loses no training. A run that is resumed from it validates first. A signal (see
+    :class:`Signals`) stops a run at the end of a step, after its validation.
 
     (Lightning's ModelCheckpoint names files ``step=400.ckpt``, which Hydra's command line cannot
-    take back, and writes no ``last`` between its own intervals.)
+    parse, and writes no ``last`` between its own intervals.)
 
     Args:
-        folder: where to.
+        folder: the output folder.
         every_n_steps: 0 writes ``last.ckpt`` at the end only, and the best.
-        monitor: the number of the validation by which the best is chosen; None for AP, or AR100
-            where objects may be missing in the annotations of the validation split: there AP is
-            lower for a detector that finds them.
+        monitor: the validation metric by which the best is chosen; None for AP, or AR100 if objects
+            may be missing in the annotations of the validation split: there AP is lower for a
+            detector that finds them.
     """
 
     def __init__(self, folder: str, every_n_steps: NonNegativeInt, monitor: Metric | None):
         self.folder = Path(folder)
         self.every_n_steps = every_n_steps
         self.saved: tuple[int, int | None] | None = None  # step and validated step
-        # Nothing is validated before the first step; None where a checkpoint does not say.
+        # Nothing is validated before the first step; None if a checkpoint does not say.
         self.validated_step: int | None = 0
         self.monitor = monitor
-        self.best: float | None = None  # of the monitored number
-        self.best_by: Metric | None = None  # the number that `best` is one of
+        self.best: float | None = None  # of the monitored metric
+        self.best_by: Metric | None = None  # the metric of `best`
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if trainer.is_global_zero:
@@ -117,8 +117,8 @@ class StepCheckpoint(Checkpoint):
         SIGNALS.install()  # Lightning has just taken SIGTERM
         SIGNALS.deferred = True
         if self._validates(trainer) and self.validated_step not in (None, trainer.global_step):
-            # The checkpoint was written before the validation of its step. Lightning would leave it
-            # out, taking it for done.
+            # The checkpoint was written before the validation of its step. Lightning takes it for
+            # done and would skip it.
             loop = trainer.fit_loop.epoch_loop.val_loop
             loop.restarting = False
             trainer.validating = True
@@ -126,7 +126,7 @@ class StepCheckpoint(Checkpoint):
             trainer.training = True
 
     def _validates(self, trainer: L.Trainer) -> bool:
-        """Whether this step is one that is validated."""
+        """Whether validation follows this step."""
         interval = trainer.val_check_interval  # in batches
         return isinstance(interval, int) and (
             trainer.global_step * trainer.accumulate_grad_batches % interval == 0
@@ -161,20 +161,20 @@ class StepCheckpoint(Checkpoint):
             self._stop_if_told(trainer)
 
     def _is_best(self, trainer: L.Trainer, module: DetectionModule) -> bool:
-        """Whether the latest validation is the best so far, which is remembered."""
+        """Whether the latest validation is the best so far; stores its value if so."""
         monitor: Metric = self.monitor or ("AR100" if module.is_lower_bound("val") else "AP")
         value = module.metrics["val"][monitor]
         told = logging.WARNING if trainer.is_global_zero else logging.DEBUG
-        if self.best_by not in (None, monitor):  # numbers of two kinds do not compare
+        if self.best_by not in (None, monitor):  # different metrics do not compare
             log.log(
-                told, "best.ckpt was chosen by %s; from here on it is the best by %s",
+                told, "best.ckpt was chosen by %s; from now on it is chosen by %s",
                 self.best_by, monitor,
             )  # fmt: skip
             self.best = None
         if value is None and self.best_by != monitor:
             log.log(
                 told, "checkpoint.monitor=%s: no such objects are annotated in the validation "
-                "split, so that no best.ckpt is chosen", monitor,
+                "split, so no best.ckpt is written", monitor,
             )  # fmt: skip
         self.best_by = monitor
         if value is None or (self.best is not None and value <= self.best):
@@ -189,7 +189,7 @@ class StepCheckpoint(Checkpoint):
             raise Interrupted(signum, trainer.global_step)
 
     def _agreed_signal(self, trainer: L.Trainer) -> int:
-        """A signal that any process got stops all of them at the same step."""
+        """The signal that any process received, so that all stop at the same step."""
         if trainer.world_size == 1:
             return SIGNALS.received
         signum = torch.tensor(SIGNALS.received, device=trainer.strategy.root_device)
@@ -204,7 +204,7 @@ class StepCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._save_last(trainer)
-        self._stop_if_told(trainer)  # what came after the last step is not lost
+        self._stop_if_told(trainer)  # a signal after the last step counts, too
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         SIGNALS.deferred = False
@@ -216,6 +216,6 @@ class StepCheckpoint(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
-        # Versions that do not say it chose by AP.
+        # Versions that do not store it chose by AP.
         self.best_by = state_dict.get("best_by", None if self.best is None else "AP")
         self.validated_step = state_dict.get("validated_step")
