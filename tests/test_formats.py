@@ -517,7 +517,7 @@ def test_shapes_of_labelme(
         ({"shapes": [shape(points=5)]}, r"shapes\[0\]: points must be pairs of numbers"),
         ({"shapes": [shape(points=[[1, "2"]])]}, r"shapes\[0\]: points must be pairs of numbers"),
         ({"shapes": [shape(points=[[1, 2]])]}, r"shapes\[0\]: a rectangle of 1 points"),
-        ({"shapes": [shape(shape_type="star")]}, r"shapes\[0\]: shape_type 'star' is not known"),
+        ({"shapes": [shape(shape_type="star")]}, r"shapes\[0\]: shape_type 'star' is unknown"),
         ({"shapes": [shape(shape_type="circle", points=[[1, 2]] * 3)]}, "a circle of 3 points"),
         ({"shapes": [shape(points=[[1, 2], [1, 5]])]}, r"shapes\[0\]: bbox .* is empty"),
         ({"imagePath": None}, "imagePath must be a path"),
