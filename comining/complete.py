@@ -44,7 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.add_argument("folder", type=Path, metavar="DIR", help="holds proposals.json")
         add_options(command)
         command.set_defaults(run_command=run)
-    given = parser.parse_args(arguments)
+    given, further = parser.parse_known_args(arguments)
+    if further:
+        # Options of train.py may follow those of this command.
+        if given.command != "propose" or any(one.startswith("-") for one in further):
+            parser.error(f"unrecognized arguments: {' '.join(further)}")
+        given.run += further
     run_command: Run = given.run_command
     try:
         run_command(given)
@@ -71,6 +76,7 @@ def _propose(given: argparse.Namespace) -> None:
     # Imported here because the other commands need no Lightning, which takes seconds.
     from comining.completion.cross_fitting import Recipe, train_folds, trained_configuration
     from comining.completion.propose import find, read_training_data, write_folder
+    from comining.completion.training_options import training_options
 
     progress = not given.quiet
     recipe = Recipe.of(given.run)
@@ -79,10 +85,16 @@ def _propose(given: argparse.Namespace) -> None:
     with contextlib.chdir(folder):
         train = read_training_data(config)
         found = find(train, checkpoints, progress)
-    proposals, rates = write_folder(given.out, train, config["data"], found, folder)
+    training = training_options(given.out, config, folder)
+    proposals, rates = write_folder(given.out, train, config["data"], found, folder, training)
     for name, one in rates.items():
         low, high = one.interval
         print(f"{name}: about {one.rate:.0%} annotated ({low:.0%} to {high:.0%})")
+    if without := [name for name in train.annotations.categories.names if name not in rates]:
+        print(
+            f"no estimate and no proposals for {', '.join(without)}: the detectors find too few of "
+            "their annotated objects, or far too many others; longer training may help"
+        )
     expected = sum(one.probability for one in proposals)
     print(f"{len(proposals)} proposals, of which about {expected:.0f} are objects")
     print(f"written: {given.out / PROPOSALS_FILE}")
@@ -179,15 +191,17 @@ def _apply(given: argparse.Namespace) -> None:
 
 
 def _training_line(folder: ProposalFolder, annotations: Path, annotated: str) -> str:
-    """The options that train on completed annotations as the proposals' trainings read theirs."""
+    """The command that trains on completed annotations like the run that the proposals are from."""
     source = folder.source
-    options = [
-        "data=custom", f"data.train_annotations={annotations}",
-        f"data.train_images={folder.images}", f"data.annotated={annotated}", "sparsity=full",
+    options = [*source.training] or ["data=custom", "sparsity=full"]
+    if not source.training:
+        options += [f"data.exif={source.exif}"] if source.exif != "ignore" else []
+        options += [f"data.bit_depth={source.bit_depth}"] if source.bit_depth != "auto" else []
+    options += [
+        f"data.train_annotations={annotations.absolute()}",
+        f"data.train_images={folder.images.absolute()}", f"data.annotated={annotated}",
     ]  # fmt: skip
-    options += [f"data.exif={source.exif}"] if source.exif != "ignore" else []
-    options += [f"data.bit_depth={source.bit_depth}"] if source.bit_depth != "auto" else []
-    return f"train with {shlex.join(options)}"
+    return f"train with: python train.py {shlex.join(options)}"
 
 
 def _export_options(parser: argparse.ArgumentParser) -> None:
@@ -227,6 +241,9 @@ def _export(given: argparse.Namespace) -> None:
     options = ExportOptions(given.pictures, given.address)
     written = write_exports(folder, chosen, kinds, output, options)
     print(f"{len(chosen)} of {len(folder.proposals)} proposals taken")
+    if folder.proposals and not chosen:
+        most = max(proposal.probability for proposal in folder.proposals)
+        print(f"the highest probability of a proposal is {most:.2f}")
     for path, losses in written.items():
         print(f"written: {path}")
         for loss in losses:

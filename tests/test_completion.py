@@ -384,7 +384,7 @@ def test_the_printed_options_train_on_what_was_written(
         commands.items(), (folder / "completed.json", out), strict=True
     ):
         assert main(command) == 0
-        options = shlex.split(capsys.readouterr().out.split("train with ")[1])
+        options = shlex.split(capsys.readouterr().out.split("train with: python train.py ")[1])
         data = composed(*readable(options)).data
         assert (data.train_annotations, data.annotated) == (str(file), annotated)
         assert Path(data.train_images) == ProposalFolder.read(folder).images

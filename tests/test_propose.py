@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ from comining.completion.judge import Truth, judge, right_ones
 from comining.completion.proposal_folder import ProposalFolder, ProposalSource
 from comining.completion.proposals import Proposal, write_proposals
 from comining.completion.review_order import ORDERS, in_order
+from comining.config import instantiate
+from comining.data.formats.coco import read_coco
 from comining.errors import ConfigError, DataError
+from comining.runs.command_line import readable
 from tests.ddp import TINY
-from tests.helpers import edit_json, write_coco
+from tests.helpers import composed, edit_json, write_coco
 
 
 def proposal(
@@ -209,6 +213,11 @@ def test_propose_judge_and_apply(
             areas = width * height + np.prod(other[2:] - other[:2])
             assert shared / (areas - shared) <= 0.51
     times = [file.stat().st_mtime_ns for file in results]
+    capsys.readouterr()
+    other = ["propose", "--out", str(out), "--quiet", *options, "optimizer.lr=0.002"]
+    assert main(other) == 2  # options may follow, too
+    said = capsys.readouterr().err
+    assert "holds trainings with other options (optimizer.lr: 0.004, now 0.002)" in said
     assert main(["propose", *options, "--out", str(out), "--quiet"]) == 0
     assert (out / "proposals.json").read_text() == first
     assert [file.stat().st_mtime_ns for file in results] == times
@@ -230,3 +239,20 @@ def test_propose_judge_and_apply(
     assert "| circle | 0." in printed
     assert main(["review", str(out), "--quiet"]) == 0
     assert (out / "review.html").exists()
+
+    # What is printed trains like the run, and is evaluated on the same split.
+    capsys.readouterr()
+    assert main(["export", str(out), "--precision", "0.5"]) == 0
+    command = shlex.split(capsys.readouterr().out.split("train with: python train.py ")[1])
+    cfg = composed(*readable(command))
+    assert cfg.method.form == "fading"
+    assert (cfg.trainer.max_steps, cfg.optimizer.lr, cfg.data.paste) == (120, 0.004, 2)
+    trained = yaml.safe_load((run / "config.yaml").read_text())["data"]
+    for name in ("batch_size", "min_size", "max_size", "flip", "num_workers"):
+        assert cfg.data[name] == trained[name]
+    data = instantiate(cfg.data, "data", sparsity=instantiate(cfg.sparsity, "sparsity"), seed=0)
+    data.setup("fit")
+    assert len(data.train_set.annotations.labels) > len(known.labels)
+    before = read_coco(tmp_path / "shapes" / "annotations" / "val.json")
+    assert np.array_equal(data.val_set.annotations.boxes, before.boxes)
+    assert not data.val_set.annotations.is_partial

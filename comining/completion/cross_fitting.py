@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -16,11 +17,14 @@ from comining.config import CONFIG_FOLDER
 from comining.errors import ConfigError, DataError
 from comining.runs.checkpoint import read_checkpoint
 from comining.runs.command_line import absolute, quoted, text_of
+from comining.runs.files import write_json
 from comining.runs.result import RunResult, find_files
 from comining.runs.resume import STARTED_IN
 
+RECIPE_FILE = "recipe.json"  # in FOLDS
 FOLDS = "folds"  # the sweep of trainings, in the folder of proposals
 OPTION = "data.left_out_fold"
+PROGRESS_BAR = "trainer.enable_progress_bar"
 # Options of a run that determine where it is written, not how it is trained.
 OF_THE_RUN = (
     STARTED_IN, OPTION, "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "overwrite",
@@ -102,7 +106,8 @@ def train_folds(
         The last checkpoint for every left-out part, 0 ... n - 1.
 
     Raises:
-        DataError: training failed; names the directories of the runs.
+        DataError: the folder holds trainings with other options; or training failed, with the
+            directories of the runs.
     """
     sweep = (output / FOLDS).absolute()
     parts = ",".join(f"[{part},{folds}]" for part in range(folds))
@@ -113,7 +118,8 @@ def train_folds(
     if launcher is not None:
         command.append(f"launcher={launcher}")
     if not progress:
-        command.append("trainer.enable_progress_bar=false")
+        command.append(f"{PROGRESS_BAR}=false")
+    _note_recipe(sweep, recipe, folds)
     environment = {**os.environ, "HYDRA_FULL_ERROR": "0"}
     done = subprocess.run(command, cwd=recipe.folder, env=environment, check=False)
     found = trained_folds(sweep, folds)
@@ -125,6 +131,39 @@ def train_folds(
             "where it stopped"
         )
     return found
+
+
+def _note_recipe(sweep: Path, recipe: Recipe, folds: int) -> None:
+    """Record how the trainings of a sweep are made, and refuse to mix them with others.
+
+    Raises:
+        DataError: there are trainings with other options.
+    """
+    file = sweep / RECIPE_FILE
+    now = {"folder": str(recipe.folder.resolve()), "folds": folds, **_values(recipe.overrides)}
+    if file.exists() and find_files(sweep, "config.yaml"):
+        before = json.loads(file.read_text(encoding="utf-8"))
+        changed = [
+            f"{name}: {before.get(name, 'not given')}, now {now.get(name, 'not given')}"
+            for name in sorted({*before, *now})
+            if before.get(name, ...) != now.get(name, ...)
+        ]
+        if changed:
+            raise DataError(
+                f"{sweep.parent}: holds trainings with other options ({'; '.join(changed)}); "
+                "choose another --out, or delete that folder"
+            )
+    sweep.mkdir(parents=True, exist_ok=True)
+    write_json(file, now)
+
+
+def _values(overrides: Sequence[str]) -> dict[str, Any]:
+    """The values of options by name, in whatever way they are written."""
+    return {
+        _name(one): yaml.safe_load(one.partition("=")[2])
+        for one in overrides
+        if _name(one) not in {*OF_THE_RUN, PROGRESS_BAR}
+    }
 
 
 def trained_folds(sweep: Path, folds: int) -> dict[int, Path]:

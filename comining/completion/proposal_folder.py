@@ -50,6 +50,8 @@ class ProposalSource(Record):
     exif: Exif = "ignore"  # data.exif of the run
     bit_depth: BitDepth = "auto"  # data.bit_depth of the run
     rates: dict[str, RateEstimate] = Field(default_factory=dict)  # of a class, where it is known
+    # Options of train.py that train like the run, except those that name the training set.
+    training: list[str] = Field(default_factory=list)
 
     def write(self, folder: Path) -> None:
         """Write the file into a folder, whole or not at all."""

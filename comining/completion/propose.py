@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -220,7 +220,12 @@ def proposals_of(found: Found, fitted: ObjectScores, annotations: AnnotationSet)
 
 
 def write_folder(
-    output: Path, train: TrainingSet, options: Mapping[str, Any], found: Found, base: Path
+    output: Path,
+    train: TrainingSet,
+    options: Mapping[str, Any],
+    found: Found,
+    base: Path,
+    training: Sequence[str] = (),
 ) -> tuple[list[Proposal], dict[str, RateEstimate]]:
     """Compute the probabilities, and write ``proposals.json`` and ``complete.json``.
 
@@ -230,6 +235,8 @@ def write_folder(
     Args:
         options: of the data.
         base: the base of relative paths of the training set.
+        training: options of ``train.py`` that train on completed annotations, see
+            :class:`ProposalSource`.
     """
     annotations = train.annotations
     scores = held_out_scores(found, len(annotations.categories), len(annotations.image_ids))
@@ -254,6 +261,7 @@ def write_folder(
         exif=options.get("exif", "ignore"),
         bit_depth=options.get("bit_depth", "auto"),
         rates=estimated,
+        training=[*training],
     )
     source.write(output)
     write_proposals(output / PROPOSALS_FILE, proposals)

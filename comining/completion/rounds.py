@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,27 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from comining.completion.completed_set import write_coco
-from comining.completion.cross_fitting import FOLDS, Recipe
 from comining.completion.decisions import Decisions
 from comining.completion.judge import Truth, right_ones
 from comining.completion.proposal_folder import ProposalFolder
-from comining.completion.propose import read_data
 from comining.completion.review_order import in_order
 from comining.completion.reviewed_set import reviewed_set
+from comining.completion.training_options import (
+    data_options,
+    recipe_of,
+    write_evaluated_splits,
+)
 from comining.config import CONFIG_FOLDER
-from comining.data.set_export import coco_content
 from comining.errors import DataError
 from comining.runs.command_line import quoted
-from comining.runs.files import write_json
 from comining.runs.result import RunResult, find_files
 
 ROUNDS = "rounds"  # in the folder of proposals
-# The options of the data that the files of a round replace.
-REPLACED = re.compile(
-    r"_target_|root|format|prepare|hint|missing_labels|names|annotated|left_out_fold|missing_val|"
-    r"val_fraction|ignore_category|difficult|check|"
-    r"(train|val|test)_(annotations|images|annotated)"
-)
 
 
 @dataclass(frozen=True)
@@ -97,8 +90,12 @@ def judge_rounds(
     base = (folder.path / ROUNDS).absolute()
     base.mkdir(exist_ok=True)
     with contextlib.chdir(started_in):
-        options, split = _write_evaluated_splits(base, config)
-    recipe = _recipe(folder)
+        splits, split = write_evaluated_splits(base, config)
+    recipe = recipe_of(folder.path)
+    overrides = [one for one in recipe.overrides if not one.startswith("seed=")]
+    options = [
+        *data_options(config), "data.root=/", "data.annotated=fields", "data.check=exist", *splits,
+    ]  # fmt: skip
     rounds = []
     for order, count in [(None, 0), *((order, n) for n in counts for order in orders)]:
         decisions, found = Decisions(), 0
@@ -108,54 +105,12 @@ def judge_rounds(
         file = base / f"{name}.json"
         write_coco(file, reviewed_set(folder, decisions).content)
         training = [
-            *recipe.overrides, *options, f"data.train_annotations={quoted(str(file))}",
+            *overrides, *options, f"data.train_annotations={quoted(str(file))}",
             f"data.train_images={quoted(str(folder.images.absolute()))}",
         ]  # fmt: skip
         ap = _train(training, base / name, recipe.folder, seeds, split, launcher)
         rounds.append(Round(order, len(decisions.of_proposal), found, ap))
     return split, rounds
-
-
-def _recipe(folder: ProposalFolder) -> Recipe:
-    """The options of the trainings, except those of their data and their seed."""
-    runs = [file.parent for file in find_files(folder.path / FOLDS, "result.json")]
-    recipe = Recipe.of([str(runs[0])])
-    kept = [
-        one for one in recipe.overrides if not re.match(r"[+~]*(data|sparsity|seed)\b(?!_)", one)
-    ]
-    return Recipe((*kept, "data=custom", "sparsity=full"), recipe.folder)
-
-
-def _write_evaluated_splits(base: Path, config: Mapping[str, Any]) -> tuple[list[str], str]:
-    """Write the validation and test split as COCO files.
-
-    Returns:
-        Options of the data, including those of the trainings, and the split of the AP.
-    """
-    data = read_data(config)
-    options = [
-        f"data.{name}={_text(value)}"
-        for name, value in config["data"].items()
-        if not REPLACED.fullmatch(name)
-    ]
-    options += ["data.root=/", "data.annotated=fields", "data.check=exist"]
-    splits = {"val": data.val_set, "test": data.test_set}
-    for name, images in splits.items():
-        if images is None:
-            continue
-        file = base / f"{name}.json"
-        write_json(file, coco_content(images.annotations))
-        partial = "partial" if images.annotations.is_partial else "exhaustive"
-        options += [
-            f"data.{name}_annotations={quoted(str(file))}",
-            f"data.{name}_images={quoted(str(images.folder.absolute()))}",
-            f"data.{name}_annotated={partial}",
-        ]
-    return options, "val" if data.test_set is None else "test"
-
-
-def _text(value: Any) -> str:
-    return quoted(value) if isinstance(value, str) else json.dumps(value)
 
 
 def _train(
