@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -44,12 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.add_argument("folder", type=Path, metavar="DIR", help="holds proposals.json")
         add_options(command)
         command.set_defaults(run_command=run)
-    given, further = parser.parse_known_args(arguments)
-    if further:
-        # Options of train.py may follow those of this command.
-        if given.command != "propose" or any(one.startswith("-") for one in further):
-            parser.error(f"unrecognized arguments: {' '.join(further)}")
-        given.run += further
+    given = parser.parse_args(_in_order(sys.argv[1:] if arguments is None else arguments))
     run_command: Run = given.run_command
     try:
         run_command(given)
@@ -57,6 +53,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _in_order(arguments: Sequence[str]) -> list[str]:
+    """The arguments with options of ``train.py`` ahead of the flags, as argparse wants them."""
+    if arguments[:1] != ["propose"]:
+        return list(arguments)
+    options: list[str] = []
+    rest: list[str] = []
+    for before, one in itertools.pairwise(arguments):
+        value_of_flag = before.startswith("--") and "=" not in before and before != "--quiet"
+        is_option = "=" in one and not one.startswith("-") and not value_of_flag
+        (options if is_option else rest).append(one)
+    return ["propose", *options, *rest]
 
 
 def _propose_options(parser: argparse.ArgumentParser) -> None:

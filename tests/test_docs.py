@@ -126,7 +126,7 @@ def test_every_choice_is_documented() -> None:
         text = (ROOT / "docs" / page).read_text(encoding="utf-8")
         for file in (CONFIG_FOLDER / group).glob("*.yaml"):
             if file.stem != "base":
-                assert f"`{file.stem}`" in text, (file, page)
+                assert f"`{file.stem}`" in text, f"{file.stem} is missing in docs/{page}"
     text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     for file in (CONFIG_FOLDER / "experiment").glob("*.yaml"):
         assert f"`{file.stem}`" in text or file.stem.startswith("table"), file
