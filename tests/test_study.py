@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from comining.config import CONFIG_FOLDER
 from comining.reports import plots
 from comining.reports.study_files import collect, read_study
+from comining.reports.study_selection import WITH_TAU
 from comining.runs.result import RunResult
 from comining.study import main
+from tests.helpers import composed
 from tests.recorded import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,6 +76,24 @@ def test_the_threshold_is_chosen_by_validation_and_others_make_no_seeds(runs: Ru
     assert "τ = 0.5 has the best validation AP" in page
     assert "| 0.6 | 30.0 | 45.0 | 0.50 | 0.75 | - |" in page
     assert "| hard | `comining` | 43.0 (1 seed) | +2.0 (+2.0) |" in page
+
+
+def test_a_method_with_a_threshold_of_its_own_is_compared_at_it(runs: RunFolder) -> None:
+    add(runs, "comining", 0, 43.0)
+    add(runs, "original", 0, 41.0)
+    add(runs, "calibrated_teacher", 0, 42.0, options={"score_threshold": 0.4})
+    assert "| hard | `calibrated_teacher` | 42.0 (1 seed) | +1.0 (+1.0) |" in page_of(runs)
+
+
+def test_these_methods_take_tau() -> None:
+    names = sorted(file.stem for file in (CONFIG_FOLDER / "method").glob("*.yaml"))
+    found = [
+        name
+        for name in names
+        if name != "base"
+        and composed(f"method={name}", "tau=0.123").method.get("score_threshold") == 0.123
+    ]
+    assert found == sorted(WITH_TAU)
 
 
 def test_what_is_collected(

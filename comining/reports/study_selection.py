@@ -13,6 +13,8 @@ from comining.reports.records import DETECTORS, METHODS, SPARSITIES, in_usual_or
 DEFAULT_VIEW = "color"
 # Sparse sets with runs of a single threshold use the threshold of this one.
 MAIN_SPARSITY = "hard"
+# Methods whose threshold is `tau`; others have one of their own, or none.
+WITH_TAU = ("comining", "self_mining", "mean_teacher", "pseudo_label")
 
 
 def in_study_order(runs: pd.DataFrame) -> pd.DataFrame:
@@ -76,14 +78,15 @@ def chosen_threshold(runs: pd.DataFrame, sparsity: str) -> float | None:
 
 
 def at_chosen_threshold(runs: pd.DataFrame) -> pd.DataFrame:
-    """Runs of methods without a threshold, and runs of others at the chosen one.
+    """Runs of methods with ``tau`` at the chosen threshold, and all runs of other methods.
 
     Raises:
         DataError: two of them have the same choices and seed; names their files.
     """
     chosen = {sparsity: chosen_threshold(runs, sparsity) for sparsity in runs["sparsity"].unique()}
     thresholds = runs["score_threshold"]
-    kept = runs[thresholds.isna() | (thresholds == runs["sparsity"].astype(str).map(chosen))]
+    is_chosen = thresholds == runs["sparsity"].astype(str).map(chosen)
+    kept = runs[thresholds.isna() | is_chosen | ~runs["method"].isin(WITH_TAU)]
     same = kept[kept.duplicated(["detector", "sparsity", "method", "view", "seed"], keep=False)]
     if not same.empty:
         files = same.sort_values(["detector", "sparsity", "method", "view", "seed"])["file"]
