@@ -1760,8 +1760,8 @@ PREDICTION = [
         ("nothing that can be decoded", "a text, and a phone's HEIC that is called .jpg",
          NO_PICTURES + "1 file is not a picture: 1 .txt; 1 HEIC picture cannot be decoded, convert "
          "to JPEG or PNG: IMG_1.jpg", pictures("mine", nothing_to_decode)),
-        ("a single file that is no picture", "a text", "images=DIR/notes.md: no pictures: 1 file is "
-         "not a picture: 1 .md", pictures("notes.md", lambda file: file.write_text("x"))),
+        ("a single file that is no picture", "a text", "images=DIR/notes.md: no pictures: 1 file "
+         "is not a picture: 1 .md", pictures("notes.md", lambda file: file.write_text("x"))),
         ("no picture that can be read", "0 bytes, and a web page",
          "images=DIR/mine: none of 2 pictures could be read; a.jpg: skipped: not a readable image "
          "(...)", pictures("mine", damaged)),

@@ -207,3 +207,19 @@ def test_figures_are_those_of_the_results() -> None:
     ]
     assert [f"+{one}" for one in claimed] == gains
     assert len(gains) == 2
+
+    # What a method comes to: the numbers of its sentence, in the order embedded, BCCD.
+    advice = README.split("## Which method")[1].split("\n## ")[0]
+    said = re.findall(r"[\d.]+ ± [\d.]+", advice)
+    tables = (ROOT / "RESULTS.md").read_text().split("\n## ")
+    expected = []
+    for method, kind in (
+        ("annotation_rate", "-pasted"), ("original", ""), ("background_recalibration", "-pasted"),
+    ):  # fmt: skip
+        for name in ("shapes", "bccd"):
+            (table,) = [one for one in tables if one.startswith(f"{name}{kind}\n")]
+            for sparsity in ("hard", "extreme"):
+                row = re.search(rf"\| {sparsity} \| `{method}` \| ([\d.]+ ± [\d.]+) \|", table)
+                assert row is not None
+                expected.append(row[1])
+    assert said == expected
