@@ -1763,7 +1763,7 @@ PREDICTION = [
         ("a single file that is no picture", "a text", "images=DIR/notes.md: no pictures: 1 file "
          "is no picture: 1 .md", pictures("notes.md", lambda file: file.write_text("x"))),
         ("no picture that can be read", "0 bytes, and a web page",
-         "images=DIR/mine: none of 2 pictures could be read; a.jpg: skipped: not a readable image "
+         "images=DIR/mine: none of 2 pictures could be read; a.jpg: not a readable image "
          "(...)", pictures("mine", damaged)),
     )
 ]  # fmt: skip
