@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,13 @@ class ResultTable:
     Args:
         runs: rows of :func:`~comining.reports.records.runs_frame`. Runs that are not in the layout
             get rows and columns of their own.
+        folders: directories where the runs were found, for a note.
     """
 
-    def __init__(self, name: str, layout: Layout, kind: str, runs: pd.DataFrame):
-        self.name, self.layout, self.kind = name, layout, kind
+    def __init__(
+        self, name: str, layout: Layout, kind: str, runs: pd.DataFrame, folders: Sequence[Path]
+    ):
+        self.name, self.layout, self.kind, self.folders = name, layout, kind, folders
         values = runs.assign(
             row=runs[layout.row], setting=runs["variant"], lower_bound=runs["ap_is_lower_bound"]
         )
@@ -79,6 +83,9 @@ class ResultTable:
             notes.append("paper: published numbers, COCO val2017 at paper scale.")
         if missing := self.missing():
             notes.append(f"Missing: {', '.join(missing)}.")
+        if (self.cells["settings"] > 1).any():
+            command = shlex.join(["python", "-m", "comining.select", *map(str, self.folders)])
+            notes.append(f"mixed: `{command}` lists the runs by their options.")
         return notes
 
     def markdown(self) -> list[str]:
@@ -122,8 +129,13 @@ def groups_of_one_kind(runs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]
             yield (str(kind) if len(group) == len(of_kind) else f"{kind}, recipe {recipe}"), group
 
 
-def result_tables(runs: pd.DataFrame) -> list[ResultTable]:
-    """All tables in which the runs fill at least one cell."""
+def result_tables(runs: pd.DataFrame, folders: Sequence[Path]) -> list[ResultTable]:
+    """All tables in which the runs fill at least one cell.
+
+    Args:
+        runs: of :func:`~comining.reports.records.runs_frame`.
+        folders: directories where they were found.
+    """
     found = []
     for name, of_table in runs.groupby("table"):
         for kind, group in groups_of_one_kind(of_table):
@@ -131,20 +143,24 @@ def result_tables(runs: pd.DataFrame) -> list[ResultTable]:
             named = group["score_threshold"].notna() & (group["score_threshold"].nunique() > 1)
             row = group["sparsity"].mask(named, group["sparsity"] + ", τ = " + group["threshold"])
             layout = LAYOUTS.get(str(name)) or Layout("AP", "plain_row", True, {}, pd.DataFrame())
-            found.append(ResultTable(str(name), layout, kind, group.assign(plain_row=row)))
+            group = group.assign(plain_row=row)
+            found.append(ResultTable(str(name), layout, kind, group, folders))
     return found
 
 
-def report_text(runs: pd.DataFrame, without_result: Sequence[Path] = ()) -> str:
+def report_text(
+    runs: pd.DataFrame, folders: Sequence[Path], without_result: Sequence[Path] = ()
+) -> str:
     """The whole report as Markdown.
 
     Args:
         runs: of :func:`~comining.reports.records.runs_frame`.
+        folders: directories where they were found.
         without_result: directories of runs that have not ended.
     """
     counts = runs["status"].value_counts()
     lines = [", ".join(f"{counts.get(status, 0)} runs {status}" for status in STATUSES), ""]
-    for result_table in result_tables(runs):
+    for result_table in result_tables(runs, folders):
         lines += result_table.markdown()
     others = runs[runs["status"] != "finished"]
     reasons = ("* " + others["status"] + ": " + others["file"] + ": " + others["error"]).tolist()
@@ -172,11 +188,11 @@ def write_report(folders: Sequence[Path], output: Path) -> pd.DataFrame:
     """
     files, without_result = find_results(folders)
     runs = runs_frame(read_results(files))
-    text = report_text(runs, without_result)
+    text = report_text(runs, folders, without_result)
     print(text)
     output.mkdir(parents=True, exist_ok=True)
     (output / "report.md").write_text(text, encoding="utf-8")
-    cells = [result_table.csv_frame() for result_table in result_tables(runs)]
+    cells = [result_table.csv_frame() for result_table in result_tables(runs, folders)]
     head = ["table", "kind", "row", "column"]
     csv = pd.concat(cells) if cells else pd.DataFrame(columns=[*head, "mean"])
     csv.set_index(head).to_csv(output / "report.csv")
