@@ -238,6 +238,13 @@ def test_table_4_tells_the_baseline_from_the_views(runs: RunFolder) -> None:
     assert "Missing: w/o aug, color." in text
 
 
+def test_means_that_read_alike_are_all_bold(runs: RunFolder) -> None:
+    for method, ap in (("original", 33.34), ("joint", 33.26), ("comining", 33.24)):
+        runs.add(ap, method=method)
+    runs.add(33.31, seed=1)  # of comining: 33.275 together
+    assert row(report(runs), "hard") == ["**33.3**", "**33.3**", "**33.3 ± 0.0**"]
+
+
 def test_runs_of_different_kinds_are_never_averaged(runs: RunFolder) -> None:
     runs.add(30.0, table="table2")
     runs.add(40.0, table="table2", max_steps=200)

@@ -59,13 +59,18 @@ class ResultTable:
         return [f"{labels[row]} {column}" for row, column in absent.index]
 
     def best_cells(self) -> set[Any]:
-        """The best cell of each row if the columns are methods, else of each column.
+        """The best cells of each row if the columns are methods, else of each column.
 
-        Lower bounds are not compared.
+        Means that are printed alike are equally good. Lower bounds are not compared.
         """
         means = self.cells["mean"].mask(self.cells["lower_bounds"] > 0).dropna()
         groups = means.groupby(level="row" if self.layout.by_method else "column")
-        return {group.idxmax() for _, group in groups if len(group) > 1}
+        best: set[Any] = set()
+        for _, group in groups:
+            if len(group) > 1:
+                printed = group.map("{:.1f}".format)
+                best.update(group.index[printed == printed[group.idxmax()]])
+        return best
 
     def texts(self) -> tuple[pd.DataFrame, pd.DataFrame, set[Any]]:
         """Our cells and the paper's, a row and a column each, and the (row, column) of the best.
