@@ -1,6 +1,7 @@
 """Tables out of records that runs wrote, worked out by hand."""
 
 import csv
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -236,6 +237,20 @@ def test_table_4_tells_the_baseline_from_the_views(runs: RunFolder) -> None:
     assert row(text, "blur")[0] == "**33.0**"
     assert row(text, "blur")[-2:] == ["-", "*42.4*"]  # no large object is annotated
     assert "Missing: w/o aug, color." in text
+
+
+def test_titles_name_the_split(runs: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    runs.add(30.0, test_ap=20.0)
+    runs.add(31.0, table="table3")
+    assert main([str(runs.root), "--html"]) == 0
+    titles = ["AP, validation split", "Table 3: score thresholds, hard set, validation split"]
+    for text in (capsys.readouterr().out, (runs.root / "report.md").read_text()):
+        assert [line.removeprefix("### ") for line in text.splitlines() if "### " in line] == titles
+    page = (runs.root / "report.html").read_text()
+    assert [f"<h3>{title}</h3>" in page for title in titles] == [True, True]
+    heads = [head for head in re.findall(r"<th>([^<]*)</th>", page) if head.endswith(" AP")]
+    assert heads == ["validation AP", "test AP"]
+    assert '<td class="number">30.0</td><td class="number">20.0</td>' in page
 
 
 def test_means_that_read_alike_are_all_bold(runs: RunFolder) -> None:

@@ -46,7 +46,7 @@ ATTRIBUTES = {
     "seed": "seed",
 }
 NUMBERS = {
-    "AP": ("AP", ".1f"),
+    "AP": ("validation AP", ".1f"),
     "test_AP": ("test AP", ".1f"),
     "pseudo_labels_per_image": ("pseudo-labels per image", ".2f"),
     "precision": ("precision", ".2f"),
@@ -279,7 +279,7 @@ def _table(result_table: ResultTable) -> str:
             "in the annotations; report.md has the recall of what is annotated.</p>"
         )
     return (
-        f"<h3>{escape(result_table.layout.title)}</h3><p class='note'>{escape(result_table.kind)}"
+        f"<h3>{escape(result_table.title)}</h3><p class='note'>{escape(result_table.kind)}"
         f"</p><div class='scroll' tabindex='0'><table class='results'><thead><tr>{''.join(spans)}"
         f"</tr>{second}</thead><tbody>{''.join(lines)}</tbody></table></div>{notes}"
     )

@@ -50,6 +50,11 @@ class ResultTable:
         )
         self.cells["published"] = layout.numbers.T.unstack().reindex(places).astype(object)
 
+    @property
+    def title(self) -> str:
+        """The title of the layout, and the split that the numbers are of."""
+        return f"{self.layout.title}, validation split"
+
     def missing(self) -> list[str]:
         """Cells of the paper's table for which there is no run."""
         absent = self.cells[(self.cells["runs"] == 0) & self.cells["published"].notna()]
@@ -69,7 +74,7 @@ class ResultTable:
         for _, group in groups:
             if len(group) > 1:
                 printed = group.map("{:.1f}".format)
-                best.update(group.index[printed == printed[group.idxmax()]])
+                best.update(group.index[printed == f"{group.max():.1f}"])
         return best
 
     def texts(self) -> tuple[pd.DataFrame, pd.DataFrame, set[Any]]:
@@ -111,7 +116,7 @@ class ResultTable:
         labelled = self.runs.assign(row=self.runs["row"].replace(self.layout.labels))
         recalls = recall_lines(labelled, by, ("val",))
         parts = [part for part in (notes, recalls) if part]
-        return section(self.layout.title, self.kind, table(lines), *parts)
+        return section(self.title, self.kind, table(lines), *parts)
 
     def csv_frame(self) -> pd.DataFrame:
         """A row per cell, in numbers."""
@@ -172,8 +177,8 @@ def report_text(
     if reasons:
         lines += section("Runs without numbers", reasons)
     if without_result:
-        folders = [f"* {folder}" for folder in without_result]
-        lines += section("Runs without a result (still running, or killed)", folders)
+        waiting = [f"* {folder}" for folder in without_result]
+        lines += section("Runs without a result (still running, or killed)", waiting)
     return "\n".join(lines).rstrip() + "\n"
 
 
