@@ -60,6 +60,20 @@ def train(run: Path, *overrides: str) -> dict[str, Any]:
     return result
 
 
+def test_a_run_shorter_than_the_interval_logs_its_last_step(
+    tmp_path: Path, shapes: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    length = ["trainer.max_steps=3", "trainer.log_every_n_steps=50"]
+    train(tmp_path, *shapes, *length, "method=original", "trainer.enable_progress_bar=true")
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["train/loss"]]
+    assert [row["step"] for row in rows] == ["3"]
+    out = capsys.readouterr().out
+    loss = float(rows[0]["train/loss"])
+    assert f"step=3/3 loss={loss:.3f}" in out
+    assert "mining over the last quarter" not in out
+
+
 def test_only_mining_figures_that_exist_are_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
