@@ -1585,7 +1585,7 @@ def _checkpoints() -> list[Row]:
         (
             "a folder",
             "",
-            "DIR: cannot be loaded as a checkpoint (...Is a directory...)",
+            "DIR: is a directory, not a checkpoint",
             lambda root: [f"checkpoint={root}"],
         ),
         ("zero bytes", "", CHECKPOINT, file_of(lambda whole: b"")),
