@@ -400,6 +400,34 @@ def test_a_checkpoint_of_another_network_is_refused(
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("there", "here", "advice"),
+    [
+        (["backbone=efficientnet_lite0"], [], "add backbone=efficientnet_lite0; "),
+        (["backbone=efficientnet_lite0", "backbone.norm=batch", "backbone.trainable_layers=8"],
+         [], "add backbone=efficientnet_lite0; "),
+        (["backbone=resnet18"], ["backbone=resnet50"], "add backbone=resnet18; "),
+        (["backbone=resnet18", "backbone.extra_levels_from=c5"], [], "add backbone=resnet18; "),
+        (["detector=faster_rcnn", "backbone=resnet18"], [],
+         "add detector=faster_rcnn backbone=resnet18; "),
+        ([], ["detector=fcos"], "add detector=retinanet; "),
+        ([], ["backbone.out_channels=16"], ""),  # of the same choice
+        (["backbone.out_channels=16"], ["backbone=resnet18"], ""),  # of no choice
+        ([], ["head.norm_groups=4"], ""),
+    ],
+)  # fmt: skip
+def test_the_choice_that_fits_a_checkpoint_is_said_first(
+    tmp_path: Path, there: list[str], here: list[str], advice: str
+) -> None:
+    save(tmp_path / "x.ckpt", ["a", "b"], *there)
+    config = configuration(f"weights={tmp_path}/x.ckpt", *here)
+    with pytest.raises(ConfigError) as refused:
+        start(config)
+    said = str(refused.value).removeprefix(f"weights={tmp_path}/x.ckpt do not fit this network: ")
+    assert said.startswith(advice)
+    assert "add " not in said.removeprefix(advice)
+
+
 def test_the_checkpoints_in_a_directory_are_named(tmp_path: Path) -> None:
     folder = tmp_path / "run" / "checkpoints"
     folder.mkdir(parents=True)
