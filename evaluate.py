@@ -75,7 +75,10 @@ def predict(
                 category_ids=description["category_ids"],
                 category_names=description["category_names"], score_threshold=cfg.score_threshold,
             )  # fmt: skip
-            write_predictions(predictions, files, directory, cfg.trainer.enable_progress_bar)
+            write_predictions(
+                predictions, files, directory, score_threshold=cfg.score_threshold,
+                progress=cfg.trainer.enable_progress_bar,
+            )  # fmt: skip
     except Interrupted as stop:
         if not directory.begun:
             directory.abandon()

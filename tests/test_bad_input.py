@@ -1585,7 +1585,7 @@ def _checkpoints() -> list[Row]:
         (
             "a folder",
             "",
-            "DIR: cannot be loaded as a checkpoint (...Is a directory...)",
+            "DIR: is a directory, not a checkpoint",
             lambda root: [f"checkpoint={root}"],
         ),
         ("zero bytes", "", CHECKPOINT, file_of(lambda whole: b"")),
@@ -1763,7 +1763,7 @@ PREDICTION = [
         ("a single file that is no picture", "a text", "images=DIR/notes.md: no pictures: 1 file "
          "is not a picture: 1 .md", pictures("notes.md", lambda file: file.write_text("x"))),
         ("no picture that can be read", "0 bytes, and a web page",
-         "images=DIR/mine: none of 2 pictures could be read; a.jpg: skipped: not a readable image "
+         "images=DIR/mine: none of 2 pictures could be read; a.jpg: not a readable image "
          "(...)", pictures("mine", damaged)),
     )
 ]  # fmt: skip

@@ -169,6 +169,14 @@ def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return captured.err
 
 
+def test_a_file_that_exists_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "x.json"
+    file.write_text("mine")
+    error = error_of(capsys, "--json", str(file))
+    assert error == f"error: {file}: already exists; nothing is overwritten\n"
+    assert file.read_text() == "mine"
+
+
 def test_no_key_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

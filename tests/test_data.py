@@ -343,6 +343,7 @@ def test_another_set_is_never_overwritten(tmp_path: Path) -> None:
         shapes(seed=1)(str(tmp_path / "s"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "x.txt").write_text("important")
-    with pytest.raises(ValueError, match="not empty"):
+    advice = "your own data add data=auto sparsity=full, or take experiment=own$"
+    with pytest.raises(ValueError, match=f"not empty and holds no shapes; .*; for {advice}"):
         shapes()(str(tmp_path / "mine"))
     assert not list(tmp_path.glob(".*"))  # no drafts are left

@@ -15,6 +15,7 @@ from comining.data.fitting import FitToData, Given
 from comining.data.formats.coco import read_coco
 from comining.errors import ConfigError, DataError
 from comining.runs.fitted import FITTED, fit_to_data
+from tests.annotated_folders import picture, yolo
 from tests.ddp import ROOT, train
 from tests.helpers import composed, edit_json, write_coco
 
@@ -189,6 +190,32 @@ def test_errors_name_what_is_wrong(tmp_path: Path) -> None:
     # Of options that are not among those, auto is no value.
     with pytest.raises(ConfigError, match=r"data\.batch_size='auto'"):
         fit_to_data(composed(*custom(tmp_path, "data.batch_size=auto")))
+
+
+def test_what_the_data_are_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Though they are read twice, before and after the options are chosen."""
+    caplog.set_level("INFO")
+    root = yolo(tmp_path / "set")
+    picture(root / "images" / "train" / "none.png")
+    cfg = composed(
+        "experiment=own", f"data.root={root}", "data.num_workers=0", "backbone=slim",
+        "data.check=size",
+    )  # fmt: skip
+    fit_to_data(cfg)
+    assert caplog.messages == []
+    sparsity = instantiate(cfg.sparsity, "sparsity")
+    instantiate(cfg.data, "data", sparsity=sparsity, seed=0).setup("fit")
+    for words in ("looks like YOLO", "pictures without a label file", "no validation split"):
+        assert sum(words in message for message in caplog.messages) == 1
+
+    caplog.clear()
+    (root / "labels" / "train" / "z.txt").write_text("7 0.5 0.5 0.1 0.1")
+    picture(root / "images" / "train" / "z.png")
+    with pytest.raises(DataError, match=r"z\.txt"):
+        fit_to_data(composed("experiment=own", f"data.root={root}", "backbone=slim"))
+    assert [message.split(" looks like")[0] for message in caplog.messages] == [
+        f"data=auto: {root}"
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,45 @@ def test_the_nearest_name_is_said(override: str, said: str) -> None:
         check_names("train", [override])
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "said"),
+    [
+        ("train", ["--max-steps", "40"], "--max-steps: {}; did you mean trainer.max_steps?"),
+        ("train", ["seed=1", "--trainer.max_steps=40"],
+         "--trainer.max_steps=40: {}; did you mean trainer.max_steps?"),
+        ("train", ["-m", "--lr", "0.1"], "--lr: {}; did you mean optimizer.lr?"),
+        ("train", ["-seed", "3"], "-seed: {}; did you mean seed?"),
+        ("train", ["--data", "coco"], "--data: {}; did you mean data?"),
+        ("train", ["--xyzzy"], "--xyzzy: {}"),
+        ("evaluate", ["--checkpoint=x.ckpt"], "--checkpoint=x.ckpt: {}; did you mean checkpoint?"),
+        ("evaluate", ["images=x", "--score-threshold", "0.3"],
+         "--score-threshold: {}; did you mean score_threshold?"),
+    ],
+)  # fmt: skip
+def test_options_with_dashes_are_one_line(
+    program: str,
+    arguments: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.setattr(sys, "argv", [f"{program}.py", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(program).main()
+    assert stop.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == f"error: {said.format('options are written NAME=VALUE, without dashes')}\n"
+
+
+@pytest.mark.parametrize("flags", [["--cfg", "job"], ["--run", "-c", "job", "--resolve"]])
+def test_flags_of_hydra_still_work(tmp_path: Path, flags: list[str]) -> None:
+    done = run(tmp_path, "train.py", *flags, "seed=7")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "seed: 7" in done.stdout.splitlines()
 
 
 def test_nothing_is_guessed_where_nothing_is_near() -> None:

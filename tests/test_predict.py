@@ -125,7 +125,7 @@ def predict(folder: Path, run: Path, stub: Any = None) -> PredictionFiles:
     )  # fmt: skip
     directory = RunDirectory.claim(run, held="refuse")
     with directory.until_end():
-        return write_predictions(predictions, found, directory, progress=True)
+        return write_predictions(predictions, found, directory, score_threshold=0.5, progress=True)
 
 
 # -- which files -------------------------------------------------------------------------
@@ -218,6 +218,7 @@ def test_files_named_like_pictures_are_named_when_they_are_none(
     skipped = read(tmp_path / "run" / "skipped.json")
     assert [row["file_name"] for row in skipped] == ["empty.jpg", "half.png", "page.png"]
     assert all(str(tmp_path) + "/in/half.png:" not in row["reason"] for row in skipped)
+    assert all(row["reason"].startswith("not a readable image") for row in skipped)
 
 
 def test_hidden_and_system_folders_are_counted(tmp_path: Path) -> None:
@@ -658,7 +659,7 @@ def test_a_picture_without_detections_is_written(tmp_path: Path) -> None:
 def test_nothing_is_left_where_no_picture_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"none of 1 pictures could be read; a\.png: skipped: not"):
+    with pytest.raises(DataError, match=r"none of 1 pictures could be read; a\.png: not"):
         predict(tmp_path / "in", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -722,6 +723,40 @@ def test_several_frames_are_said_once(tmp_path: Path, capsys: pytest.CaptureFixt
 # -- being told to stop ------------------------------------------------------------------
 
 
+class Scored(Stub):
+    """Detects boxes of these labels and scores, picture by picture."""
+
+    def __init__(self, *found: list[tuple[int, float]]):
+        super().__init__()
+        self.found = found
+
+    def detect(self, images: list[torch.Tensor]) -> Boxes:
+        self.calls += 1
+        rows = [(1, 2, 11, 22, label, score) for label, score in self.found[self.calls - 1]]
+        return boxes(rows, scores=True)
+
+
+def test_detected_classes_are_named_and_low_scores_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save(tmp_path / "in", "a.png", "b.png", "c.png")
+    written = predict(
+        folder, tmp_path / "run", Scored([(2, 0.25), (0, 0.75), (2, 0.5)], [(1, 0.5)], [])
+    )
+    assert [row["categories"] for row in read(tmp_path / "run" / "pictures.json")] == [
+        [{"id": 2, "name": "red"}, {"id": 7, "name": "blue"}], [{"id": 4, "name": "green"}], [],
+    ]  # fmt: skip
+    assert [row["category_id"] for row in read(written.results)] == [7, 2, 7, 4]
+    assert "\nin 2 of 3 pictures no detection scores more than 0.5 (score_threshold)\n" in (
+        capsys.readouterr().out
+    )
+
+
+def test_high_scores_are_not_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    predict(save(tmp_path / "in", "a.png"), tmp_path / "run")
+    assert "score_threshold" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, AssertionError])
 def test_whatever_ends_it_leaves_what_is_done(
     tmp_path: Path, kind: type[BaseException], capsys: pytest.CaptureFixture[str]
@@ -741,7 +776,7 @@ def test_whatever_ends_it_leaves_what_is_done(
 
     directory = RunDirectory.claim(tmp_path / "run", held="refuse")
     with pytest.raises(kind), directory.until_end():
-        write_predictions(predictions(), found, directory, progress=False)
+        write_predictions(predictions(), found, directory, score_threshold=0.5, progress=False)
     assert named(read(tmp_path / "run" / "coco_results.json")) == ["a.png", "b.png"]
     assert len(read(tmp_path / "run" / "pictures.json")) == 2
     assert not list((tmp_path / "run").glob(".*.jsonl"))

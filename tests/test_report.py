@@ -1,6 +1,7 @@
 """Tables out of records that runs wrote, worked out by hand."""
 
 import csv
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from comining.reports.paper_tables import ResultTable, report_text, result_table
 from comining.reports.published import LAYOUTS
 from comining.reports.records import find_results, read_results, runs_frame, validations_frame
 from comining.reports.sweep import SweepReport
+from comining.select import main as select
 from tests.helpers import edit_json
 from tests.recorded import RunFolder
 
@@ -28,11 +30,11 @@ def frame(folder: Path) -> pd.DataFrame:
 
 
 def report(runs: RunFolder) -> str:
-    return report_text(frame(runs.root))
+    return report_text(frame(runs.root), [runs.root])
 
 
 def tables(runs: RunFolder) -> list[ResultTable]:
-    return result_tables(frame(runs.root))
+    return result_tables(frame(runs.root), [runs.root])
 
 
 def row(text: str, label: str) -> list[str]:
@@ -186,7 +188,7 @@ def test_a_run_without_a_result_is_named(trained: Trained, tmp_path: Path) -> No
     (tmp_path / "under way" / ".hydra" / "config.yaml").write_text("")
     files, waiting = find_results([tmp_path])
     assert (files, waiting) == ([], [tmp_path / "under way"])
-    text = report_text(runs_frame({}), waiting)
+    text = report_text(runs_frame({}), [tmp_path], waiting)
     assert "without a result" in text
     assert f"* {tmp_path / 'under way'}\n" in text
 
@@ -237,6 +239,27 @@ def test_table_4_tells_the_baseline_from_the_views(runs: RunFolder) -> None:
     assert "Missing: w/o aug, color." in text
 
 
+def test_titles_name_the_split(runs: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    runs.add(30.0, test_ap=20.0)
+    runs.add(31.0, table="table3")
+    assert main([str(runs.root), "--html"]) == 0
+    titles = ["AP, validation split", "Table 3: score thresholds, hard set, validation split"]
+    for text in (capsys.readouterr().out, (runs.root / "report.md").read_text()):
+        assert [line.removeprefix("### ") for line in text.splitlines() if "### " in line] == titles
+    page = (runs.root / "report.html").read_text()
+    assert [f"<h3>{title}</h3>" in page for title in titles] == [True, True]
+    heads = [head for head in re.findall(r"<th>([^<]*)</th>", page) if head.endswith(" AP")]
+    assert heads == ["validation AP", "test AP"]
+    assert '<td class="number">30.0</td><td class="number">20.0</td>' in page
+
+
+def test_means_that_read_alike_are_all_bold(runs: RunFolder) -> None:
+    for method, ap in (("original", 33.34), ("joint", 33.26), ("comining", 33.24)):
+        runs.add(ap, method=method)
+    runs.add(33.31, seed=1)  # of comining: 33.275 together
+    assert row(report(runs), "hard") == ["**33.3**", "**33.3**", "**33.3 ± 0.0**"]
+
+
 def test_runs_of_different_kinds_are_never_averaged(runs: RunFolder) -> None:
     runs.add(30.0, table="table2")
     runs.add(40.0, table="table2", max_steps=200)
@@ -252,6 +275,24 @@ def test_different_settings_in_one_cell_are_named_and_not_averaged(runs: RunFold
     runs.add(status="interrupted", variant="c", seed=1)
     assert row(report(runs), "hard") == ["mixed: 2 settings"]
     assert tables(runs)[0].cells["mean"].isna().all()
+
+
+def test_a_table_of_mixed_settings_says_what_lists_them(
+    runs: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number_, gamma in enumerate((1.0, 2.0, 3.0)):
+        runs.add(30.0 + number_, options={"gamma": gamma})
+    runs.add(20.0, sparsity="extreme", max_steps=7)  # another table, without such a cell
+    renamed = runs.root.rename(runs.root.parent / "my sweep")
+    assert main([str(renamed), "--html"]) == 0
+    text = capsys.readouterr().out
+    note = f"mixed: `python -m comining.select '{renamed}'` lists the runs by their options."
+    assert [line for line in text.splitlines() if "comining.select" in line] == [note]
+    assert select([str(renamed)]) == 0
+    listed = capsys.readouterr().out
+    assert [f"gamma={gamma}" in listed for gamma in (1.0, 2.0, 3.0)].count(True) >= 2
+    page = (renamed / "report.html").read_text()
+    assert page.count("<code>python -m comining.select &#x27;") == 1
 
 
 def test_the_same_run_found_twice_counts_once(runs: RunFolder) -> None:

@@ -27,8 +27,9 @@ from comining.data.annotations import Categories
 from comining.detectors.detector import Detector
 from comining.detectors.transfer import take_over
 from comining.errors import CheckpointError, ConfigError
-from comining.runs.checkpoint import build_detector, describe
+from comining.runs.checkpoint import build_detector, describe, load_detector
 from comining.runs.options import options_hash
+from comining.runs.resume import checkpoint_to_resume
 from comining.runs.start_weights import StartWeights, matching, recorded_start, start_weights
 from tests import ddp
 from tests.helpers import composed, images
@@ -397,6 +398,53 @@ def test_a_checkpoint_of_another_network_is_refused(
         start(config)
     assert str(refused.value).startswith(f"weights={tmp_path}/x.ckpt do not fit this network: ")
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "advice"),
+    [
+        (["backbone=efficientnet_lite0"], [], "add backbone=efficientnet_lite0; "),
+        (["backbone=efficientnet_lite0", "backbone.norm=batch", "backbone.trainable_layers=8"],
+         [], "add backbone=efficientnet_lite0; "),
+        (["backbone=resnet18"], ["backbone=resnet50"], "add backbone=resnet18; "),
+        (["backbone=resnet18", "backbone.extra_levels_from=c5"], [], "add backbone=resnet18; "),
+        (["detector=faster_rcnn", "backbone=resnet18"], [],
+         "add detector=faster_rcnn backbone=resnet18; "),
+        ([], ["detector=fcos"], "add detector=retinanet; "),
+        ([], ["backbone.out_channels=16"], ""),  # of the same choice
+        (["backbone.out_channels=16"], ["backbone=resnet18"], ""),  # of no choice
+        ([], ["head.norm_groups=4"], ""),
+    ],
+)  # fmt: skip
+def test_the_choice_that_fits_a_checkpoint_is_said_first(
+    tmp_path: Path, there: list[str], here: list[str], advice: str
+) -> None:
+    save(tmp_path / "x.ckpt", ["a", "b"], *there)
+    config = configuration(f"weights={tmp_path}/x.ckpt", *here)
+    with pytest.raises(ConfigError) as refused:
+        start(config)
+    said = str(refused.value).removeprefix(f"weights={tmp_path}/x.ckpt do not fit this network: ")
+    assert said.startswith(advice)
+    assert "add " not in said.removeprefix(advice)
+
+
+def test_the_checkpoints_in_a_directory_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    text = f"{tmp_path}/run: is a directory, not a checkpoint"
+    (folder / "other.ckpt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=f"^{text}$"):
+        load_detector(tmp_path / "run")
+    (folder / "last.ckpt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=f"^{text}; name a file in it: {folder}/last.ckpt$"):
+        load_detector(tmp_path / "run")
+    (folder / "best.ckpt").write_bytes(b"")
+    both = f"{folder}/best.ckpt or {folder}/last.ckpt"
+    with pytest.raises(CheckpointError, match=f"^{text}; name a file in it: {both}$"):
+        start(configuration(f"weights={tmp_path}/run"))
+    run = composed(f"ckpt={tmp_path}/run")
+    with pytest.raises(CheckpointError, match=f"^{text}; name a file in it: {both}$"):
+        checkpoint_to_resume(run, tmp_path / "new")
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from comining.data.images import load_image
 from comining.errors import CheckpointError, ConfigError
 from comining.evaluation.coco_evaluator import METRICS
 from comining.runs.checkpoint import load_detector, read_checkpoint
+from comining.runs.outcome import print_outcome
 from tests.helpers import composed, real_data
 
 ROOT = CONFIG_FOLDER.parent
@@ -57,6 +58,33 @@ def train(run: Path, *overrides: str) -> dict[str, Any]:
     script("train")(composed(*overrides, run=run))
     result: dict[str, Any] = json.loads((run / "result.json").read_text())
     return result
+
+
+def test_a_run_shorter_than_the_interval_logs_its_last_step(
+    tmp_path: Path, shapes: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    length = ["trainer.max_steps=3", "trainer.log_every_n_steps=50"]
+    train(tmp_path, *shapes, *length, "method=original", "trainer.enable_progress_bar=true")
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["train/loss"]]
+    assert [row["step"] for row in rows] == ["3"]
+    out = capsys.readouterr().out
+    loss = float(rows[0]["train/loss"])
+    assert f"step=3/3 loss={loss:.3f}" in out
+    assert "mining over the last quarter" not in out
+
+
+def test_only_mining_figures_that_exist_are_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mining = {"pseudo_labels_per_image": 0.5, "precision": 0.25, "recall": None}
+    print_outcome(tmp_path, {}, [], mining)
+    assert [line for line in capsys.readouterr().out.splitlines() if "mining over" in line] == [
+        "mining over the last quarter: pseudo_labels_per_image 0.50",
+        "mining over the last quarter: precision 0.25",
+    ]
+    print_outcome(tmp_path, {}, [], dict.fromkeys(mining))
+    assert "mining over" not in capsys.readouterr().out
 
 
 def evaluate(run: Path, *overrides: str) -> dict[str, Any]:

@@ -98,7 +98,10 @@ class DrawShapes(SetWriter):
                 )
             return
         if folder.exists() and any(folder.iterdir()):
-            raise DataError(f"{folder} is not empty and holds no shapes; choose another data.root")
+            raise DataError(
+                f"{folder} is not empty and holds no shapes; choose another data.root; for your "
+                "own data add data=auto sparsity=full, or take experiment=own"
+            )
         log.info("drawing %d shape images into %s", sum(self.counts.values()), folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -37,7 +37,9 @@ class PicturePrediction:
     size: tuple[int, int] = (0, 0)  # (height, width) as a viewer shows it, px
     pages: int = 1  # or frames, of which the first is taken
     rows: list[dict[str, Any]] | None = None  # COCO's results, with file_name
-    drawing: Image.Image | None = None  # with the detections that exceed the threshold
+    categories: dict[int, str] = field(default_factory=dict)  # of the rows: name of each id
+    exceeding: int = 0  # detections that exceed the threshold
+    drawing: Image.Image | None = None  # with these detections
     problem: str | None = None  # why something is missing, on one line
 
 
@@ -67,7 +69,10 @@ def predict_pictures(
             prediction.size = (int(image.shape[-2]), int(image.shape[-1]))
             detections = detector.detect([image.to(detector.device)]).to("cpu")
             prediction.rows = _rows(prediction, detections, category_ids)
+            found = sorted((category_ids[n], n) for n in set(detections.labels.tolist()))
+            prediction.categories = {one: category_names[n] for one, n in found}
             drawn = detections[detections.known_scores > score_threshold]
+            prediction.exceeding = len(drawn)
             prediction.drawing = _drawing(image, drawn, category_names)
         except Exception as error:
             prediction.problem = reason(error, files.folder / name)

@@ -46,7 +46,7 @@ ATTRIBUTES = {
     "seed": "seed",
 }
 NUMBERS = {
-    "AP": ("AP", ".1f"),
+    "AP": ("validation AP", ".1f"),
     "test_AP": ("test AP", ".1f"),
     "pseudo_labels_per_image": ("pseudo-labels per image", ".2f"),
     "precision": ("precision", ".2f"),
@@ -74,7 +74,7 @@ def write_page(folders: Sequence[Path], output: Path) -> Path:
     content = {
         "title": escape(title),
         "counts": escape(_counts(runs, without_result)),
-        "tables": "\n".join(map(_table, result_tables(runs))),
+        "tables": "\n".join(map(_table, result_tables(runs, folders))),
         "head": "".join(f"<th>{escape(one)}</th>" for one in _heads(rows)),
         "runs": "\n".join(map(_run, rows)),
         "pictures": "\n".join(_pictures(row) for row in rows if row["sheets"])
@@ -269,14 +269,17 @@ def _table(result_table: ResultTable) -> str:
             if column in papers.columns:
                 cells.append(f"<td class='paper'>{escape(papers.loc[row, column])}</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
-    notes = "".join(f"<p class='note'>{escape(note)}</p>" for note in result_table.notes())
+    notes = "".join(
+        re.sub("`(.*)`", r"<code>\1</code>", f"<p class='note'>{escape(note)}</p>")
+        for note in result_table.notes()
+    )
     if any(text.startswith(LOWER_BOUND) for text in ours.to_numpy().ravel()):
         notes += (
             f"<p class='note'>{escape(LOWER_BOUND)}: a lower bound, because objects may be missing "
             "in the annotations; report.md has the recall of what is annotated.</p>"
         )
     return (
-        f"<h3>{escape(result_table.layout.title)}</h3><p class='note'>{escape(result_table.kind)}"
+        f"<h3>{escape(result_table.title)}</h3><p class='note'>{escape(result_table.kind)}"
         f"</p><div class='scroll' tabindex='0'><table class='results'><thead><tr>{''.join(spans)}"
         f"</tr>{second}</thead><tbody>{''.join(lines)}</tbody></table></div>{notes}"
     )

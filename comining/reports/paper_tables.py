@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,13 @@ class ResultTable:
     Args:
         runs: rows of :func:`~comining.reports.records.runs_frame`. Runs that are not in the layout
             get rows and columns of their own.
+        folders: directories where the runs were found, for a note.
     """
 
-    def __init__(self, name: str, layout: Layout, kind: str, runs: pd.DataFrame):
-        self.name, self.layout, self.kind = name, layout, kind
+    def __init__(
+        self, name: str, layout: Layout, kind: str, runs: pd.DataFrame, folders: Sequence[Path]
+    ):
+        self.name, self.layout, self.kind, self.folders = name, layout, kind, folders
         values = runs.assign(
             row=runs[layout.row], setting=runs["variant"], lower_bound=runs["ap_is_lower_bound"]
         )
@@ -46,6 +50,11 @@ class ResultTable:
         )
         self.cells["published"] = layout.numbers.T.unstack().reindex(places).astype(object)
 
+    @property
+    def title(self) -> str:
+        """The title of the layout, and the split that the numbers are of."""
+        return f"{self.layout.title}, validation split"
+
     def missing(self) -> list[str]:
         """Cells of the paper's table for which there is no run."""
         absent = self.cells[(self.cells["runs"] == 0) & self.cells["published"].notna()]
@@ -55,13 +64,18 @@ class ResultTable:
         return [f"{labels[row]} {column}" for row, column in absent.index]
 
     def best_cells(self) -> set[Any]:
-        """The best cell of each row if the columns are methods, else of each column.
+        """The best cells of each row if the columns are methods, else of each column.
 
-        Lower bounds are not compared.
+        Means that are printed alike are equally good. Lower bounds are not compared.
         """
         means = self.cells["mean"].mask(self.cells["lower_bounds"] > 0).dropna()
         groups = means.groupby(level="row" if self.layout.by_method else "column")
-        return {group.idxmax() for _, group in groups if len(group) > 1}
+        best: set[Any] = set()
+        for _, group in groups:
+            if len(group) > 1:
+                printed = group.map("{:.1f}".format)
+                best.update(group.index[printed == f"{group.max():.1f}"])
+        return best
 
     def texts(self) -> tuple[pd.DataFrame, pd.DataFrame, set[Any]]:
         """Our cells and the paper's, a row and a column each, and the (row, column) of the best.
@@ -79,6 +93,9 @@ class ResultTable:
             notes.append("paper: published numbers, COCO val2017 at paper scale.")
         if missing := self.missing():
             notes.append(f"Missing: {', '.join(missing)}.")
+        if (self.cells["settings"] > 1).any():
+            command = shlex.join(["python", "-m", "comining.select", *map(str, self.folders)])
+            notes.append(f"mixed: `{command}` lists the runs by their options.")
         return notes
 
     def markdown(self) -> list[str]:
@@ -99,7 +116,7 @@ class ResultTable:
         labelled = self.runs.assign(row=self.runs["row"].replace(self.layout.labels))
         recalls = recall_lines(labelled, by, ("val",))
         parts = [part for part in (notes, recalls) if part]
-        return section(self.layout.title, self.kind, table(lines), *parts)
+        return section(self.title, self.kind, table(lines), *parts)
 
     def csv_frame(self) -> pd.DataFrame:
         """A row per cell, in numbers."""
@@ -122,8 +139,13 @@ def groups_of_one_kind(runs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]
             yield (str(kind) if len(group) == len(of_kind) else f"{kind}, recipe {recipe}"), group
 
 
-def result_tables(runs: pd.DataFrame) -> list[ResultTable]:
-    """All tables in which the runs fill at least one cell."""
+def result_tables(runs: pd.DataFrame, folders: Sequence[Path]) -> list[ResultTable]:
+    """All tables in which the runs fill at least one cell.
+
+    Args:
+        runs: of :func:`~comining.reports.records.runs_frame`.
+        folders: directories where they were found.
+    """
     found = []
     for name, of_table in runs.groupby("table"):
         for kind, group in groups_of_one_kind(of_table):
@@ -131,28 +153,32 @@ def result_tables(runs: pd.DataFrame) -> list[ResultTable]:
             named = group["score_threshold"].notna() & (group["score_threshold"].nunique() > 1)
             row = group["sparsity"].mask(named, group["sparsity"] + ", τ = " + group["threshold"])
             layout = LAYOUTS.get(str(name)) or Layout("AP", "plain_row", True, {}, pd.DataFrame())
-            found.append(ResultTable(str(name), layout, kind, group.assign(plain_row=row)))
+            group = group.assign(plain_row=row)
+            found.append(ResultTable(str(name), layout, kind, group, folders))
     return found
 
 
-def report_text(runs: pd.DataFrame, without_result: Sequence[Path] = ()) -> str:
+def report_text(
+    runs: pd.DataFrame, folders: Sequence[Path], without_result: Sequence[Path] = ()
+) -> str:
     """The whole report as Markdown.
 
     Args:
         runs: of :func:`~comining.reports.records.runs_frame`.
+        folders: directories where they were found.
         without_result: directories of runs that have not ended.
     """
     counts = runs["status"].value_counts()
     lines = [", ".join(f"{counts.get(status, 0)} runs {status}" for status in STATUSES), ""]
-    for result_table in result_tables(runs):
+    for result_table in result_tables(runs, folders):
         lines += result_table.markdown()
     others = runs[runs["status"] != "finished"]
     reasons = ("* " + others["status"] + ": " + others["file"] + ": " + others["error"]).tolist()
     if reasons:
         lines += section("Runs without numbers", reasons)
     if without_result:
-        folders = [f"* {folder}" for folder in without_result]
-        lines += section("Runs without a result (still running, or killed)", folders)
+        waiting = [f"* {folder}" for folder in without_result]
+        lines += section("Runs without a result (still running, or killed)", waiting)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -172,11 +198,11 @@ def write_report(folders: Sequence[Path], output: Path) -> pd.DataFrame:
     """
     files, without_result = find_results(folders)
     runs = runs_frame(read_results(files))
-    text = report_text(runs, without_result)
+    text = report_text(runs, folders, without_result)
     print(text)
     output.mkdir(parents=True, exist_ok=True)
     (output / "report.md").write_text(text, encoding="utf-8")
-    cells = [result_table.csv_frame() for result_table in result_tables(runs)]
+    cells = [result_table.csv_frame() for result_table in result_tables(runs, folders)]
     head = ["table", "kind", "row", "column"]
     csv = pd.concat(cells) if cells else pd.DataFrame(columns=[*head, "mean"])
     csv.set_index(head).to_csv(output / "report.csv")

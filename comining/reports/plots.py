@@ -95,7 +95,7 @@ def _threshold_figure(runs: pd.DataFrame, title: str) -> Any:
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
     for column, label, colour, style, where in (
-        ("AP", "AP", BLUE, "o-", axis),
+        ("AP", "AP, validation split", BLUE, "o-", axis),
         ("pseudo_labels_per_image", "pseudo-labels per image", ORANGE, "s--", axis.twinx()),
     ):
         means = summarise(
@@ -117,7 +117,7 @@ def _sparsity_figure(runs: pd.DataFrame, title: str) -> Any:
         means = summarise(curve, ["place"])
         _plot_means(axis, means, f"{MARKERS[number % len(MARKERS)]}-", label=method)
     axis.set_xticks(range(len(sparsities.categories)), sparsities.categories)
-    axis.set_ylabel("AP")
+    axis.set_ylabel("AP, validation split")
     axis.set_title(title, fontsize=8)
     axis.legend()
     return figure

@@ -67,8 +67,11 @@ def write_workspace(workspace: Any, file: Path) -> None:
     """Write the workspace as JSON.
 
     Raises:
-        OSError: the file cannot be written.
+        DataError: the file exists.
+        OSError: it cannot be written.
     """
+    if file.exists() or file.is_symlink():
+        raise DataError(f"{file}: already exists; nothing is overwritten")
     text = workspace_json(workspace)
     replace_file(file, lambda opened: opened.write(text.encode()))
 

@@ -42,6 +42,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
+    except IsADirectoryError:
+        names = [f"checkpoints/{stem}.ckpt" for stem in ("best", "last")]
+        files = [str(file) for name in names if (file := Path(path, name)).is_file()]
+        advice = f"; name a file in it: {' or '.join(files)}" if files else ""
+        raise CheckpointError(f"{path}: is a directory, not a checkpoint{advice}") from None
     except Exception as error:  # broken bytes may raise anything
         reason = "it is damaged, or holds more than tensors and plain containers"
         if isinstance(error, OSError | RuntimeError | EOFError):

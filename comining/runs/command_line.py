@@ -33,7 +33,7 @@ from hydra.core.override_parser.types import Quote, QuotedString, Sweep
 from hydra.errors import HydraException
 
 from comining.errors import ConfigError
-from comining.runs.help_text import check_names, help_text
+from comining.runs.help_text import check_names, help_text, refuse_flags
 from comining.runs.pipes import stop_on_closed_pipes
 from comining.runs.ranks import started_by_rank_zero
 
@@ -98,11 +98,12 @@ def command_line(
         if composed:  # with a configuration in place of a command line
             return program(*composed)
         name = Path(inspect.unwrap(program).__code__.co_filename).stem
-        given, _ = get_args_parser().parse_known_args(sys.argv[1:])
+        given, unknown = get_args_parser().parse_known_args(sys.argv[1:])
         if given.help:
             print(help_text(name))
             return None
         try:
+            refuse_flags(name, unknown)
             sys.argv[1:] = readable(sys.argv[1:], data_of_checkpoint)
             elsewhere = given.config_name or given.config_path or given.config_dir
             if not (given.shell_completion or elsewhere):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from logging.handlers import MemoryHandler
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -49,12 +53,33 @@ def fit_to_data(cfg: DictConfig) -> dict[str, int | float]:
     sparsity = instantiate(provisional.sparsity, "sparsity")
     data = instantiate(provisional.data, "data", sparsity=sparsity, seed=cfg.seed)
     fit = instantiate(provisional.fit, "fit")
+    if data.prepare is not None:
+        data.prepare(str(data.root))
     given = Given(*(None if name in wanted else OmegaConf.select(cfg, name) for name in GIVEN))
-    values: dict[str, Any] = fit.values(*data.annotations_to_train_on(), given)
+    with _logged_on_failure(logging.getLogger("comining.data")):
+        annotations = data.annotations_to_train_on()
+    values: dict[str, Any] = fit.values(*annotations, given)
     chosen = {name: values[name] for name in wanted}
     for name, value in chosen.items():
         OmegaConf.update(cfg, name, value)
     return chosen
+
+
+@contextlib.contextmanager
+def _logged_on_failure(logger: logging.Logger) -> Iterator[None]:
+    """Log only if an error is raised: the run reads the data again, and logs the same then."""
+    held = MemoryHandler(sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False)
+    logger.addHandler(held)
+    logger.propagate = False
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        logger.removeHandler(held)
+        logger.propagate = True
+        for record in held.buffer if failed else ():
+            logger.handle(record)
 
 
 def fitted_line(chosen: Mapping[str, int | float]) -> str:

@@ -135,6 +135,26 @@ def check_names(program: str, overrides: Sequence[str]) -> None:
             raise ConfigError(f"{one.input_line}: there is no option {name}{hint}")
 
 
+def refuse_flags(program: str, flags: Sequence[str]) -> None:
+    """Refuse options that are written with dashes, ``--max-steps 40``.
+
+    Args:
+        program: a key of :data:`USAGE`.
+        flags: what Hydra's own parser does not know.
+
+    Raises:
+        ConfigError: naming the first, and the nearest option.
+    """
+    flag = next((one for one in flags if one.startswith("-")), None)
+    if flag is None:
+        return
+    name = flag.lstrip("-").partition("=")[0].replace("-", "_")
+    known = [*_leaves(_composed(program, [])), *_all_choices()]
+    raise ConfigError(
+        f"{flag}: options are written NAME=VALUE, without dashes{nearest(name, known)}"
+    )
+
+
 def nearest(name: str, known: Collection[str]) -> str:
     """``; did you mean ...?`` with the known name most similar to ``name``; "" if none is.
 

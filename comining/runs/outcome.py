@@ -352,7 +352,8 @@ def print_outcome(
     for split, numbers in metrics.items():
         print(f"{split}\n{metrics_table(numbers, lower_bound=split in lower_bounds)}")
     for name, value in headline(mining).items():
-        print(f"mining over the last quarter: {name} {'-' if value is None else f'{value:.2f}'}")
+        if value is not None:  # else nothing was mined
+            print(f"mining over the last quarter: {name} {value:.2f}")
     print("written:")
     for pattern in (
         "result.json",

@@ -33,21 +33,24 @@ class PredictionFiles:
     """The files that ``evaluate.py images=`` writes; see docs/prediction.md.
 
     ``pictures/``, the drawings; ``coco_results.json``, the detections; ``pictures.json``, every
-    picture that was read, with its size and its drawing; ``skipped.json``, the others, with the
-    reason. A context manager: however it exits, the files hold what was added before. Nothing is
-    written if no picture was read.
+    picture that was read, with its size, the names of the detected classes and its drawing;
+    ``skipped.json``, the others, with the reason. A context manager: however it exits, the files
+    hold what was added before. Nothing is written if no picture was read.
 
     Args:
         directory: of this run; marked as begun by the first picture.
         files: the files that were found, for ``skipped.json``.
+        score_threshold: that of the drawings, for the summary.
     """
 
-    def __init__(self, directory: RunDirectory, files: PictureFiles):
+    def __init__(self, directory: RunDirectory, files: PictureFiles, score_threshold: float):
         self.directory = directory
         self.files = files
+        self.score_threshold = score_threshold
         self.looked_at = 0
         self.images = 0
         self.detections = 0
+        self.all_below = 0  # pictures in which no detection exceeds the threshold
         self.skipped: list[PurePath] = []
         self.not_drawn: list[PurePath] = []
         self.paged = 0  # pictures with several pages or frames
@@ -90,6 +93,10 @@ class PredictionFiles:
                         "width": width,
                         "height": height,
                         "detections": len(prediction.rows),
+                        "categories": [
+                            {"id": number, "name": name}
+                            for number, name in prediction.categories.items()
+                        ],
                         "drawing": None if drawing is None else json_name("pictures" / drawing),
                     }
                 ]
@@ -102,6 +109,7 @@ class PredictionFiles:
                 self.paged += 1
             self.images += 1
             self.detections += len(prediction.rows)
+            self.all_below += prediction.exceeding == 0
         self.looked_at += 1
         if prediction.problem is not None:
             self._name_problem(prediction, prediction.problem)
@@ -140,11 +148,11 @@ class PredictionFiles:
                 raise
 
     def _name_problem(self, prediction: PicturePrediction, problem: str) -> None:
-        names, what = self.skipped, "skipped"
+        names, what, why = self.skipped, "skipped", problem
         if prediction.rows is not None:
-            names, what = self.not_drawn, "not drawn"
+            names, what, why = self.not_drawn, "not drawn", f"not drawn: {problem}"
         names.append(prediction.name)
-        self._reasons.append({**_identity(prediction), "reason": f"{what}: {problem}"})
+        self._reasons.append({**_identity(prediction), "reason": why})
         if len(self._reasons) <= LOGGED:
             log.warning("%s: %s: %s", what, printable(str(prediction.name)), problem)
         elif len(self._reasons) == LOGGED + 1:
@@ -182,6 +190,11 @@ class PredictionFiles:
         lines.append(f"skipped: {len(self.skipped)} {_first(self.skipped)}".rstrip())
         if self.not_drawn:
             lines.append(f"not drawn: {len(self.not_drawn)} {_first(self.not_drawn)}")
+        if self.all_below:
+            lines.append(
+                f"in {self.all_below} of {self.images} pictures no detection scores more than "
+                f"{self.score_threshold:g} (score_threshold)"
+            )
         if self.paged:
             lines.append(
                 f"several pages or frames: {self.paged}, only the first is used: "
@@ -201,6 +214,8 @@ def write_predictions(
     predictions: Iterable[PicturePrediction],
     files: PictureFiles,
     directory: RunDirectory,
+    *,
+    score_threshold: float,
     progress: bool,
 ) -> PredictionFiles:
     """Write the output of :func:`comining.evaluation.predict.predict_pictures`; print a summary.
@@ -208,6 +223,7 @@ def write_predictions(
     A signal ends it after the current picture.
 
     Args:
+        score_threshold: as it was there.
         progress: show a bar on a terminal, and elsewhere a line for every tenth of the pictures.
 
     Raises:
@@ -220,7 +236,7 @@ def write_predictions(
     count = len(files.pictures)
     print(f"{count} picture{'' if count == 1 else 's'} in {printable(str(files.folder))}")
     print("".join(f"{note}\n" for note in files.notes()), end="", flush=True)
-    written = PredictionFiles(directory, files)
+    written = PredictionFiles(directory, files, score_threshold)
     try:
         with _stoppable(), written:
             for prediction in _shown(predictions, count, progress):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+from hydra.core.hydra_config import HydraConfig
 from torch import nn
 from torchvision.models import WeightsEnum
 from torchvision.models.detection import (
@@ -21,6 +23,7 @@ from torchvision.models.detection import (
     retinanet_resnet50_fpn,
 )
 
+from comining.config import CONFIG_FOLDER
 from comining.detectors.backbones import DOWNLOADS, WHERE_TO_PUT
 from comining.detectors.detector import Detector
 from comining.detectors.transfer import CLASS_LAYERS, difference, take_over
@@ -130,7 +133,9 @@ def start_weights(config: dict[str, Any], progress: bool) -> StartWeights | None
     if problem is not None:
         differing = _differing_options(description["config"], config)
         options = f"; they are of a network with {differing}" if differing else ""
-        raise ConfigError(f"weights={origin} do not fit this network: {problem}{options}")
+        choices = " ".join(_fitting_choices(description["config"], config))
+        advice = f"add {choices}; " if choices else ""
+        raise ConfigError(f"weights={origin} do not fit this network: {advice}{problem}{options}")
     return StartWeights(origin, description["category_names"], lambda: trained.net)
 
 
@@ -202,6 +207,40 @@ def _coco(detector: Detector, progress: bool) -> StartWeights:
         return net
 
     return StartWeights(COCO, names, read)
+
+
+def _fitting_choices(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """``GROUP=CHOICE`` for groups in which one other choice, and only one, is the trained one."""
+    found = []
+    for group in ("detector", "backbone"):
+        if _shape(group, there[group]) == _shape(group, here[group]):
+            continue
+        fitting = [
+            file.stem
+            for file in sorted((CONFIG_FOLDER / group).glob("*.yaml"))
+            if _is_choice(file, group, there[group])
+        ]
+        chosen = HydraConfig.get().runtime.choices.get(group)
+        if len(fitting) == 1 and fitting != [chosen]:
+            found.append(f"{group}={fitting[0]}")
+    return found
+
+
+def _is_choice(file: Path, group: str, options: Mapping[str, Any]) -> bool:
+    """Whether a file of the configuration has these options, references aside."""
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    wanted, given = _shape(group, content.get(group, content)), _shape(group, options)
+    return wanted.keys() == given.keys() and all(
+        value == given[name] or (isinstance(value, str) and value.startswith("${"))
+        for name, value in wanted.items()
+    )
+
+
+def _shape(group: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options by which a choice is recognised; a detector's others follow the backbone."""
+    if group == "detector":
+        return {"_target_": options["_target_"]}
+    return {name: value for name, value in options.items() if name not in SHAPELESS}
 
 
 def _differing_options(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

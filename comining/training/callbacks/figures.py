@@ -33,7 +33,8 @@ class TrainingFigures(L.Callback):
     processes together.
 
     Args:
-        every_n_steps: how often training is logged; validation always is.
+        every_n_steps: how often training is logged, of a shorter run the last step; validation
+            always is.
         guard: whose gradient norm is logged, too.
         tracker: gets the figures; started here, in the first process only.
         config: all options of the run, for the tracker.
@@ -65,6 +66,7 @@ class TrainingFigures(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Not in on_train_start: it is not called if a resumed run has no step left, and the mining
         # figures are needed anyway.
+        self.every_n_steps = min(self.every_n_steps, trainer.max_steps)
         module, device = _trained(pl_module), trainer.strategy.root_device
         classes = len(module.evaluators["val"].annotations.categories)
         for name in ("recent", "since_validation", "final"):
