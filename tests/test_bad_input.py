@@ -1347,8 +1347,8 @@ OPTIONS = [
     Row(
         "weights to start from, of another detector",
         "`weights=x.ckpt detector=fcos`",
-        "weights=DIR/x.ckpt do not fit this network: they lack head.classification_head.conv.0."
-        "weight, and ... more like this; they are of a network with "
+        "weights=DIR/x.ckpt do not fit this network: add detector=retinanet; they lack "
+        "head.classification_head.conv.0.weight, and ... more like this; they are of a network with "
         "detector._target_=comining.detectors.retinanet.RetinaNetDetector",
         to_start_from("detector=fcos"),
         "options",

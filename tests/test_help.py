@@ -141,7 +141,7 @@ def test_options_with_dashes_are_one_line(
     assert err == f"error: {said.format('options are written NAME=VALUE, without dashes')}\n"
 
 
-@pytest.mark.parametrize("flags", [["--cfg", "job"], ["--run", "-c", "job", "--resolve"]])
+@pytest.mark.parametrize("flags", [["--cfg", "job"], ["-c", "job", "--resolve"]])
 def test_flags_of_hydra_still_work(tmp_path: Path, flags: list[str]) -> None:
     done = run(tmp_path, "train.py", *flags, "seed=7")
     assert (done.returncode, done.stderr) == (0, "")
