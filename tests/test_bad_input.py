@@ -1348,8 +1348,8 @@ OPTIONS = [
         "weights to start from, of another detector",
         "`weights=x.ckpt detector=fcos`",
         "weights=DIR/x.ckpt do not fit this network: add detector=retinanet; they lack "
-        "head.classification_head.conv.0.weight, and ... more like this; they are of a network with "
-        "detector._target_=comining.detectors.retinanet.RetinaNetDetector",
+        "head.classification_head.conv.0.weight, and ... more like this; they are of a network "
+        "with detector._target_=comining.detectors.retinanet.RetinaNetDetector",
         to_start_from("detector=fcos"),
         "options",
     ),
