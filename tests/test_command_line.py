@@ -362,7 +362,7 @@ def test_folders_of_a_sweep_are_found_and_go_back_in(tmp_path: Path) -> None:
     runs[0].rename(runs[0].with_name("method=joint,seed=0"))
     done = train(tmp_path, *sweep, "skip_finished=true")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("skipped, has a result") == 2
+    assert done.stdout.count("skipped, already has a result") == 2
     checkpoint = runs[1] / "checkpoints" / "last.ckpt"
     done = train(
         tmp_path, "method=pseudo_label", f"method.teacher={checkpoint}", "trainer.max_steps=1",

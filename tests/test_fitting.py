@@ -280,7 +280,7 @@ def test_a_sweep_knows_a_fitted_run_again(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     again = train(folder, *sweep, "skip_finished=true")
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("skipped, has a result") == 2
+    assert again.stdout.count("skipped, already has a result") == 2
 
 
 @pytest.mark.slow

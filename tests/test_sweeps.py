@@ -107,7 +107,7 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
 
     done = sweep(tmp_path, *overrides)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("skipped, has a result") == len(before)
+    assert done.stdout.count("skipped, already has a result") == len(before)
     methods = {"original", "self_mining", "joint", "comining"}
     assert {r["method"] for r in results(tmp_path).values()} == methods
     assert all(file.stat().st_mtime_ns == stamp for file, stamp in before.items())
@@ -118,7 +118,7 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
 
     # The sweep grows: other options are other runs, and nothing is written over.
     done = sweep(tmp_path, *overrides, "method=original,joint", "seed=0,1")
-    assert done.stdout.count("skipped, has a result") == 2
+    assert done.stdout.count("skipped, already has a result") == 2
     assert len(results(tmp_path)) == 6
     assert all(file.stat().st_mtime_ns == stamp for file, stamp in before.items())
     assert done.stdout.count(" ± ") >= 2
