@@ -56,16 +56,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _in_order(arguments: Sequence[str]) -> list[str]:
-    """The arguments with options of ``train.py`` ahead of the flags, as argparse wants them."""
-    if arguments[:1] != ["propose"]:
+    """The arguments of ``propose`` with its run and options ahead of the flags.
+
+    Options of ``train.py`` may also follow the flags, where argparse takes no further ones.
+    """
+    if [*arguments[:1]] != ["propose"]:
         return list(arguments)
-    options: list[str] = []
-    rest: list[str] = []
+    positional: list[str] = []
+    flags: list[str] = []
     for before, one in itertools.pairwise(arguments):
         value_of_flag = before.startswith("--") and "=" not in before and before != "--quiet"
-        is_option = "=" in one and not one.startswith("-") and not value_of_flag
-        (options if is_option else rest).append(one)
-    return ["propose", *options, *rest]
+        (flags if value_of_flag or one.startswith("-") else positional).append(one)
+    return ["propose", *positional, *flags]
 
 
 def _propose_options(parser: argparse.ArgumentParser) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
-from comining.complete import main
-from comining.completion.cross_fitting import Recipe
+from comining.complete import COMMANDS, main
+from comining.completion.cross_fitting import Recipe, _note_recipe
 from comining.completion.judge import Truth, judge, right_ones
 from comining.completion.proposal_folder import ProposalFolder, ProposalSource
 from comining.completion.proposals import Proposal, write_proposals
@@ -60,6 +60,40 @@ def test_a_recipe_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert recipe.overrides == (
         "data.root=shapes", "method=original", "seed=4", f"sparsity.path='{tmp_path}/mine.json'"
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["RUN", "a.b=1", "--out", "x=y", "--quiet"],
+        ["--out", "x=y", "RUN", "a.b=1", "--quiet"],
+        ["RUN", "--quiet", "--out", "x=y", "a.b=1"],
+        ["--out", "x=y", "RUN", "--quiet", "a.b=1"],
+    ],
+)
+def test_the_run_and_options_may_stand_anywhere(
+    given: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    words, add_options, _ = COMMANDS["propose"]
+    monkeypatch.setitem(COMMANDS, "propose", (words, add_options, seen.append))
+    assert main(["propose", *given]) == 0
+    assert (seen[0].run, seen[0].out, seen[0].quiet) == (["RUN", "a.b=1"], Path("x=y"), True)
+
+
+def test_values_of_a_recipe_are_compared_as_values(tmp_path: Path) -> None:
+    sweep = tmp_path / "folds"
+    first = ("data.root=%odd", "logger.name=2026-11-30", "detector.compile=False", "seed=1")
+    _note_recipe(sweep, Recipe(first, tmp_path), 2)
+    (sweep / "run").mkdir()
+    (sweep / "run" / "config.yaml").touch()
+    same = ("seed=1", "detector.compile=false", "data.root=%odd", "logger.name=2026-11-30")
+    _note_recipe(sweep, Recipe(same, tmp_path), 2)
+    for other, folds, said in (
+        ((*same[1:],), 2, "seed: 1, now not given"), (same, 3, "folds: 2, now 3"),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=said):
+            _note_recipe(sweep, Recipe(other, tmp_path), folds)
 
 
 def test_what_is_no_recipe(tmp_path: Path) -> None:

@@ -158,12 +158,22 @@ def _note_recipe(sweep: Path, recipe: Recipe, folds: int) -> None:
 
 
 def _values(overrides: Sequence[str]) -> dict[str, Any]:
-    """The values of options by name, in whatever way they are written."""
+    """The values of options by name; ``False`` and ``false`` are the same."""
     return {
-        _name(one): yaml.safe_load(one.partition("=")[2])
+        _name(one): _value(one.partition("=")[2])
         for one in overrides
         if _name(one) not in {*OF_THE_RUN, PROGRESS_BAR}
     }
+
+
+def _value(text: str) -> Any:
+    """What a text stands for, if JSON can hold that; else the text."""
+    try:
+        value = yaml.safe_load(text)
+        json.dumps(value)
+    except (yaml.YAMLError, TypeError):
+        return text  # such as %, which starts no value in YAML, or a date
+    return value
 
 
 def trained_folds(sweep: Path, folds: int) -> dict[int, Path]:

@@ -29,10 +29,14 @@ REPLACED = re.compile(
 DEFAULTS = ("base", "custom")  # files of conf/data
 
 
+def _trained_recipe(output: Path) -> Recipe:
+    """The options of the trainings in a folder of proposals."""
+    return Recipe.of([str(find_files(output / FOLDS, "result.json")[0].parent)])
+
+
 def recipe_of(output: Path) -> Recipe:
     """The options of the trainings in a folder of proposals, without those of their data."""
-    runs = [file.parent for file in find_files(output / FOLDS, "result.json")]
-    recipe = Recipe.of([str(runs[0])])
+    recipe = _trained_recipe(output)
     kept = [one for one in recipe.overrides if not re.match(r"[+~]*(data|sparsity)\b(?!_)", one)]
     return Recipe((*kept, "data=custom", "sparsity=full"), recipe.folder)
 
@@ -49,15 +53,13 @@ def training_options(output: Path, config: Mapping[str, Any], folder: Path) -> l
         folder: the base of relative paths in them.
     """
     recipe = recipe_of(output)
-    run = find_files(output / FOLDS, "result.json")[0].parent
-    given = [re.match(r"[+~]*data\.(\w+)", one) for one in Recipe.of([str(run)]).overrides]
+    given = [re.match(r"[+~]*data\.(\w+)", one) for one in _trained_recipe(output).overrides]
     home = output.absolute()
     with contextlib.chdir(folder):
         splits, _ = write_evaluated_splits(home, config)
     bar = f"{PROGRESS_BAR}="
     overrides = [absolute(one, folder) for one in recipe.overrides if not one.startswith(bar)]
-    # An option that is given twice has its last value; data.root comes first, since the others
-    # have absolute paths.
+    # The files have absolute paths, wherever data.root of the trainings was.
     of_data = data_options(config, also={one[1] for one in given if one})
     return [*overrides, "data.root=/", *of_data, *splits]
 

@@ -22,7 +22,7 @@ View = Literal["original", "augmented"]
 
 
 class RunInfo(NamedTuple):
-    """What :meth:`Method.prepare` is told about the run."""
+    """The facts about a run that :meth:`Method.prepare` gets."""
 
     folder: Path  # the run directory, for what the method wants to leave there
     device: torch.device  # of this process
