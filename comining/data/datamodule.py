@@ -182,6 +182,11 @@ class DetectionData(L.LightningDataModule):
 
     # -- reading -------------------------------------------------------------------------
 
+    def write_set(self) -> None:
+        """Write a set that must be written first (``prepare``), before anything of it is read."""
+        if not self.splits.were_read and self.prepare is not None:
+            self.prepare(str(self.root))
+
     def setup(self, stage: str | None = None) -> None:
         """Read and check what a stage needs, once.
 
@@ -192,8 +197,7 @@ class DetectionData(L.LightningDataModule):
         Raises:
             DataError: something is missing or wrong.
         """
-        if not self.splits.were_read and self.prepare is not None:
-            self.prepare(str(self.root))
+        self.write_set()
         unread = self._unread(stage)
         self.splits.check_there(unread)
         load = partial(load_image, exif=self.exif, bit_depth=self.bit_depth)
@@ -229,8 +233,7 @@ class DetectionData(L.LightningDataModule):
         Raises:
             DataError: something is missing or wrong.
         """
-        if not self.splits.were_read and self.prepare is not None:
-            self.prepare(str(self.root))
+        self.write_set()
         self.splits.check_there(["train"])
         annotations, erasure, _ = self._read_training()
         return annotations, ~erasure.erased & ~annotations.crowd

@@ -28,9 +28,9 @@ CLOCK = "${now:"  # a name that holds the time is one of many; any other one is 
 class OutputDirectory(Callback):
     """Keeps Hydra from making the directory of a run, which :func:`claim` does.
 
-    Hydra would make it before anything is checked, even if another run uses it. It is configured to write
-    to the working directory instead, and the name that it has chosen is kept in ``hydra.runtime``.
-    The directory of a sweep is made here, because all its runs share it.
+    Hydra would make it before anything is checked, even if another run uses it. It is configured to
+    write to the working directory instead, and the name that it has chosen is kept in
+    ``hydra.runtime``. The directory of a sweep is made here, because all its runs share it.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:

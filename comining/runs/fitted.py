@@ -53,8 +53,7 @@ def fit_to_data(cfg: DictConfig) -> dict[str, int | float]:
     sparsity = instantiate(provisional.sparsity, "sparsity")
     data = instantiate(provisional.data, "data", sparsity=sparsity, seed=cfg.seed)
     fit = instantiate(provisional.fit, "fit")
-    if data.prepare is not None:
-        data.prepare(str(data.root))
+    data.write_set()  # not again by the run, which could not log it then
     given = Given(*(None if name in wanted else OmegaConf.select(cfg, name) for name in GIVEN))
     with _logged_on_failure(logging.getLogger("comining.data")):
         annotations = data.annotations_to_train_on()
