@@ -14,7 +14,7 @@ from typing import cast
 
 from benchmarks import measure
 from benchmarks.setting import Setting, part
-from benchmarks.step import add_setting, with_defaults
+from benchmarks.step import add_layout, add_setting, with_defaults
 from comining.data.annotations import Categories
 from comining.data.datamodule import DetectionData
 from comining.methods.method import Method, RunInfo
@@ -32,6 +32,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     """Options; what is not given depends on the device."""
     options = measure.parser("A training step of each method.")
     add_setting(options)
+    add_layout(options)
     options.add_argument("--methods", default=",".join(METHODS), help="files of conf/method")
     return with_defaults(options.parse_args(given))
 

@@ -44,6 +44,8 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     """Options; what is not given depends on the device."""
     options = measure.parser("One training step, with and without mining.")
     add_setting(options)
+    add_layout(options)
+    options.add_argument("--mined-images", type=int, default=32, help="in mining alone")
     return with_defaults(options.parse_args(given))
 
 
@@ -56,9 +58,12 @@ def add_setting(options: argparse.ArgumentParser) -> None:
     options.add_argument("--height", type=int)
     options.add_argument("--width", type=int)
     options.add_argument("--classes", type=int, default=80)
-    options.add_argument("--mined-images", type=int, default=32, help="in mining alone")
     options.add_argument("--candidates", type=int, default=8, help="an image and view")
     options.add_argument("--compile", action="store_true", help="detector.compile=true")
+
+
+def add_layout(options: argparse.ArgumentParser) -> None:
+    """The memory layout, for benchmarks that do not compare the two."""
     options.add_argument("--channels-last", action="store_true", help="detector.channels_last=true")
 
 

@@ -10,7 +10,7 @@ from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import FrozenBatchNorm2d
 
-from benchmarks import data, evaluation, measure, methods, step
+from benchmarks import data, evaluation, layout, measure, methods, step
 from benchmarks.setting import Setting, stock_copy
 from tests.helpers import detector
 
@@ -43,6 +43,11 @@ def test_step(tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[
         expected.add("cogeneration_over_torchvision")
     assert set(written(tmp_path / "step.json")) == expected
     assert "torch" in capsys.readouterr().out
+
+
+def test_layout(tmp_path: Path) -> None:
+    layout.main(["--quick", "--backbone", "slim", "--json", str(tmp_path / "layout.json")])
+    assert set(written(tmp_path / "layout.json")) == {"channels_last_over_contiguous"}
 
 
 def test_methods(tmp_path: Path) -> None:
