@@ -105,7 +105,7 @@ def test_the_schedule_goes_by_steps(folder: Path) -> None:
     assert rates[0] == rates[1]
 
 
-@pytest.mark.parametrize("step", [3, 4])
+@pytest.mark.parametrize("step", [3, pytest.param(4, marks=pytest.mark.slow)])
 def test_killed_and_resumed_equals_never_stopped(folder: Path, step: int) -> None:
     run = folder / f"again{step}"
     shutil.copytree(folder / "whole", run)

@@ -211,7 +211,14 @@ def test_what_a_run_tells_of_the_rate(folder: Path) -> None:
     assert mined["mining"]["pseudo_labels_per_image"] > 0
 
 
-@pytest.mark.parametrize(("name", "step"), [("mining", 2), ("mining", 4), ("estimating", 45)])
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("mining", 2),
+        pytest.param("mining", 4, marks=pytest.mark.slow),
+        pytest.param("estimating", 45, marks=pytest.mark.slow),
+    ],
+)
 def test_killed_and_resumed_equals_never_stopped(folder: Path, name: str, step: int) -> None:
     run = folder / f"{name}{step}"
     shutil.copytree(folder / name, run)
@@ -258,6 +265,7 @@ def counted(shares: list[int]) -> RateEstimator:
     return estimator
 
 
+@pytest.mark.slow
 def test_two_processes_estimate_as_one(tmp_path: Path) -> None:
     annotated = "(torch.tensor([400.0, 90.0]), torch.tensor([80.0, 20.0]), 100)"
     script = SCRIPT.replace("ANNOTATED", annotated)

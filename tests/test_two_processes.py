@@ -75,6 +75,7 @@ class OneRank(Method):
 """
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_on_one_process_stops_both_and_is_recorded(
     tmp_path: Path,
 ) -> None:
