@@ -117,6 +117,7 @@ def test_the_nearest_name_is_said(override: str, said: str) -> None:
          "--trainer.max_steps=40: {}; did you mean trainer.max_steps?"),
         ("train", ["-m", "--lr", "0.1"], "--lr: {}; did you mean optimizer.lr?"),
         ("train", ["-seed", "3"], "-seed: {}; did you mean seed?"),
+        ("train", ["-max_steps=40"], "-max_steps=40: {}; did you mean trainer.max_steps?"),
         ("train", ["--data", "coco"], "--data: {}; did you mean data?"),
         ("train", ["--xyzzy"], "--xyzzy: {}"),
         ("evaluate", ["--checkpoint=x.ckpt"], "--checkpoint=x.ckpt: {}; did you mean checkpoint?"),
@@ -141,7 +142,7 @@ def test_options_with_dashes_are_one_line(
     assert err == f"error: {said.format('options are written NAME=VALUE, without dashes')}\n"
 
 
-@pytest.mark.parametrize("flags", [["--cfg", "job"], ["-c", "job", "--resolve"]])
+@pytest.mark.parametrize("flags", [["--cfg", "job"], ["-c", "job", "--resolve"], ["-c=job"]])
 def test_flags_of_hydra_still_work(tmp_path: Path, flags: list[str]) -> None:
     done = run(tmp_path, "train.py", *flags, "seed=7")
     assert (done.returncode, done.stderr) == (0, "")

@@ -23,6 +23,7 @@ import os
 import re
 import shlex
 import sys
+from argparse import ArgumentParser
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,11 +99,14 @@ def command_line(
         if composed:  # with a configuration in place of a command line
             return program(*composed)
         name = Path(inspect.unwrap(program).__code__.co_filename).stem
-        given, unknown = get_args_parser().parse_known_args(sys.argv[1:])
-        if given.help:
-            print(help_text(name))
-            return None
+        parser = get_args_parser()
         try:
+            # Of an option like -max_steps=40 the parser would read the flag -m.
+            refuse_flags(name, [one for one in sys.argv[1:] if _is_no_flag(one, parser)])
+            given, unknown = parser.parse_known_args(sys.argv[1:])
+            if given.help:
+                print(help_text(name))
+                return None
             refuse_flags(name, unknown)
             sys.argv[1:] = readable(sys.argv[1:], data_of_checkpoint)
             elsewhere = given.config_name or given.config_path or given.config_dir
@@ -115,6 +119,15 @@ def command_line(
             return program()
 
     return run
+
+
+def _is_no_flag(word: str, parser: ArgumentParser) -> bool:
+    """Whether a word with one dash has a form that no flag of Hydra has, like ``-max_steps=40``."""
+    name, equals, _ = word.partition("=")
+    if not name.startswith("-") or name.startswith("--") or len(name) < 3:
+        return False
+    options = [one for action in parser._actions for one in action.option_strings]
+    return name not in options and (bool(equals) or bool(re.search(r"[._]", name)))
 
 
 def readable(arguments: Sequence[str], data_of_checkpoint: bool = False) -> list[str]:
