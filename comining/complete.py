@@ -86,7 +86,7 @@ def _propose_options(parser: argparse.ArgumentParser) -> None:
 def _propose(given: argparse.Namespace) -> None:
     # Imported here because the other commands need no Lightning, which takes seconds.
     from comining.completion.cross_fitting import Recipe, train_folds, trained_configuration
-    from comining.completion.propose import find, read_training_data, write_folder
+    from comining.completion.propose import find, read_data, training_set, write_folder
     from comining.completion.training_options import training_options
 
     progress = not given.quiet
@@ -94,9 +94,10 @@ def _propose(given: argparse.Namespace) -> None:
     checkpoints = train_folds(recipe, given.out, given.folds, given.launcher, progress)
     config, folder = trained_configuration(given.out)
     with contextlib.chdir(folder):
-        train = read_training_data(config)
+        data = read_data(config)
+        train = training_set(data)
         found = find(train, checkpoints, progress)
-    training = training_options(given.out, config, folder)
+    training = training_options(given.out, config, folder, data)
     proposals, rates = write_folder(given.out, train, config["data"], found, folder, training)
     for name, one in rates.items():
         low, high = one.interval
@@ -132,23 +133,24 @@ def _judge_options(parser: argparse.ArgumentParser) -> None:
 def _judge(given: argparse.Namespace) -> None:
     from comining.completion.cross_fitting import trained_configuration
     from comining.completion.judge import Truth, judge, judgement_lines
-    from comining.completion.propose import read_training_data
+    from comining.completion.propose import read_data, training_set
     from comining.completion.reliability import draw_reliability
     from comining.completion.rounds import judge_rounds, round_lines
 
     folder = ProposalFolder.read(given.folder)
     if given.truth is None or given.decisions:
         config, started_in = trained_configuration(given.folder)
+        with contextlib.chdir(started_in):
+            data = read_data(config)
     if given.truth is not None:
         truth = Truth.of_file(given.truth, folder)
     else:
-        with contextlib.chdir(started_in):
-            truth = Truth.of_training(read_training_data(config))
+        truth = Truth.of_training(training_set(data))
     judged = judge(folder, truth)
     lines = judgement_lines(judged)
     if given.decisions:
         split, rounds = judge_rounds(
-            folder, truth, config, started_in, sorted({*given.decisions}), given.orders,
+            folder, truth, config, started_in, data, sorted({*given.decisions}), given.orders,
             sorted({*given.seeds}), given.launcher,
         )  # fmt: skip
         lines += round_lines(split, rounds)

@@ -82,16 +82,11 @@ def read_data(config: Mapping[str, Any]) -> DetectionData:
     return data
 
 
-def read_training_data(config: Mapping[str, Any]) -> TrainingSet:
-    """The whole training set of a run, without the images that are kept for validation.
-
-    Args:
-        config: all options of the run.
-    """
-    train_set = read_data(config).train_set
-    if train_set is None:
+def training_set(data: DetectionData) -> TrainingSet:
+    """The whole training set of a run, without the images that are kept for validation."""
+    if data.train_set is None:
         raise DataError("there is no training split")
-    return train_set
+    return data.train_set
 
 
 def find(train: TrainingSet, checkpoints: Mapping[int, Path], progress: bool) -> Found:

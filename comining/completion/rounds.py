@@ -23,6 +23,7 @@ from comining.completion.training_options import (
     write_evaluated_splits,
 )
 from comining.config import CONFIG_FOLDER
+from comining.data.datamodule import DetectionData
 from comining.errors import DataError
 from comining.runs.command_line import quoted
 from comining.runs.result import RunResult, find_files
@@ -66,6 +67,7 @@ def judge_rounds(
     truth: Truth,
     config: Mapping[str, Any],
     started_in: Path,
+    data: DetectionData,
     counts: Sequence[int],
     orders: Sequence[str],
     seeds: Sequence[int],
@@ -78,6 +80,7 @@ def judge_rounds(
     Args:
         config: all options of the trainings behind the proposals.
         started_in: the base of its relative paths.
+        data: of these trainings.
         counts: numbers of decisions.
         launcher: a choice of ``conf/launcher`` that trains several runs at once; None: one by one.
 
@@ -90,7 +93,7 @@ def judge_rounds(
     base = (folder.path / ROUNDS).absolute()
     base.mkdir(exist_ok=True)
     with contextlib.chdir(started_in):
-        splits, split = write_evaluated_splits(base, config)
+        splits, split = write_evaluated_splits(base, data)
     recipe = recipe_of(folder.path)
     overrides = [one for one in recipe.overrides if not one.startswith("seed=")]
     options = [

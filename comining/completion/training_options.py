@@ -12,8 +12,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from comining.completion.cross_fitting import FOLDS, PROGRESS_BAR, Recipe
-from comining.completion.propose import read_data
 from comining.config import CONFIG_FOLDER
+from comining.data.datamodule import DetectionData
 from comining.data.set_export import coco_content
 from comining.runs.command_line import absolute, quoted
 from comining.runs.files import write_json
@@ -41,7 +41,9 @@ def recipe_of(output: Path) -> Recipe:
     return Recipe((*kept, "data=custom", "sparsity=full"), recipe.folder)
 
 
-def training_options(output: Path, config: Mapping[str, Any], folder: Path) -> list[str]:
+def training_options(
+    output: Path, config: Mapping[str, Any], folder: Path, data: DetectionData
+) -> list[str]:
     """Options of ``train.py`` that train like those of a folder of proposals.
 
     They lack ``data.train_annotations``, ``data.train_images`` and ``data.annotated``. The
@@ -51,12 +53,13 @@ def training_options(output: Path, config: Mapping[str, Any], folder: Path) -> l
         output: the folder.
         config: all options of one of its trainings.
         folder: the base of relative paths in them.
+        data: of that training.
     """
     recipe = recipe_of(output)
     given = [re.match(r"[+~]*data\.(\w+)", one) for one in _trained_recipe(output).overrides]
     home = output.absolute()
     with contextlib.chdir(folder):
-        splits, _ = write_evaluated_splits(home, config)
+        splits, _ = write_evaluated_splits(home, data)
     bar = f"{PROGRESS_BAR}="
     overrides = [absolute(one, folder) for one in recipe.overrides if not one.startswith(bar)]
     # The files have absolute paths, wherever data.root of the trainings was.
@@ -85,20 +88,19 @@ def data_options(config: Mapping[str, Any], also: Collection[str] | None = None)
     ]
 
 
-def write_evaluated_splits(folder: Path, config: Mapping[str, Any]) -> tuple[list[str], str]:
+def write_evaluated_splits(folder: Path, data: DetectionData) -> tuple[list[str], str]:
     """Write the validation and test split of a training as COCO files.
 
-    Relative paths of the options count from the working directory.
+    Relative paths of the data count from the working directory.
 
     Args:
         folder: the folder to write ``val.json`` and ``test.json`` into.
-        config: all options of the training.
+        data: of the training.
 
     Returns:
         Options that name the files, with absolute paths; and the split that AP is of: ``test``, or
         ``val`` without a test split.
     """
-    data = read_data(config)
     options = []
     for name, images in {"val": data.val_set, "test": data.test_set}.items():
         if images is None:
