@@ -45,9 +45,7 @@ def main(given: list[str] | None = None) -> None:
     )
     measure.report_times(taken, {})
     one, other = taken.values()
-    measure.report_ratios(
-        {"channels_last_over_contiguous": measure.ratio(one, other)}, chosen.json
-    )
+    measure.report_ratios({"channels_last_over_contiguous": measure.ratio(one, other)}, chosen.json)
 
 
 if __name__ == "__main__":

@@ -92,11 +92,13 @@ class RunFolder:
             of_test = dict.fromkeys(real.test, ap if test_ap is None else test_ap)
             changes.setdefault("test", of_test)
         finished = self.records["finished", "comining"]
-        common = {"recipe": finished.recipe, "max_steps": finished.max_steps}
+        names = ("recipe", "recipe_options", "max_steps")
+        common = {name: getattr(finished, name) for name in names}
         record = real.model_copy(update=common | changes)
         if "variant" not in changes:  # as a run does: what differs but for the seed
-            names = ("method", "method_options", "sparsity", "view", "detector", "max_steps")
-            settings = repr([getattr(record, name) for name in names])
+            choices = ("method", "sparsity", "view", "detector")
+            options = ("method_options", "recipe_options", "max_steps")
+            settings = repr([getattr(record, name) for name in (*choices, *options)])
             record.variant = hashlib.sha256(settings.encode()).hexdigest()[:8]
         file = self.root / str(len(list(self.root.glob("*")))) / "result.json"
         record.write(file)

@@ -108,8 +108,8 @@ def test_what_is_collected(
     ]  # fmt: skip
     assert all(Path(line.split(": ", 1)[1]).is_file() for line in lines[1:])
     results, repeats = read_study(tmp_path / "r")
-    # They differ in the learning rate, which is not among what a study compares runs by.
-    assert len(results) == len(repeats) == 2
+    # The diverged ones have another learning rate: they repeat none of the others.
+    assert (len(results), len(repeats)) == (4, 0)
     statuses = [result.status for result in (results | repeats).values()]
     assert sorted(statuses) == ["diverged", "diverged", "finished", "finished"]
     for file, result in (results | repeats).items():
@@ -231,6 +231,57 @@ def test_a_run_with_an_option_changed_is_shown_and_is_no_seed(runs: RunFolder) -
     assert row in page
     assert "| retinanet | hard | `original` | - | `max_steps=1200` | 0 | 49.0 | 48.0 |" in page
     assert "6 runs of 600 steps (where no other length is said), 6.0 hours" in page
+
+
+def test_a_recipe_changed_is_shown_and_is_neither_seed_nor_repeat(runs: RunFolder) -> None:
+    usual = {"optimizer.lr": 0.002, "data.min_size": 96, "optimizer.momentum": 0.9}
+    for seed in (0, 1):
+        add(runs, "original", seed, 41.0, recipe_options=usual)
+        add(runs, "comining", seed, 43.0, recipe_options=usual)
+    add(runs, "original", 0, 48.0, recipe_options=usual | {"optimizer.lr": 0.004})
+    add(runs, "joint", 0, 49.0, recipe_options=usual | {"data.min_size": 64})
+    # Records from before an option, or of another optimizer, do not know all of them.
+    add(runs, "joint", 1, 44.0, recipe_options={})
+    add(runs, "original", 2, 42.5, recipe_options={"data.min_size": 96, "optimizer.betas": [0, 1]})
+    page = page_of(runs)
+    assert "| hard | `original` | 41.5 ± 0.9 |" in page
+    row = "| retinanet | hard | `original` | - | `optimizer.lr=0.004` | 0 | 49.0 | 48.0 |"
+    assert row in page
+    assert "| retinanet | hard | `joint` | - | `data.min_size=64` | 0 | 50.0 | 49.0 |" in page
+    assert "| hard | `joint` | 44.0 (1 seed) |" in page
+    assert "a second time" not in page
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "repeats"),
+    [
+        ({"optimizer.lr": 0.1}, {"optimizer.lr": 0.2}, 0),
+        ({"optimizer.lr": 0.1}, {"optimizer.lr": 0.1}, 1),
+        ({"optimizer.lr": 0.1}, {}, 1),
+        ({"optimizer.lr": 0.1, "data.flip": 0.5}, {"optimizer.lr": 0.1}, 1),
+    ],
+)
+def test_a_repeat_has_the_same_recipe_as_far_as_both_records_know_it(
+    runs: RunFolder, first: dict[str, Any], second: dict[str, Any], repeats: int
+) -> None:
+    for place, recipe in enumerate((first, second)):
+        one = RunFolder(runs.root.parent / f"run{place}", runs.records)
+        add(one, "original", 0, 50.0 + place, variant=f"v{place}", recipe_options=recipe)
+        collect([one.root], runs.root.parent / "results" / "set")
+    assert len(read_study(runs.root.parent / "results" / "set")[1]) == repeats
+
+
+def test_a_run_records_its_recipe_without_what_is_studied(runs: RunFolder) -> None:
+    recipe = runs.records["finished", "comining"].recipe_options
+    known = {"optimizer.lr": 0.001, "data.batch_size": 4, "schedule.rise": 0.3}
+    assert {name: recipe.get(name) for name in known} == known
+    groups = {name.partition(".")[0] for name in recipe}
+    assert groups.isdisjoint(
+        {"seed", "method", "view", "sparsity", "tau", "checkpoint", "pictures"}
+    )
+    # A reference to another option is no option of its own, and files are no part of a recipe.
+    assert "detector.min_size" not in recipe
+    assert not any(isinstance(value, str) and "/" in value for value in recipe.values())
 
 
 def test_thresholds_that_have_as_many_seeds_are_compared_by_their_mean(runs: RunFolder) -> None:

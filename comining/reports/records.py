@@ -32,8 +32,8 @@ WRONG_KINDS = ("duplicate", "wrong_class", "poor_localisation", "background")
 MINING = ("pseudo_labels_per_image", "precision", "recall", *WRONG_KINDS)
 TEXTS = (
     "file", "status", "method", "detector", "sparsity", "view", "variant", "recipe", "table",
-    "kind", "pasting", "threshold", "second_view", "options", "most_mined_class", "error",
-    "hardware", "versions",
+    "kind", "pasting", "threshold", "second_view", "options", "recipe_options",
+    "most_mined_class", "error", "hardware", "versions",
 )  # fmt: skip
 # The recall of annotated objects, which is valid even if AP is a lower bound.
 RECALLS = ("AR1", "AR10", "AR100")
@@ -95,8 +95,8 @@ def runs_frame(results: Results) -> pd.DataFrame:
 
     AP is on a scale of 0-100; mining figures are those of the last quarter of training. Figures
     that a run does not have are NaN. ``options`` is JSON: the length of training, and all options
-    of the method but its score threshold. ``kind`` is a readable name for the options that runs of
-    one table share.
+    of the method but its score threshold; ``recipe_options`` is JSON, too. ``kind`` is a
+    readable name for the options that runs of one table share.
     """
     rows = [_row(file, result) for file, result in results.items()]
     return pd.DataFrame(rows, columns=pd.Index(TYPES)).astype(TYPES)
@@ -118,6 +118,7 @@ def _row(file: Path, result: RunResult) -> dict[str, Any]:
         "threshold": "-" if tau is None else number(tau, "g"),
         "second_view": "baseline" if result.method == "original" else result.view,
         "options": json.dumps({"max_steps": result.max_steps, **options}),
+        "recipe_options": json.dumps(result.recipe_options),
         "test_AP": result.test_ap if finished else None,
         "score_threshold": tau,
         "error": " ".join((result.error or "").split()),

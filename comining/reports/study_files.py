@@ -50,10 +50,16 @@ def without_paths(result: RunResult) -> RunResult:
         for split, facts in result.data.items()
     }
     options = {
-        name: Path(value).name if isinstance(value, str) and "/" in value else value
-        for name, value in result.method_options.items()
+        field: {
+            name: Path(value).name if isinstance(value, str) and "/" in value else value
+            for name, value in given.items()
+        }
+        for field, given in {
+            "method_options": result.method_options,
+            "recipe_options": result.recipe_options,
+        }.items()
     }
-    return result.model_copy(update={"data": data, "method_options": options})
+    return result.model_copy(update={"data": data, **options})
 
 
 def _place(folder: Path, result: RunResult) -> Path:
@@ -61,7 +67,7 @@ def _place(folder: Path, result: RunResult) -> Path:
     same = {
         file: other
         for file, other in read_results(sorted(folder.glob("*.json"))).items()
-        if _identity(other) == _identity(result)
+        if _same_run(other, result)
     }
     for file, other in same.items():
         if other.metrics == result.metrics:
@@ -71,6 +77,15 @@ def _place(folder: Path, result: RunResult) -> Path:
         return folder / f"{first}{REPEAT}{len(same)}.json"
     choices = (result.detector, result.sparsity, result.method, result.view, result.variant)
     return folder / f"{'-'.join(choices)}-seed{result.seed}.json"
+
+
+def _same_run(one: RunResult, other: RunResult) -> bool:
+    """Whether a run repeats another; options that only one of the records knows do not count."""
+    recipes = one.recipe_options, other.recipe_options
+    shared = recipes[0].keys() & recipes[1].keys()
+    return _identity(one) == _identity(other) and all(
+        recipes[0][name] == recipes[1][name] for name in shared
+    )
 
 
 def _identity(result: RunResult) -> tuple[Any, ...]:

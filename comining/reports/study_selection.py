@@ -26,11 +26,24 @@ def in_study_order(runs: pd.DataFrame) -> pd.DataFrame:
 def with_changed_options(runs: pd.DataFrame) -> pd.DataFrame:
     """Add ``changed``: how a run's length or options differ from the usual ones; "" if they do not.
 
-    The usual ones are those of most runs of a detector and method; in a tie, the first.
+    The usual length and options of the method are those of most runs of a detector and method, the
+    usual recipe that of most runs of a detector; in a tie, the first. Options of the recipe that
+    one of the records does not know are not compared.
     """
     kinds = runs.groupby(["detector", "method"], observed=True)["options"]
-    usual = kinds.transform(lambda options: Counter(options).most_common(1)[0][0])
-    return runs.assign(changed=[*map(_changed_options, runs["options"], usual)])
+    changed = [*map(_changed_options, runs["options"], kinds.transform(_most_common))]
+    recipes = runs.groupby("detector", observed=True)["recipe_options"]
+    others = map(_changed_recipe, runs["recipe_options"], recipes.transform(_most_common))
+    return runs.assign(changed=[*map(_joined, changed, others)])
+
+
+def _most_common(texts: pd.Series[str]) -> str:
+    known = [one for one in texts if one != "{}"]
+    return str(Counter(known).most_common(1)[0][0]) if known else "{}"
+
+
+def _joined(*parts: str) -> str:
+    return ", ".join(filter(None, parts))
 
 
 def _changed_options(options: str, usual: str) -> str:
@@ -39,6 +52,15 @@ def _changed_options(options: str, usual: str) -> str:
         f"{name}={value}"
         for name, value in json.loads(options).items()
         if name not in expected or expected[name] != value
+    )
+
+
+def _changed_recipe(options: str, usual: str) -> str:
+    known, expected = json.loads(options), json.loads(usual)
+    return ", ".join(
+        f"{name}={value}"
+        for name, value in known.items()
+        if name in expected and expected[name] != value
     )
 
 

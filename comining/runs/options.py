@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from comining.runs.result import plain
+
+# What the runs of a study differ in: everything else is the recipe that they share.
+STUDIED = ("seed", "method", "view", "sparsity", "tau")
 
 # Where a run writes to, and other options that cannot change its result.
 SILENT = {
@@ -28,6 +32,14 @@ SILENT = {
     "data": ("num_workers", "hint"),
 }
 
+# Parts of a recipe that are recorded elsewhere or tell nothing: classes, files, the machine, and
+# how often and on what a run is evaluated.
+UNTOLD = re.compile(
+    r".*\._\w+_|published_tau\..*|(detector|head)\.(compile|channels_last)|"
+    r"data\.(root|format|prepare(\..*)?|names|check|missing_val|(train|val|test)_\w+)|"
+    r"trainer\.(max_steps|accelerator|strategy|num_nodes|\w*val_\w+|benchmark|deterministic)"
+)
+
 
 def relevant(config: Mapping[str, Any], without: Collection[str] = ()) -> dict[str, Any]:
     """The options of a resolved configuration that can change a result.
@@ -42,6 +54,34 @@ def relevant(config: Mapping[str, Any], without: Collection[str] = ()) -> dict[s
         if isinstance(left.get(group), Mapping):
             left[group] = {k: v for k, v in left[group].items() if k not in SILENT[group]}
     return left
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Options by their full names, ``{"data.root": ...}``."""
+    options: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            options |= flat(value, f"{prefix}{name}.")
+        else:
+            options[f"{prefix}{name}"] = value
+    return options
+
+
+def recipe_options(config: Mapping[str, Any], composed: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that the runs of a study share, by their full names.
+
+    Args:
+        config: the resolved configuration.
+        composed: the same before references were resolved; options that repeat others are left out.
+    """
+    references = {
+        name for name, value in flat(composed).items() if isinstance(value, str) and "${" in value
+    }
+    return {
+        name: value
+        for name, value in flat(relevant(config, STUDIED)).items()
+        if name not in references and not UNTOLD.fullmatch(name)
+    }
 
 
 def same_options(first: Any, second: Any, ignoring: Collection[str]) -> bool:

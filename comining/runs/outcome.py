@@ -30,7 +30,7 @@ from comining.runs.environment import versions
 from comining.runs.files import replace_file
 from comining.runs.fitted import fit_to_data
 from comining.runs.gpu import claim_gpu
-from comining.runs.options import options_hash
+from comining.runs.options import STUDIED, options_hash, recipe_options
 from comining.runs.result import RunResult, Status
 from comining.runs.resume import requeue, where_started, with_options_of, write_overrides
 from comining.runs.signals import SIGNALS, Interrupted
@@ -210,7 +210,7 @@ class _Attempt:
             return
         seconds = time.monotonic() - self.started
         result = RunResult(
-            status=status, **identity(self.config), **{**self.run.facts, **facts},
+            status=status, **identity(self.config, self.cfg), **{**self.run.facts, **facts},
             versions=versions(), wall_time_s=round(seconds, 1),
         )  # fmt: skip
         try:
@@ -249,12 +249,13 @@ class _Attempt:
             print(f"resume with: python train.py resume={self.run.path}", file=sys.stderr)
 
 
-def identity(config: Any) -> dict[str, Any]:
+def identity(config: Any, cfg: DictConfig | None = None) -> dict[str, Any]:
     """The fields of :class:`RunResult` that say what was run.
 
     Args:
         config: all options; where they could not be resolved, as they were given. What is no
             value for a field becomes None.
+        cfg: the same before references were resolved; None if it has none.
     """
     choices = HydraConfig.get().runtime.choices
     names = ("method", "detector", "sparsity", "backbone", "view", "data", "optimizer")
@@ -267,6 +268,7 @@ def identity(config: Any) -> dict[str, Any]:
     options = method if isinstance(method, dict) else {}
     table, seed = config.get("table"), config.get("seed")
     data = config.get("data")
+    composed: Any = config if cfg is None else OmegaConf.to_container(cfg)
     paste = data.get("paste") if isinstance(data, dict) else None
     return {
         **fields,
@@ -278,7 +280,8 @@ def identity(config: Any) -> dict[str, Any]:
         "method_options": {k: v for k, v in options.items() if not str(k).startswith("_")},
         # Runs that differ only in the seed share the first; the cells of a table share the second.
         "variant": options_hash(config, without=("seed",)),
-        "recipe": options_hash(config, without=("seed", "method", "view", "sparsity", "tau")),
+        "recipe": options_hash(config, without=STUDIED),
+        "recipe_options": recipe_options(config, composed),
     }
 
 

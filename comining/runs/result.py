@@ -48,6 +48,8 @@ class RunResult(BaseModel):
     # `recipe` differ in no more than method, view, sparsity and threshold.
     variant: str = ""
     recipe: str = ""
+    # The options behind `recipe`, by their full names; none in records from before this field.
+    recipe_options: dict[str, Any] = Field(default_factory=dict)
 
     # Where `weights` was given: `from`, and of how many of the `classes` the head was kept.
     initial_weights: dict[str, Any] | None = None
@@ -81,7 +83,7 @@ class RunResult(BaseModel):
     hardware: str = ""
     wall_time_s: float = 0.0
 
-    @field_validator("method_options", "divergence", mode="before")
+    @field_validator("method_options", "recipe_options", "divergence", mode="before")
     @classmethod
     def _plain(cls, value: Any) -> Any:
         return plain(value)

@@ -19,7 +19,7 @@ from comining.errors import ConfigError
 from comining.runs.checkpoint import read_checkpoint
 from comining.runs.command_line import absolute, quoted, text_of
 from comining.runs.files import replace_file
-from comining.runs.options import relevant
+from comining.runs.options import flat, relevant
 
 # Options of this start of a run, not of the run itself.
 OF_THIS_START = ("resume", "ckpt", "allow_changes", "overwrite")
@@ -132,22 +132,12 @@ def check_same_options(cfg: DictConfig, checkpoint: Path) -> None:
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    first, second = (_flat(relevant(config)) for config in (before, now))
+    first, second = (flat(relevant(config)) for config in (before, now))
     return [
         f"{name} was {first.get(name)!r}, is {second.get(name)!r}"
         for name in sorted({*first, *second})
         if first.get(name) != second.get(name)
     ]
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def requeue() -> str | None:
