@@ -240,6 +240,7 @@ def test_a_recipe_changed_is_shown_and_is_neither_seed_nor_repeat(runs: RunFolde
         add(runs, "comining", seed, 43.0, recipe_options=usual)
     add(runs, "original", 0, 48.0, recipe_options=usual | {"optimizer.lr": 0.004})
     add(runs, "joint", 0, 49.0, recipe_options=usual | {"data.min_size": 64})
+    add(runs, "joint", 0, 30.0, recipe_options=usual, backbone="resnet18", variant="r")
     # Records from before an option, or of another optimizer, do not know all of them.
     add(runs, "joint", 1, 44.0, recipe_options={})
     add(runs, "original", 2, 42.5, recipe_options={"data.min_size": 96, "optimizer.betas": [0, 1]})
@@ -248,6 +249,7 @@ def test_a_recipe_changed_is_shown_and_is_neither_seed_nor_repeat(runs: RunFolde
     row = "| retinanet | hard | `original` | - | `optimizer.lr=0.004` | 0 | 49.0 | 48.0 |"
     assert row in page
     assert "| retinanet | hard | `joint` | - | `data.min_size=64` | 0 | 50.0 | 49.0 |" in page
+    assert "| retinanet | hard | `joint` | - | `backbone=resnet18` | 0 | 31.0 | 30.0 |" in page
     assert "| hard | `joint` | 44.0 (1 seed) |" in page
     assert "a second time" not in page
 

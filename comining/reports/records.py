@@ -31,7 +31,8 @@ COCO_METRICS = (
 WRONG_KINDS = ("duplicate", "wrong_class", "poor_localisation", "background")
 MINING = ("pseudo_labels_per_image", "precision", "recall", *WRONG_KINDS)
 TEXTS = (
-    "file", "status", "method", "detector", "sparsity", "view", "variant", "recipe", "table",
+    "file", "status", "method", "detector", "backbone", "sparsity", "view", "variant", "recipe",
+    "table",
     "kind", "pasting", "threshold", "second_view", "options", "recipe_options",
     "most_mined_class", "error", "hardware", "versions",
 )  # fmt: skip

@@ -91,7 +91,8 @@ def _same_run(one: RunResult, other: RunResult) -> bool:
 def _identity(result: RunResult) -> tuple[Any, ...]:
     """Equal for repeats of a run; ``variant`` also counts options that change no number."""
     choices = (result.detector, result.sparsity, result.method, result.view)
-    return (*choices, result.method_options, result.max_steps, result.paste, result.seed)
+    options = (result.method_options, result.max_steps, result.paste, result.seed)
+    return (*choices, result.backbone, *options)
 
 
 def read_study(folder: Path) -> tuple[dict[Path, RunResult], dict[Path, RunResult]]:

@@ -27,14 +27,18 @@ def with_changed_options(runs: pd.DataFrame) -> pd.DataFrame:
     """Add ``changed``: how a run's length or options differ from the usual ones; "" if they do not.
 
     The usual length and options of the method are those of most runs of a detector and method, the
-    usual recipe that of most runs of a detector; in a tie, the first. Options of the recipe that
-    one of the records does not know are not compared.
+    usual backbone and recipe those of most runs of a detector; in a tie, the first. Options of the
+    recipe that one of the records does not know are not compared.
     """
-    kinds = runs.groupby(["detector", "method"], observed=True)["options"]
-    changed = [*map(_changed_options, runs["options"], kinds.transform(_most_common))]
-    recipes = runs.groupby("detector", observed=True)["recipe_options"]
-    others = map(_changed_recipe, runs["recipe_options"], recipes.transform(_most_common))
-    return runs.assign(changed=[*map(_joined, changed, others)])
+    methods = runs.groupby(["detector", "method"], observed=True)
+    detectors = runs.groupby("detector", observed=True)
+    usual = methods["options"].transform(_most_common)
+    changed = [*map(_changed_options, runs["options"], usual)]
+    is_usual = runs["backbone"] == detectors["backbone"].transform(_most_common)
+    backbones = ("backbone=" + runs["backbone"]).mask(is_usual, "")
+    usual = detectors["recipe_options"].transform(_most_common)
+    recipes = map(_changed_recipe, runs["recipe_options"], usual)
+    return runs.assign(changed=[*map(_joined, changed, backbones, recipes)])
 
 
 def _most_common(texts: pd.Series[str]) -> str:
