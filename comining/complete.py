@@ -126,6 +126,10 @@ def _judge_options(parser: argparse.ArgumentParser) -> None:
         "--orders", nargs="+", choices=ORDERS, default=list(ORDERS),
         help="review orders to compare; default: all",
     )  # fmt: skip
+    parser.add_argument(
+        "--correct-boxes", action="store_true",
+        help="the reviewer gives each object its true box; default: accepts the proposed one",
+    )  # fmt: skip
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0")
     parser.add_argument("--launcher", help="choice of conf/launcher, to train several at once")
 
@@ -151,9 +155,9 @@ def _judge(given: argparse.Namespace) -> None:
     if given.decisions:
         split, rounds = judge_rounds(
             folder, truth, config, started_in, data, sorted({*given.decisions}), given.orders,
-            sorted({*given.seeds}), given.launcher,
+            given.correct_boxes, sorted({*given.seeds}), given.launcher,
         )  # fmt: skip
-        lines += round_lines(split, rounds)
+        lines += round_lines(split, rounds, given.correct_boxes)
     print("\n".join(lines))
     file = given.folder / "judgement.md"
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")

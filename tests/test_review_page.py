@@ -207,6 +207,111 @@ def test_undo_goes_back_to_what_was_undone(opened: Page) -> None:
     assert opened.saved()["decisions"] == [{"id": 1, "decision": "accept"}]
 
 
+def box_of(page: Page, svg: str = "stage") -> list[float]:
+    """The box of the proposal in question, as it is drawn: x, y, width and height in px."""
+    found: list[float] = page.run(
+        """const box = [...document.querySelectorAll(arguments[0] + ' .box')].at(-1);
+        return ['x', 'y', 'width', 'height'].map(key => +box.getAttribute(key))""",
+        f"#{svg}",
+    )
+    return found
+
+
+def drag(
+    page: Page, start: tuple[float, float], by: tuple[float, float], svg: str = "stage"
+) -> None:
+    """Drag with the mouse; both in px of the image."""
+    from selenium.webdriver import ActionChains
+
+    script = """const svg = document.getElementById(arguments[0]);
+        const frame = svg.getBoundingClientRect();
+        const to = (x, y) => new DOMPoint(x, y).matrixTransform(svg.getScreenCTM());
+        const from = to(arguments[1], arguments[2]), end = to(arguments[3], arguments[4]);
+        return [from.x - frame.x - frame.width / 2, from.y - frame.y - frame.height / 2,
+                end.x - from.x, end.y - from.y]"""
+    end = (start[0] + by[0], start[1] + by[1])
+    x, y, across, down = map(round, page.run(script, svg, *start, *end))
+    chain = ActionChains(page.driver).move_to_element_with_offset(page.find(f"#{svg}"), x, y)
+    chain.click_and_hold().move_by_offset(across, down).release().perform()
+
+
+@pytest.mark.parametrize("svg", ["stage", "closeup"])
+@pytest.mark.parametrize(
+    ("start", "by", "expected"),
+    [
+        ((5.5, 8.5), (-2, 3), [3.5, 3.25, 14, 10.5]),  # the left edge
+        ((11.5, 13.75), (1, 4), [5.5, 3.25, 12, 14.5]),  # the lower one
+        ((17.5, 3.25), (2, -1), [5.5, 2.25, 14, 11.5]),  # the upper right corner
+        ((17.5, 8.5), (-40, 0), [5.5, 3.25, 1, 10.5]),  # not past the other edge
+        ((5.5, 3.25), (-7, -5), [0, 0, 17.5, 13.75]),  # nor out of the image
+        ((11.5, 8.5), (2, 2), [5.5, 3.25, 12, 10.5]),  # the middle is no edge
+    ],
+)
+def test_edges_are_dragged(
+    opened: Page,
+    svg: str,
+    start: tuple[float, float],
+    by: tuple[float, float],
+    expected: list[float],
+) -> None:
+    drag(opened, start, by, svg)
+    assert box_of(opened, "stage") == pytest.approx(expected, abs=0.11)
+    assert box_of(opened, "closeup") == box_of(opened, "stage")
+    opened.keys("a")
+    (said,) = opened.saved()["decisions"]
+    changed = expected != [5.5, 3.25, 12, 10.5]
+    assert said.get("bbox", [5.5, 3.25, 12, 10.5]) == pytest.approx(expected, abs=0.11)
+    assert ("bbox" in said) == changed
+    if changed:
+        opened.keys("u", "u")
+        assert box_of(opened) == [5.5, 3.25, 12, 10.5]
+
+
+def test_a_corrected_box_is_saved_applied_and_loaded(opened: Page, tmp_path: Path) -> None:
+    opened.keys("e", "\ue014", "\ue014", "\ue015", "a")  # → → ↓, half a pixel each
+    opened.keys("e")
+    for _ in range(4):
+        opened.keys("\ue013")  # ↑
+    opened.keys("\ue00c", "c", "3")  # Esc: then arrows go on to other proposals
+    opened.keys("e", "\ue012", "r")  # a rejected proposal has no box
+    content = opened.saved()
+    assert content["decisions"] == [
+        {"id": 1, "decision": "accept", "bbox": [6.5, 3.75, 12, 10.5]},
+        {"id": 2, "decision": "class", "category_id": 3, "bbox": content["decisions"][1]["bbox"]},
+        {"id": 3, "decision": "reject"},
+    ]
+    file, out = opened.downloads / "decisions.json", tmp_path / "out.json"
+    assert main(["apply", str(opened.folder), str(file), "--out", str(out)]) == 0
+    first = json.loads(out.read_text())["annotations"][4]
+    assert first["bbox"] == [6.5, 3.75, 12, 10.5]
+    assert first["proposed_bbox"] == [5.5, 3.25, 12, 10.5]
+    assert first["area"] == 126
+    kept = tmp_path / "kept.json"
+    kept.write_text(file.read_text())
+    opened.visit()
+    assert opened.saved() == content
+    opened.run("localStorage.clear()")
+    opened.visit()
+    assert opened.saved()["decisions"] == []
+    opened.find("#load-file").send_keys(str(kept))
+    opened.wait(lambda: opened.text("#progress-text") == "3 of 6 decided")
+    assert opened.saved() == content
+
+
+def test_undo_takes_back_all_steps_of_a_correction(opened: Page) -> None:
+    before = box_of(opened)
+    opened.keys("e", *["\ue014"] * 5)
+    opened.run(
+        "document.body.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowDown', bubbles: true,"
+        " shiftKey: true}))"
+    )
+    assert box_of(opened) == [before[0] + 2.5, before[1], before[2], before[3] + 0.5]
+    assert opened.text("#decision") == "Box corrected, not decided yet"
+    opened.keys("u")
+    assert box_of(opened) == before
+    assert opened.text("#decision") == "Not decided yet"
+
+
 def test_caps_lock_does_not_matter(opened: Page) -> None:
     for key in ("A", "r"):
         opened.run(

@@ -47,11 +47,31 @@ def test_an_object_is_given_back_once(tmp_path: Path) -> None:
         assert (said, found) == (["accept", "reject"], 1)
 
 
+def test_a_reviewer_who_corrects_boxes_gives_the_true_ones(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, PROPOSALS)
+    truth = Truth.of_file(complete_file(tmp_path), folder)
+    corrected, found = perfect_decisions(folder, truth, "score", 100, correct_boxes=True)
+    as_proposed, also_found = perfect_decisions(folder, truth, "score", 100)
+    assert found == also_found == 3
+    boxes = {one.id: one.bbox for one in corrected.of_proposal.values()}
+    assert boxes == {1: (20, 2, 8, 12), 2: None, 3: (20, 20, 10, 10), 4: (30, 30, 9, 9), 5: None}
+    assert all(one.bbox is None for one in as_proposed.of_proposal.values())
+    before = len(folder.content["annotations"])
+    added = reviewed_set(folder, corrected).content["annotations"][before:]
+    third = next(one for one in added if one["proposed_bbox"] == [21, 20, 10, 10])
+    assert (third["bbox"], third["area"]) == ([20, 20, 10, 10], 100)
+    assert not any(
+        "proposed_bbox" in one for one in reviewed_set(folder, as_proposed).content["annotations"]
+    )
+
+
 def test_lines_of_rounds() -> None:
     lines = round_lines(
         "test", [Round(None, 0, 0, {0: 10.0, 2: 12.5}), Round("score", 50, 20, {0: 11.0, 2: 14.0})]
     )
     assert "AP (test)" in lines[1]
+    assert "accepts boxes as they are proposed" in lines[1]
+    assert "corrects boxes" in round_lines("val", [Round(None, 0, 0, {0: 1.0})], True)[1]
     assert "seeds 0, 2" in lines[1]
     assert lines[-2:] == [
         "| - | 0 | 0 | 10.0, 12.5 | 11.2 |", "| score | 50 | 20 | 11.0, 14.0 | 12.5 |",

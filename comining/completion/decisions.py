@@ -11,18 +11,23 @@ from pydantic import Field, TypeAdapter, model_validator
 
 from comining.completion.proposal_folder import ProposalFolder
 from comining.completion.proposals import digest
-from comining.completion.record_file import Id, Record, read_records
+from comining.completion.record_file import Box, Id, Record, read_records
+from comining.data.annotation_builder import fit_box
 from comining.errors import DataError
 
 Pair = tuple[int, int]  # ids of an image and a category
 
 
 class Decision(Record):
-    """The decision on one proposal: an object, no object, or an object of another class."""
+    """The decision on one proposal: an object, no object, or an object of another class.
+
+    An object may have a corrected box.
+    """
 
     id: int  # of the proposal
     decision: Literal["accept", "reject", "class"]
     category_id: Id | None = None  # the class that it is instead
+    bbox: Box | None = None  # xywh px, in place of the proposal's
 
     @model_validator(mode="after")
     def _has_its_class(self) -> Self:
@@ -30,6 +35,8 @@ class Decision(Record):
             raise ValueError("the decision 'class' needs a category_id")
         if self.decision != "class" and self.category_id is not None:
             raise ValueError(f"the decision '{self.decision}' has no category_id")
+        if self.decision == "reject" and self.bbox is not None:
+            raise ValueError("the decision 'reject' has no bbox")
         return self
 
 
@@ -71,8 +78,9 @@ class Decisions:
         """
         read = cls()
         wanted = digest(folder.proposals)
-        ids = {proposal.id for proposal in folder.proposals}
-        images = set(folder.annotations.image_ids.tolist())
+        image_of = {proposal.id: proposal.image_id for proposal in folder.proposals}
+        ids, sizes = folder.annotations.image_ids.tolist(), folder.annotations.sizes.tolist()
+        images = dict(zip(ids, sizes, strict=True))
         categories = set(folder.annotations.categories.ids)
         said_in: dict[int, str] = {}  # where a proposal was decided
         for file in files:
@@ -83,7 +91,7 @@ class Decisions:
                 )
             for position, decision in enumerate(content.decisions):
                 where = f"{file}: decisions[{position}]"
-                if decision.id not in ids:
+                if decision.id not in image_of:
                     raise DataError(
                         f"{where}: id {decision.id} is not among the proposals of {folder.file}"
                     )
@@ -93,8 +101,16 @@ class Decisions:
                         f"{where}: category_id {category} is not among the categories of "
                         f"{folder.annotations.path}"
                     )
+                if decision.bbox is not None:
+                    height, width = images[image_of[decision.id]]
+                    problem, _ = fit_box(decision.bbox, width, height)
+                    if problem:
+                        raise DataError(
+                            f"{where}: bbox {decision.bbox} in image {image_of[decision.id]} of "
+                            f"{width}x{height} px {problem}"
+                        )
                 earlier = read.of_proposal.setdefault(decision.id, decision)
-                if (earlier.decision, earlier.category_id) != (decision.decision, category):
+                if _said(earlier) != _said(decision):
                     raise DataError(
                         f"{where}: proposal {decision.id} has another decision in "
                         f"{said_in[decision.id]}"
@@ -114,3 +130,7 @@ class Decisions:
                     )
                 read.looked_through.add((pair.image_id, pair.category_id))
         return read
+
+
+def _said(decision: Decision) -> tuple[object, ...]:
+    return decision.decision, decision.category_id, decision.bbox

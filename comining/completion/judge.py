@@ -121,7 +121,7 @@ def _overlap(boxes: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray
 
 
 def right_ones(
-    proposals: Sequence[Proposal], truth: Truth
+    proposals: Sequence[Proposal], truth: Truth, correct_boxes: bool = False
 ) -> tuple[NDArray[np.bool_], list[Decision]]:
     """Which proposals are missing objects, and the decisions of a perfect reviewer.
 
@@ -130,6 +130,7 @@ def right_ones(
 
     Args:
         proposals: in the order in which they are decided on.
+        correct_boxes: the reviewer gives the object's own box in place of the proposed one.
     """
     taken: dict[int, NDArray[np.bool_]] = {
         image_id: np.zeros(len(labels), dtype=np.bool_)
@@ -137,6 +138,11 @@ def right_ones(
     }
     right = np.zeros(len(proposals), dtype=np.bool_)
     decisions = []
+
+    def corrected(corners: NDArray[np.float64]) -> tuple[float, float, float, float] | None:
+        x1, y1, x2, y2 = map(float, corners)
+        return (x1, y1, x2 - x1, y2 - y1) if correct_boxes else None
+
     for row, proposal in enumerate(proposals):
         categories, boxes = truth.objects[proposal.image_id]
         left, top, width, height = proposal.bbox
@@ -146,13 +152,21 @@ def right_ones(
         own = np.where(categories == proposal.category_id, overlap, 0)
         if len(own) and own.max() >= RIGHT_OVERLAP:
             right[row] = True
-            taken[proposal.image_id][own.argmax()] = True
-            decisions.append(Decision(id=proposal.id, decision="accept"))
+            best = int(own.argmax())
+            taken[proposal.image_id][best] = True
+            decisions.append(
+                Decision(id=proposal.id, decision="accept", bbox=corrected(boxes[best]))
+            )
         elif len(overlap) and overlap.max() >= RIGHT_OVERLAP:
             best = int(overlap.argmax())
             taken[proposal.image_id][best] = True
             decisions.append(
-                Decision(id=proposal.id, decision="class", category_id=int(categories[best]))
+                Decision(
+                    id=proposal.id,
+                    decision="class",
+                    category_id=int(categories[best]),
+                    bbox=corrected(boxes[best]),
+                )
             )
         else:
             decisions.append(Decision(id=proposal.id, decision="reject"))

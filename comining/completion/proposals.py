@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
-from comining.completion.record_file import Id, Number, Record, Share, read_records
+from comining.completion.record_file import Box, Id, Number, Record, Share, read_records
 from comining.data.annotation_builder import fit_box
 from comining.data.annotations import AnnotationSet
 from comining.errors import DataError
@@ -29,7 +29,7 @@ class Proposal(Record):
     id: Annotated[int, Field(ge=1, lt=2**53)]  # which JavaScript can hold
     image_id: Id
     category_id: Id
-    bbox: tuple[Number, Number, Number, Number]  # xywh px, as in the annotation file
+    bbox: Box  # xywh px, as in the annotation file
     score: Number  # of the detector
     probability: Share  # that it is an object without an annotation
 

@@ -11,6 +11,7 @@ from comining.data.record_values import short
 from comining.errors import DataError
 
 Number = Annotated[float, AllowInfNan(False)]
+Box = tuple[Number, Number, Number, Number]
 Share = Annotated[Number, Field(ge=0, le=1)]
 Id = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 

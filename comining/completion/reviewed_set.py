@@ -69,6 +69,13 @@ def reviewed_set(folder: ProposalFolder, decisions: Decisions) -> ReviewedSet:
             counts["accepted as another class"] += 1
         else:
             counts["accepted"] += 1
+        if decision.bbox is not None:
+            record |= {
+                "bbox": list(decision.bbox),
+                "area": decision.bbox[2] * decision.bbox[3],
+                "proposed_bbox": list(proposal.bbox),
+            }
+            counts["with a corrected box"] += 1
         records.append(record)
         with_new_box.add((proposal.image_id, category))
 

@@ -49,15 +49,18 @@ class Round:
 
 
 def perfect_decisions(
-    folder: ProposalFolder, truth: Truth, order: str, count: int
+    folder: ProposalFolder, truth: Truth, order: str, count: int, correct_boxes: bool = False
 ) -> tuple[Decisions, int]:
     """The decisions of a perfect reviewer on the first proposals of an order.
+
+    Args:
+        correct_boxes: see :func:`right_ones`.
 
     Returns:
         The decisions, and how many missing objects they recover.
     """
     asked = in_order(folder.proposals, order)[:count]
-    _, decided = right_ones(asked, truth)
+    _, decided = right_ones(asked, truth, correct_boxes)
     found = sum(one.decision != "reject" for one in decided)
     return Decisions({one.id: one for one in decided}), found
 
@@ -70,6 +73,7 @@ def judge_rounds(
     data: DetectionData,
     counts: Sequence[int],
     orders: Sequence[str],
+    correct_boxes: bool,
     seeds: Sequence[int],
     launcher: str | None,
 ) -> tuple[str, list[Round]]:
@@ -82,6 +86,7 @@ def judge_rounds(
         started_in: the base of its relative paths.
         data: of these trainings.
         counts: numbers of decisions.
+        correct_boxes: see :func:`right_ones`.
         launcher: a choice of ``conf/launcher`` that trains several runs at once; None: one by one.
 
     Returns:
@@ -103,8 +108,8 @@ def judge_rounds(
     for order, count in [(None, 0), *((order, n) for n in counts for order in orders)]:
         decisions, found = Decisions(), 0
         if order is not None:
-            decisions, found = perfect_decisions(folder, truth, order, count)
-        name = "none" if order is None else f"{order}_{count}"
+            decisions, found = perfect_decisions(folder, truth, order, count, correct_boxes)
+        name = "none" if order is None else f"{order}_{count}" + "_corrected" * correct_boxes
         file = base / f"{name}.json"
         write_coco(file, reviewed_set(folder, decisions).content)
         training = [
@@ -152,13 +157,14 @@ def _train(
     return {seed: found[seed] for seed in seeds}
 
 
-def round_lines(split: str, rounds: Sequence[Round]) -> list[str]:
+def round_lines(split: str, rounds: Sequence[Round], correct_boxes: bool = False) -> list[str]:
     """Rounds as Markdown."""
     seeds = list(rounds[0].ap)
+    boxes = "corrects boxes" if correct_boxes else "accepts boxes as they are proposed"
     lines = [
         "",
-        f"AP ({split}) after training on the decisions of a reviewer without mistakes, seeds "
-        f"{', '.join(map(str, seeds))}",
+        f"AP ({split}) after training on the decisions of a reviewer who makes no mistakes and "
+        f"{boxes}, seeds {', '.join(map(str, seeds))}",
         "",
         "| order | decisions | recovered objects | AP of each seed | mean |",
         "|---|---|---|---|---|",

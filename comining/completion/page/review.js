@@ -21,6 +21,7 @@ const KEYS = [
   ["→ N Space", "next"], ["← P", "previous"], ["↓ ↑", "next and previous proposal of an image's class"],
   ["U or Ctrl Z", "undo"], ["L", "looked through: no object of this class is missing in this image"],
   ["Shift A, Shift R", "accept or reject the rest of an image's class"],
+  ["E", "correct the box: arrows move it, with Shift its lower right corner. Or drag its edges"],
   ["G", "proposals, or image by class"], ["Z", "zoom to the proposal"], ["S", "save decisions.json"],
   ["T", "colours: as the system, light, dark"], ["?", "these keys"],
 ];
@@ -58,6 +59,7 @@ const complete = new Set(data.complete.map(([image, label]) => pairKey(image, la
 const STORE = "comining-review:" + data.hash;
 const THEME = "comining-review:theme";
 let decisions = new Map(); // id of a proposal -> {decision, category_id}
+let boxes = new Map(); // id of a proposal -> its corrected box, [x, y, w, h]
 let looked = new Set(); // keys of pairs
 let unsaved = false;
 const undoStack = [];
@@ -66,9 +68,11 @@ let items = []; // positions of proposals; in the mode "whole" keys of pairs
 let index = 0;
 let member = 0; // which proposal of the pair
 let zoomed = false;
+let editing = false; // whether arrow keys correct the box
+let drag = null; // of an edge or a corner of the box
 
 function remember() {
-  const kept = { decisions: [...decisions], looked: lookedPairs(), unsaved };
+  const kept = { decisions: [...decisions], boxes: [...boxes], looked: lookedPairs(), unsaved };
   try {
     localStorage.setItem(STORE, JSON.stringify(kept));
   } catch (error) {
@@ -83,6 +87,7 @@ function recall() {
     const said = new Map(kept.decisions.filter(([id, one]) => positionOf.has(id)
       && Object.hasOwn(MARKS, one.decision)));
     looked = new Set(pairsOf(kept.looked));
+    boxes = new Map((kept.boxes || []).filter(([id, box]) => positionOf.has(id) && isBox(box)));
     decisions = said;
     unsaved = Boolean(kept.unsaved);
   } catch (error) {
@@ -102,6 +107,10 @@ function lookedPairs() {
     return { image_id: images[image].id, category_id: classes[label].id };
   });
 }
+
+const isBox = (box) => Array.isArray(box) && box.length === 4 && box.every(Number.isFinite)
+  && box[2] > 0 && box[3] > 0;
+const boxOf = (position) => boxes.get(proposals[position].id) || proposals[position].box;
 
 // ---- what is looked at -----------------------------------------------------------------------
 
@@ -215,8 +224,24 @@ function advance() {
 
 // ---- deciding --------------------------------------------------------------------------------
 
-function change(changes, position) {
-  undoStack.push({ position, changes: changes.map((one) => {
+// With `more`, another step of the last change, which undo takes back with it.
+function change(changes, position, more) {
+  const before = apply(changes);
+  const last = undoStack.at(-1);
+  if (more && last && last.more === more) last.changes.push(...before);
+  else undoStack.push({ position, more, changes: before });
+  unsaved = true;
+  remember();
+}
+
+// Make changes; those that take them back.
+function apply(changes) {
+  return changes.map((one) => {
+    if (one.boxOf !== undefined) {
+      const before = boxes.get(one.boxOf);
+      if (one.box) boxes.set(one.boxOf, one.box); else boxes.delete(one.boxOf);
+      return { boxOf: one.boxOf, box: before };
+    }
     if (one.pair !== undefined) {
       const before = looked.has(one.pair);
       if (one.looked) looked.add(one.pair); else looked.delete(one.pair);
@@ -225,9 +250,7 @@ function change(changes, position) {
     const before = decisions.get(one.id);
     if (one.said) decisions.set(one.id, one.said); else decisions.delete(one.id);
     return { id: one.id, said: before };
-  }) });
-  unsaved = true;
-  remember();
+  });
 }
 
 function decide(decision, category) {
@@ -257,12 +280,7 @@ function toggleLooked(pair) {
 function undo() {
   const last = undoStack.pop();
   if (!last) return say("There is nothing to undo.");
-  for (const one of [...last.changes].reverse()) {
-    if (one.pair !== undefined) {
-      if (one.looked) looked.add(one.pair); else looked.delete(one.pair);
-    } else if (one.said) decisions.set(one.id, one.said);
-    else decisions.delete(one.id);
-  }
+  apply([...last.changes].reverse());
   unsaved = true;
   remember();
   if (last.position >= 0 && !select(last.position)) say("Undone, outside of the filters.");
@@ -273,8 +291,10 @@ function undo() {
 // ---- saving and loading ----------------------------------------------------------------------
 
 function decisionFile() {
-  const said = proposals.filter((one) => decisions.has(one.id))
-    .map((one) => ({ id: one.id, ...decisions.get(one.id) }));
+  const said = proposals.filter((one) => decisions.has(one.id)).map(({ id }) => {
+    const corrected = boxes.has(id) && decisions.get(id).decision !== "reject";
+    return { id, ...decisions.get(id), ...(corrected ? { bbox: boxes.get(id) } : {}) };
+  });
   return { version: 1, proposals: data.hash, decisions: said, looked_through: lookedPairs() };
 }
 
@@ -305,6 +325,9 @@ function problemOf(content) {
     if (one.decision === "class" && !labelOf.has(one.category_id)) {
       return "proposal " + one.id + " is of no class of this page";
     }
+    if (one.bbox && (one.decision === "reject" || !isBox(one.bbox))) {
+      return "proposal " + one.id + " has no such box";
+    }
   }
   return "";
 }
@@ -320,10 +343,12 @@ function load(text) {
   if (problem) return say("Not loaded: " + problem + ".", true);
   const changes = content.decisions.map(({ id, decision, category_id: category }) =>
     ({ id, said: decision === "class" ? { decision, category_id: category } : { decision } }));
+  for (const { id, bbox } of content.decisions) changes.push({ boxOf: id, box: bbox || undefined });
   for (const pair of pairsOf(content.looked_through || [])) changes.push({ pair, looked: true });
   const replaced = content.decisions.filter((one) => {
     const mine = decisions.get(one.id);
-    return mine && (mine.decision !== one.decision || mine.category_id !== one.category_id);
+    return mine && (mine.decision !== one.decision || mine.category_id !== one.category_id
+      || String(boxes.get(one.id) || "") !== String(one.bbox || ""));
   }).length;
   change(changes, currentPosition());
   say(content.decisions.length + " decisions loaded"
@@ -405,14 +430,24 @@ function draw(svg, position, view, captions) {
     const number = together && together.includes(other) ? together.indexOf(other) + 1 + " " : "";
     // Undecided ones are of the class that is looked at, and dozens in a crowded image.
     const words = kind === "waiting" ? number : number + caption(other);
-    drawBox(svg, kind, proposals[other].box, captions ? words : "", scale,
+    drawBox(svg, kind, boxOf(other), captions ? words : "", scale,
       captions ? () => { if (select(other)) show(); } : null,
       { faint: kind === "waiting" && proposals[other].probability < UNLIKELY });
   }
   const number = together ? together.indexOf(position) + 1 + " " : "";
   const said = decisions.get(proposal.id);
-  drawBox(svg, said ? kindOf(position) : "current", proposal.box, captions ? number + caption(position) : "",
+  const box = drag ? drag.box : boxOf(position);
+  drawBox(svg, said ? kindOf(position) : "current", box, captions ? number + caption(position) : "",
     scale, null, { wider: 1.5 });
+  drawHandles(svg, box, scale);
+}
+
+function drawHandles(svg, [x, y, width, height], scale) {
+  const side = (editing ? 9 : 6) / scale;
+  for (const [left, top] of [[x, y], [x + width, y], [x, y + height], [x + width, y + height]]) {
+    const place = { x: left - side / 2, y: top - side / 2, width: side, height: side };
+    element("rect", { ...place, class: "handle" }, svg);
+  }
 }
 
 function caption(position) {
@@ -448,6 +483,9 @@ function preload() {
   }
 }
 
+let shown = -1; // position
+const views = {}; // of the two pictures: the part of the image that they show
+
 let seenFirst = false;
 function firstPicture() {
   if (seenFirst) return;
@@ -463,15 +501,19 @@ function text(parent, tag, words, name) {
   return made;
 }
 
-function saidInWords(said) {
-  if (!said) return "Not decided yet";
-  if (said.decision === "class") return "⇄ It is: " + classes[labelOf.get(said.category_id)].name;
-  return said.decision === "accept" ? "✓ Accepted" : "✕ Rejected";
+function saidInWords(said, corrected) {
+  if (!said) return corrected ? "Box corrected, not decided yet" : "Not decided yet";
+  if (said.decision === "reject") return "✕ Rejected";
+  const words = said.decision === "accept" ? "✓ Accepted"
+    : "⇄ It is: " + classes[labelOf.get(said.category_id)].name;
+  return corrected ? words + ", box corrected" : words;
 }
 
 function show() {
   const position = currentPosition();
   const empty = position < 0;
+  if (position !== shown) editing = false;
+  shown = position;
   byId("nothing").hidden = !empty;
   document.body.classList.toggle("whole", mode === "whole");
   for (const id of ["accept", "reject", "other", "previous", "next", "looked"]) byId(id).disabled = empty;
@@ -490,8 +532,11 @@ function show() {
   const image = images[proposal.image];
   const pair = currentPair();
   const whole = [0, 0, image.width, image.height];
-  draw(byId("stage"), position, zoomed ? around(proposal.box, image, 3) : whole, true);
-  draw(byId("closeup"), position, around(proposal.box, image, 1.7), false);
+  // While a box is dragged, nothing else moves.
+  if (!drag) views.stage = zoomed ? around(boxOf(position), image, 3) : whole;
+  if (!drag) views.closeup = around(boxOf(position), image, 1.7);
+  draw(byId("stage"), position, views.stage, true);
+  draw(byId("closeup"), position, views.closeup, false);
   byId("stage").setAttribute("aria-label", image.name + ", " + classes[proposal.label].name);
   byId("caption-file").textContent = image.name;
   byId("caption-file").title = image.name;
@@ -499,13 +544,13 @@ function show() {
     + (mode === "whole" ? ", box " + (member + 1) + " of " + pairMembers().length : "");
   byId("class-name").textContent = classes[proposal.label].name;
   const said = decisions.get(proposal.id);
-  byId("decision").textContent = saidInWords(said);
+  byId("decision").textContent = saidInWords(said, boxes.has(proposal.id));
   byId("decision").className = said ? said.decision : "";
   byId("probability-bar").firstElementChild.style.width = 100 * proposal.probability + "%";
   const facts = [
     ["Probability", proposal.probability.toFixed(2)],
     ["Score", proposal.score.toFixed(2)],
-    ["Box", proposal.box.slice(2).map(Math.round).join(" × ") + " px"],
+    ["Box", (drag ? drag.box : boxOf(position)).slice(2).map(Math.round).join(" × ") + " px"],
     ["Image", image.width + " × " + image.height + " px"],
     ["This class here", pairInWords(pair)],
   ];
@@ -622,6 +667,106 @@ function say(words, bad) {
   message.className = bad ? "shown bad" : "shown";
   clearTimeout(messageTimer);
   messageTimer = setTimeout(() => { message.className = ""; }, bad ? 8000 : 2200);
+}
+
+// ---- correcting a box ------------------------------------------------------------------------
+
+const SMALLEST = 1; // px, of the sides of a box
+const CURSORS = { "1,0": "ew-resize", "0,1": "ns-resize", "1,1": "nwse-resize", "-1,1": "nesw-resize" };
+
+// A point of the screen in pixels of the image, and how many pixels of the screen one of them is.
+function inImage(svg, event) {
+  const matrix = svg.getScreenCTM();
+  const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(matrix.inverse());
+  return { x: at.x, y: at.y, scale: matrix.a };
+}
+
+// Which edges of the current box are at a point: -1 left or top, 1 right or bottom, 0 neither.
+function edgesAt(svg, event) {
+  const { x, y, scale } = inImage(svg, event);
+  const [left, top, width, height] = boxOf(currentPosition());
+  const reach = (event.pointerType === "touch" ? 16 : 7) / scale;
+  const near = (at, low, length) => {
+    if (at < low - reach || at > low + length + reach) return null;
+    const far = Math.abs(at - low - length);
+    if (Math.min(far, Math.abs(at - low)) > reach) return 0;
+    return far <= Math.abs(at - low) ? 1 : -1;
+  };
+  const edges = [near(x, left, width), near(y, top, height)];
+  return edges.includes(null) || !(edges[0] || edges[1]) ? null : edges;
+}
+
+// A box inside of its image, in hundredths of a pixel.
+function fitted([x1, y1, x2, y2], image) {
+  const round = (value) => Math.round(100 * value) / 100;
+  const [left, top] = [Math.max(x1, 0), Math.max(y1, 0)].map(round);
+  return [left, top, round(Math.min(x2, image.width) - left), round(Math.min(y2, image.height) - top)];
+}
+
+function dragTo(event) {
+  const { x, y } = inImage(drag.svg, event);
+  const [left, top, width, height] = drag.start;
+  const corners = [left, top, left + width, top + height];
+  const move = [x - drag.from.x, y - drag.from.y];
+  drag.edges.forEach((edge, axis) => {
+    if (edge < 0) corners[axis] = Math.min(corners[axis] + move[axis], corners[axis + 2] - SMALLEST);
+    if (edge > 0) corners[axis + 2] = Math.max(corners[axis + 2] + move[axis], corners[axis] + SMALLEST);
+  });
+  drag.box = fitted(corners, images[proposals[currentPosition()].image]);
+  show();
+}
+
+function endDrag(keep) {
+  const { box, start } = drag;
+  drag = null;
+  const position = currentPosition();
+  if (keep && String(box) !== String(start)) change([{ boxOf: proposals[position].id, box }], position);
+  show();
+}
+
+function nudge(dx, dy, resize) {
+  const position = currentPosition();
+  if (position < 0) return;
+  const image = images[proposals[position].image];
+  const by = Math.max(Math.max(image.width, image.height) / 500, 0.5);
+  const [x, y, width, height] = boxOf(position);
+  const box = resize
+    ? fitted([x, y, Math.max(x + width + dx * by, x + SMALLEST), Math.max(y + height + dy * by, y + SMALLEST)], image)
+    : [Math.min(Math.max(x + dx * by, 0), image.width - width),
+      Math.min(Math.max(y + dy * by, 0), image.height - height), width, height];
+  const { id } = proposals[position];
+  change([{ boxOf: id, box }], position, "box " + id);
+  show();
+}
+
+function toggleEditing() {
+  if (currentPosition() < 0) return;
+  editing = !editing;
+  say(editing ? "Arrows move the box, with Shift its lower right corner. E or Esc ends this."
+    : "The box is as you left it.");
+  show();
+}
+
+for (const id of ["stage", "closeup"]) {
+  const svg = byId(id);
+  svg.addEventListener("pointerdown", (event) => {
+    // A finger on the large picture scrolls the page.
+    if (event.button || currentPosition() < 0 || (id === "stage" && event.pointerType === "touch")) return;
+    const edges = edgesAt(svg, event);
+    if (!edges) return;
+    event.preventDefault();
+    const start = boxOf(currentPosition());
+    drag = { svg, edges, start, box: start, from: inImage(svg, event) };
+    svg.setPointerCapture(event.pointerId);
+  });
+  svg.addEventListener("pointermove", (event) => {
+    if (drag && drag.svg === svg) return dragTo(event);
+    const edges = currentPosition() < 0 ? null : edgesAt(svg, event);
+    const [across, down] = edges || [];
+    svg.style.cursor = !edges ? "" : CURSORS[across && down ? across * down + ",1" : Math.abs(across) + "," + Math.abs(down)];
+  });
+  svg.addEventListener("pointerup", () => { if (drag) endDrag(true); });
+  svg.addEventListener("pointercancel", () => { if (drag) endDrag(false); });
 }
 
 // ---- choosing a class ------------------------------------------------------------------------
@@ -766,8 +911,9 @@ const keys = {
   n: actions.next, p: actions.previous, " ": actions.next,
   ArrowRight: actions.next, ArrowLeft: actions.previous,
   ArrowDown: () => stepMember(1), ArrowUp: () => stepMember(-1),
-  "?": actions["show-help"], Escape: () => openList(false),
+  "?": actions["show-help"], e: toggleEditing, Escape: () => openList(false),
 };
+const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 document.addEventListener("keydown", (event) => {
   if (document.querySelector("dialog[open]")) return;
   const target = event.target;
@@ -779,6 +925,15 @@ document.addEventListener("keydown", (event) => {
     return;
   }
   if (event.key === " " && target.matches("button, summary, input")) return;
+  if (drag) {
+    if (event.key === "Escape") endDrag(false);
+    return;
+  }
+  if (editing && event.key === "Escape") return toggleEditing();
+  if (editing && ARROWS[event.key]) {
+    event.preventDefault();
+    return nudge(...ARROWS[event.key], event.shiftKey);
+  }
   const letter = event.shiftKey ? event.key.toUpperCase() : event.key.toLowerCase(); // whatever Caps Lock
   const action = keys[event.key.length === 1 ? letter : event.key];
   if (!action || (event.repeat && !event.key.startsWith("Arrow"))) return;
