@@ -53,16 +53,20 @@ def _joined(*parts: str) -> str:
 def _changed_options(options: str, usual: str) -> str:
     expected = json.loads(usual)
     return ", ".join(
-        f"{name}={value}"
+        f"{name}={_as_option(value)}"
         for name, value in json.loads(options).items()
         if name not in expected or expected[name] != value
     )
 
 
+def _as_option(value: object) -> str:
+    return str(value) if isinstance(value, str) else json.dumps(value)
+
+
 def _changed_recipe(options: str, usual: str) -> str:
     known, expected = json.loads(options), json.loads(usual)
     return ", ".join(
-        f"{name}={value}"
+        f"{name}={_as_option(value)}"
         for name, value in known.items()
         if name in expected and expected[name] != value
     )
