@@ -188,6 +188,10 @@ def test_what_the_readme_links_to_is_there() -> None:
         assert (ROOT / name).exists(), name
 
 
+def results_tables() -> list[str]:
+    return (ROOT / "RESULTS.md").read_text().split("\n## ")
+
+
 def test_figures_are_those_of_the_results() -> None:
     """Row by row; and the gains that the README begins with are in these rows."""
     results = (ROOT / "RESULTS.md").read_text().splitlines()
@@ -208,16 +212,24 @@ def test_figures_are_those_of_the_results() -> None:
     assert [f"+{one}" for one in claimed] == gains
     assert len(gains) == 2
 
+    own = README.split("## Your own data")[1].split("\n## ")[0]
+    (table,) = [one for one in results_tables() if one.startswith("highway-own\n")]
+    best = re.search(r"\| full \| `annotation_rate` \| ([\d.]+) \(1 seed\)", table)
+    random = re.search(r"backbone\.weights=null.*\| 0 \| [\d.]+ \| ([\d.]+) \|", table)
+    assert best is not None
+    assert random is not None
+    reached = re.findall(r"reaches (\d+\.\d)", " ".join(own.split()))
+    assert reached == [best[1], random[1]]
+
     # What a method comes to: the numbers of its sentence, in the order embedded, BCCD.
     advice = README.split("## Which method")[1].split("\n## ")[0]
     said = re.findall(r"[\d.]+ ± [\d.]+", advice)
-    tables = (ROOT / "RESULTS.md").read_text().split("\n## ")
     expected = []
     for method, kind in (
         ("annotation_rate", "-pasted"), ("original", ""), ("background_recalibration", "-pasted"),
     ):  # fmt: skip
         for name in ("shapes", "bccd"):
-            (table,) = [one for one in tables if one.startswith(f"{name}{kind}\n")]
+            (table,) = [one for one in results_tables() if one.startswith(f"{name}{kind}\n")]
             for sparsity in ("hard", "extreme"):
                 row = re.search(rf"\| {sparsity} \| `{method}` \| ([\d.]+ ± [\d.]+) \|", table)
                 assert row is not None
