@@ -16,6 +16,7 @@ import itertools
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from comining.completion.completed_set import check_new, write_coco
@@ -28,7 +29,7 @@ from comining.completion.proposal_exports import (
 )
 from comining.completion.proposal_folder import PROPOSALS_FILE, ProposalFolder
 from comining.completion.proposals import with_precision, with_probability
-from comining.completion.review_order import ORDERS
+from comining.completion.review_order import ORDERS, in_order
 from comining.completion.review_page import write_review_page
 from comining.completion.reviewed_set import reviewed_set
 from comining.completion.tool_files import LOCAL_FILES
@@ -180,11 +181,16 @@ def _parts(text: str) -> int:
 
 
 def _review_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--order", choices=ORDERS, help="of the proposals; default: that of proposals.json"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def _review(given: argparse.Namespace) -> None:
     folder = ProposalFolder.read(given.folder)
+    if given.order is not None:
+        folder = replace(folder, proposals=in_order(folder.proposals, given.order))
     page = write_review_page(folder, progress=not given.quiet)
     print(f"{len(folder.proposals)} proposals; open in a browser: {page}")
 

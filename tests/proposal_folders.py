@@ -18,7 +18,7 @@ ANNOTATED: list[list[tuple[float, float, float, float, int]]] = [
     [],
     [(30, 5, 20, 20, 2)],
 ]
-# Image, category, probability; the most informative first.
+# Image, category, probability; in the order of the file.
 PROPOSED = [(1, 1, 0.5), (1, 1, 0.4), (1, 2, 0.7), (2, 1, 0.9), (3, 3, 0.2), (3, 3, 0.95)]
 CLASSES = ["class 1", "class 2", "class 3"]
 

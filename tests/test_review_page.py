@@ -158,6 +158,20 @@ def test_it_asks_in_the_order_of_the_file(opened: Page) -> None:
     assert opened.current() == seen[3]
 
 
+def test_another_order(page: Page, tmp_path: Path) -> None:
+    page.open(write_folder(tmp_path))
+    assert main(["review", str(page.folder), "--order", "score", "--quiet"]) == 0
+    page.visit()
+    seen = []
+    for _ in proposed():
+        seen.append(page.current().split()[-1])
+        page.keys("n")
+    assert seen == ["0.95", "0.90", "0.70", "0.50", "0.40", "0.20"]
+    page.keys("a")  # the last one, whatever the order
+    page.visit()
+    assert page.saved()["decisions"] == [{"id": 5, "decision": "accept"}]
+
+
 def test_boxes_lie_where_the_files_say(opened: Page) -> None:
     script = """return [...document.querySelectorAll('#stage .box')].map(box =>
         [box.dataset.kind, ...['x', 'y', 'width', 'height'].map(key => +box.getAttribute(key))])"""

@@ -23,7 +23,7 @@ from comining.completion.proposal_folder import (
     path_from,
 )
 from comining.completion.proposals import Proposal, write_proposals
-from comining.completion.review_order import in_order
+from comining.completion.review_order import DEFAULT_ORDER, in_order
 from comining.config import CONFIG_FOLDER, instantiate
 from comining.data.annotations import AnnotationSet
 from comining.data.datamodule import DetectionData
@@ -236,7 +236,7 @@ def write_folder(
     annotations = train.annotations
     scores = held_out_scores(found, len(annotations.categories), len(annotations.image_ids))
     fitted = fit(scores)
-    proposals = in_order(proposals_of(found, fitted, annotations), "uncertain")
+    proposals = in_order(proposals_of(found, fitted, annotations), DEFAULT_ORDER)
     estimated = {
         name: RateEstimate(rate=rate, interval=(low, high))
         for name, rate, low, high in zip(

@@ -12,6 +12,8 @@ from comining.completion.proposals import Proposal
 
 Order = Literal["uncertain", "score", "random"]
 ORDERS: tuple[str, ...] = get_args(Order)
+# It gains most per decision, see docs/completion.md.
+DEFAULT_ORDER: Order = "score"
 
 
 def in_order(proposals: Sequence[Proposal], order: str) -> list[Proposal]:
