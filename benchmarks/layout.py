@@ -24,21 +24,31 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     return with_defaults(options.parse_args(given))
 
 
+def settings(chosen: argparse.Namespace) -> dict[str, Setting]:
+    """The same detector in both layouts."""
+    layouts = {"channels_last": True, "contiguous": False}
+    return {
+        name: Setting(argparse.Namespace(**vars(chosen) | {"channels_last": channels_last}))
+        for name, channels_last in layouts.items()
+    }
+
+
 def main(given: list[str] | None = None) -> None:
     """Run the comparison."""
     chosen = arguments(given)
-    steps = {}
-    for name, channels_last in (("channels_last", True), ("contiguous", False)):
-        setting = Setting(argparse.Namespace(**vars(chosen) | {"channels_last": channels_last}))
-        steps[name] = functools.partial(setting.ours, setting.methods["joint"])
-    print(measure.machine(setting.device))
+    of_layout = settings(chosen)
+    device = of_layout["contiguous"].device
+    print(measure.machine(device))
     print(
         f"{chosen.detector}, {chosen.backbone}, {chosen.height}x{chosen.width}, "
         f"K={chosen.classes}, {chosen.batch} pairs of views, {chosen.precision}"
     )
     taken = measure.interleave(
-        steps,
-        setting.device,
+        {
+            name: functools.partial(one.ours, one.methods["joint"])
+            for name, one in of_layout.items()
+        },
+        device,
         rounds=chosen.rounds,
         seconds=chosen.seconds,
         clock=chosen.clock,

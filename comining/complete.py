@@ -33,7 +33,7 @@ from comining.completion.review_order import ORDERS, in_order
 from comining.completion.review_page import write_review_page
 from comining.completion.reviewed_set import reviewed_set
 from comining.completion.tool_files import LOCAL_FILES
-from comining.errors import UserError, one_line
+from comining.errors import ConfigError, UserError, one_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -142,6 +142,8 @@ def _judge(given: argparse.Namespace) -> None:
     from comining.completion.reliability import draw_reliability
     from comining.completion.rounds import judge_rounds, round_lines
 
+    if given.correct_boxes and not given.decisions:
+        raise ConfigError("--correct-boxes needs --decisions: it is about training after a review")
     folder = ProposalFolder.read(given.folder)
     if given.truth is None or given.decisions:
         config, started_in = trained_configuration(given.folder)

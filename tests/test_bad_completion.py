@@ -138,7 +138,7 @@ ROWS = [
         IN_D + "decisions[1]: the decision 'reject' has no category_id"),
     Row(D, "unknown class", "", decision(decision="class", category_id=9),
         IN_D + f"decisions[1]: category_id 9 is not among the categories of {TRAIN}"),
-    Row(D, "a box for what is none", "", decision(bbox=[1, 2, 3, 4]),
+    Row(D, "a box for a rejected proposal", "", decision(bbox=[1, 2, 3, 4]),
         IN_D + "decisions[1]: the decision 'reject' has no bbox"),
     Row(D, "corrected box without area", "", decision(decision="accept", bbox=[1, 2, 0, 4]),
         IN_D + "decisions[1]: bbox (1.0, 2.0, 0.0, 4.0) in image 1 of 64x48 px is empty"),

@@ -48,6 +48,14 @@ def test_step(tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[
 def test_layout(tmp_path: Path) -> None:
     layout.main(["--quick", "--backbone", "slim", "--json", str(tmp_path / "layout.json")])
     assert set(written(tmp_path / "layout.json")) == {"channels_last_over_contiguous"}
+    chosen = layout.arguments(["--quick", "--backbone", "slim"])
+    kernels = {
+        name: next(p for p in one.detector.parameters() if p.dim() == 4 and p.shape[2] == 3)
+        for name, one in layout.settings(chosen).items()
+    }
+    assert kernels["channels_last"].is_contiguous(memory_format=torch.channels_last)
+    assert kernels["contiguous"].is_contiguous()
+    assert not kernels["contiguous"].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_methods(tmp_path: Path) -> None:

@@ -515,6 +515,25 @@ def test_work_that_was_shared(
     assert status(out)[:2] == [[C, P, P], [C, P, P]]
 
 
+def test_a_box_that_one_of_two_reviewers_corrected(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [write_decisions(tmp_path / f"{name}.json", {1: "accept"}) for name in "abc"]
+    for file, x in zip(files[1:], (6, 7), strict=True):
+        edit_json(file, lambda content, x=x: content["decisions"][0].update(bbox=[x, 3, 12, 10]))
+    for number, given in enumerate((files[:2], files[1::-1])):
+        out = tmp_path / f"{number}.json"
+        assert main(["apply", str(folder), *map(str, given), "--out", str(out)]) == 0
+        assert loaded(out)["annotations"][4]["bbox"] == [6, 3, 12, 10]
+        assert "with a corrected box: 1" in capsys.readouterr().out
+    out = tmp_path / "none.json"
+    assert main(["apply", str(folder), *map(str, files), "--out", str(out)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {files[2]}: decisions[0]: proposal 1 has another box in {files[1]}: decisions[0]\n"
+    )
+    assert not out.exists()
+
+
 # -- the files of the page ---------------------------------------------------------------
 
 

@@ -118,6 +118,9 @@ def test_the_nearest_name_is_said(override: str, said: str) -> None:
         ("train", ["-m", "--lr", "0.1"], "--lr: {}; did you mean optimizer.lr?"),
         ("train", ["-seed", "3"], "-seed: {}; did you mean seed?"),
         ("train", ["-max_steps=40"], "-max_steps=40: {}; did you mean trainer.max_steps?"),
+        ("train", ["-max-steps", "40"], "-max-steps: {}; did you mean trainer.max_steps?"),
+        ("train", ["-method", "joint"], "-method: {}; did you mean method?"),
+        ("train", ["-m", "-ckpt", "x"], "-ckpt: {}; did you mean ckpt?"),
         ("train", ["--data", "coco"], "--data: {}; did you mean data?"),
         ("train", ["--xyzzy"], "--xyzzy: {}"),
         ("evaluate", ["--checkpoint=x.ckpt"], "--checkpoint=x.ckpt: {}; did you mean checkpoint?"),
@@ -142,7 +145,7 @@ def test_options_with_dashes_are_one_line(
     assert err == f"error: {said.format('options are written NAME=VALUE, without dashes')}\n"
 
 
-@pytest.mark.parametrize("flags", [["--cfg", "job"], ["-c", "job", "--resolve"], ["-c=job"]])
+@pytest.mark.parametrize("flags", [["--cfg", "job"], ["-c", "job", "--resolve"], ["-cjob"]])
 def test_flags_of_hydra_still_work(tmp_path: Path, flags: list[str]) -> None:
     done = run(tmp_path, "train.py", *flags, "seed=7")
     assert (done.returncode, done.stderr) == (0, "")

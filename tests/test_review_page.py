@@ -291,7 +291,7 @@ def test_a_corrected_box_is_saved_applied_and_loaded(opened: Page, tmp_path: Pat
     content = opened.saved()
     assert content["decisions"] == [
         {"id": 1, "decision": "accept", "bbox": [6.5, 3.75, 12, 10.5]},
-        {"id": 2, "decision": "class", "category_id": 3, "bbox": content["decisions"][1]["bbox"]},
+        {"id": 2, "decision": "class", "category_id": 3, "bbox": [11, 1.25, 12, 10.5]},
         {"id": 3, "decision": "reject"},
     ]
     file, out = opened.downloads / "decisions.json", tmp_path / "out.json"
@@ -310,6 +310,98 @@ def test_a_corrected_box_is_saved_applied_and_loaded(opened: Page, tmp_path: Pat
     opened.find("#load-file").send_keys(str(kept))
     opened.wait(lambda: opened.text("#progress-text") == "3 of 6 decided")
     assert opened.saved() == content
+
+
+def test_a_corrected_box_without_a_decision_is_said_to_be_left_out(opened: Page) -> None:
+    opened.keys("e", "\ue014", "n", "a")
+    assert opened.saved()["decisions"] == [{"id": 2, "decision": "accept"}]
+    assert opened.text("#message") == (
+        "1 decision saved as decisions.json. Not in it: 1 corrected box without a decision."
+    )
+    assert "•" in opened.text("#save")
+
+
+def test_a_rejected_box_stays_when_the_same_file_is_loaded(opened: Page, tmp_path: Path) -> None:
+    opened.keys("e", "\ue014", "r")
+    opened.saved()
+    kept = tmp_path / "kept.json"
+    kept.write_text((opened.downloads / "decisions.json").read_text())
+    opened.find("#load-file").send_keys(str(kept))
+    opened.wait(lambda: opened.text("#message") == "1 decision loaded.")
+    opened.keys("p", "a")
+    assert opened.saved()["decisions"][0]["bbox"] == [6, 3.25, 12, 10.5]
+
+
+def test_a_loaded_file_says_what_it_replaces(opened: Page, tmp_path: Path) -> None:
+    opened.keys("e", "\ue014")
+    file = write_decisions(tmp_path / "one.json", {1: "accept"})
+    opened.find("#load-file").send_keys(str(file))
+    replaced = "1 decision loaded, 1 of yours replaced (U takes that back)."
+    opened.wait(lambda: opened.text("#message") == replaced)
+    assert box_of(opened) == [5.5, 3.25, 12, 10.5]
+    opened.keys("u")
+    assert box_of(opened) == [6, 3.25, 12, 10.5]
+
+
+def test_a_box_that_overhangs_its_image_is_cut_where_it_is_corrected(
+    page: Page, tmp_path: Path
+) -> None:
+    outside = [proposed()[0].model_copy(update={"bbox": (-6.0, 3.25, 18.0, 10.5)})]
+    page.open(write_folder(tmp_path, outside))
+    drag(page, (12, 8.5), (-20, 0), "closeup")
+    assert box_of(page) == pytest.approx([0, 3.25, 1, 10.5], abs=0.01)
+    page.keys("u", "e", "\ue015", "a")
+    (said,) = page.saved()["decisions"]
+    assert said["bbox"] == [0, 3.75, 12, 10.5]
+    out, file = tmp_path / "out.json", page.downloads / "decisions.json"
+    assert main(["apply", str(page.folder), str(file), "--out", str(out)]) == 0
+
+
+def test_what_corrects_nothing_is_no_correction(opened: Page) -> None:
+    drag(opened, (5.5, 8.5), (0.1, 0))  # a click that trembled
+    opened.keys("e", *["\ue012"] * 30, *["\ue014"] * 11)  # to the border, and back
+    assert box_of(opened) == [5.5, 3.25, 12, 10.5]
+    assert opened.text("#decision") == "Not decided yet"
+    opened.keys("\ue014", "E")
+    assert opened.text("#decision") == "Not decided yet"
+    opened.keys("u")
+    assert box_of(opened) == [6, 3.25, 12, 10.5]
+
+
+def test_a_click_on_an_edge_still_chooses_the_box_under_it(opened: Page) -> None:
+    opened.keys("g")  # boxes 1 and 2 overlap, and the second begins at x = 11
+    drag(opened, (12.5, 3.5), (0.1, 0))  # near the upper edges of both
+    assert opened.text("#caption-place").endswith("box 2 of 2")
+    assert opened.text("#decision") == "Not decided yet"
+
+
+PRESS = """const svg = document.getElementById('stage');
+    const [type, x, y, buttons] = arguments;
+    const at = new DOMPoint(x, y).matrixTransform(svg.getScreenCTM());
+    svg.dispatchEvent(new PointerEvent(type, {bubbles: true, clientX: at.x, clientY: at.y,
+        buttons, button: 0, pointerId: 1, pointerType: 'mouse'}))"""
+
+
+def test_a_drag_stays_with_its_proposal(opened: Page) -> None:
+    opened.keys("a")
+    second = box_of(opened)
+    opened.run("SVGElement.prototype.setPointerCapture = () => {}")
+    opened.run(PRESS, "pointerdown", second[0], second[1] + 5, 1)
+    opened.run(PRESS, "pointermove", second[0] - 4, second[1] + 5, 1)
+    assert box_of(opened)[0] < second[0] - 3
+    opened.run("document.getElementById('undo').click()")  # a second finger
+    opened.run(PRESS, "pointerup", second[0] - 4, second[1] + 5, 0)
+    assert opened.saved()["decisions"] == []
+    assert box_of(opened) == [5.5, 3.25, 12, 10.5]
+    opened.keys("n")
+    assert box_of(opened) == second
+    # The button was let go where the page did not see it.
+    opened.run(PRESS, "pointerdown", second[0], second[1] + 5, 1)
+    opened.run(PRESS, "pointermove", second[0] - 4, second[1] + 5, 1)
+    opened.run(PRESS, "pointermove", second[0] - 9, second[1] + 5, 0)
+    opened.keys("a")
+    (said,) = opened.saved()["decisions"]
+    assert said["bbox"][0] == pytest.approx(second[0] - 4, abs=0.2)
 
 
 def test_undo_takes_back_all_steps_of_a_correction(opened: Page) -> None:

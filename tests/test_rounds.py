@@ -88,6 +88,8 @@ def test_decisions_without_trainings_to_go_by(
     with pytest.raises(SystemExit):
         main(["judge", str(tmp_path), *truth, "--decisions", "0"])
     assert "0 must be at least 1" in capsys.readouterr().err
+    assert main(["judge", str(tmp_path), *truth, "--correct-boxes"]) == 2
+    assert "--correct-boxes needs --decisions" in capsys.readouterr().err
     assert main(["judge", str(tmp_path), *truth]) == 0
     assert (tmp_path / "reliability.png").stat().st_size > 5000
 

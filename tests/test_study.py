@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from comining.config import CONFIG_FOLDER
 from comining.reports import plots
+from comining.reports.records import read_results, runs_frame
 from comining.reports.study_files import collect, read_study
-from comining.reports.study_selection import WITH_TAU
+from comining.reports.study_selection import WITH_TAU, with_changed_options
+from comining.runs.options import recipe_options
 from comining.runs.result import RunResult
 from comining.study import main
 from tests.helpers import composed
@@ -241,9 +244,9 @@ def test_a_recipe_changed_is_shown_and_is_neither_seed_nor_repeat(runs: RunFolde
     add(runs, "original", 0, 48.0, recipe_options=usual | {"optimizer.lr": 0.004})
     add(runs, "joint", 0, 49.0, recipe_options=usual | {"data.min_size": 64})
     add(runs, "joint", 0, 30.0, recipe_options=usual, backbone="resnet18", variant="r")
-    # Records from before an option, or of another optimizer, do not know all of them.
+    # Records from before an option do not know it.
     add(runs, "joint", 1, 44.0, recipe_options={})
-    add(runs, "original", 2, 42.5, recipe_options={"data.min_size": 96, "optimizer.betas": [0, 1]})
+    add(runs, "original", 2, 42.5, recipe_options={"data.min_size": 96, "data.later": 1})
     page = page_of(runs)
     assert "| hard | `original` | 41.5 ± 0.9 |" in page
     row = "| retinanet | hard | `original` | - | `optimizer.lr=0.004` | 0 | 49.0 | 48.0 |"
@@ -273,6 +276,45 @@ def test_a_repeat_has_the_same_recipe_as_far_as_both_records_know_it(
     assert len(read_study(runs.root.parent / "results" / "set")[1]) == repeats
 
 
+def test_no_result_is_written_over_another(runs: RunFolder) -> None:
+    """A record that knows no recipe is the same as each of two that differ."""
+    folder = runs.root.parent / "results" / "set"
+    recipes: list[dict[str, Any]] = [{}, {"optimizer.lr": 0.1}, {"optimizer.lr": 0.2}]
+    for place, recipe in enumerate(recipes):
+        one = RunFolder(runs.root.parent / f"run{place}", runs.records)
+        add(one, "original", 0, 50.0 + place, variant=f"v{place}", recipe_options=recipe)
+        collect([one.root], folder)
+    results, repeats = read_study(folder)
+    kept = sorted(one.test_ap for one in (results | repeats).values() if one.test_ap is not None)
+    assert kept == [50.0, 51.0, 52.0]
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        (["weights=coco"], "weights=coco"),
+        (["optimizer=sgd", "optimizer.lr=0.004"], "optimizer=SGD"),
+        (["schedule=multistep"], "schedule=WarmupMultiStep"),
+        (["data.val_fraction=0.1"], "data.val_fraction=0.1"),
+        (["data.min_size=64"], "data.min_size=64"),
+        (["detector.anchor_scale=8"], "detector.anchor_scale=8"),
+        (["head.anchor_scale=8"], "head.anchor_scale=8"),
+        (["data.num_workers=0", "data.root=/elsewhere", "trainer.val_check_interval=7"], ""),
+        (["method=joint", "sparsity=extreme", "seed=4", "tau=0.3", "trainer.max_steps=9"], ""),
+    ],
+)
+def test_what_of_a_recipe_was_changed(runs: RunFolder, options: list[str], shown: str) -> None:
+    recipes = [
+        recipe_options(OmegaConf.to_container(composed("data.root=/x", *more), resolve=True))
+        for more in ([], options)
+    ]
+    for seed in (0, 1):
+        add(runs, "original", seed, 41.0, recipe_options=recipes[0])
+    runs.add(48.0, method="original", seed=2, max_steps=600, recipe_options=recipes[1])
+    found = with_changed_options(runs_frame(read_results(sorted(runs.root.glob("*/*.json")))))
+    assert found["changed"].tolist() == ["", "", shown]
+
+
 def test_a_run_records_its_recipe_without_what_is_studied(runs: RunFolder) -> None:
     recipe = runs.records["finished", "comining"].recipe_options
     known = {"optimizer.lr": 0.001, "data.batch_size": 4, "schedule.rise": 0.3}
@@ -281,8 +323,6 @@ def test_a_run_records_its_recipe_without_what_is_studied(runs: RunFolder) -> No
     assert groups.isdisjoint(
         {"seed", "method", "view", "sparsity", "tau", "checkpoint", "pictures"}
     )
-    # A reference to another option is no option of its own, and files are no part of a recipe.
-    assert "detector.min_size" not in recipe
     assert not any(isinstance(value, str) and "/" in value for value in recipe.values())
 
 

@@ -110,9 +110,17 @@ class Decisions:
                             f"{width}x{height} px {problem}"
                         )
                 earlier = read.of_proposal.setdefault(decision.id, decision)
-                if _said(earlier) != _said(decision):
+                other = None
+                if (earlier.decision, earlier.category_id) != (decision.decision, category):
+                    other = "decision"
+                elif earlier.bbox is None:  # a corrected box completes what was said before
+                    read.of_proposal[decision.id] = decision
+                    said_in[decision.id] = where
+                elif decision.bbox not in (None, earlier.bbox):
+                    other = "box"
+                if other is not None:
                     raise DataError(
-                        f"{where}: proposal {decision.id} has another decision in "
+                        f"{where}: proposal {decision.id} has another {other} in "
                         f"{said_in[decision.id]}"
                     )
                 said_in.setdefault(decision.id, where)
@@ -130,7 +138,3 @@ class Decisions:
                     )
                 read.looked_through.add((pair.image_id, pair.category_id))
         return read
-
-
-def _said(decision: Decision) -> tuple[object, ...]:
-    return decision.decision, decision.category_id, decision.bbox

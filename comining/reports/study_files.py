@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,8 @@ def _place(folder: Path, result: RunResult) -> Path:
             return file
     if same:
         first = next(iter(same)).stem.split(REPEAT)[0]
-        return folder / f"{first}{REPEAT}{len(same)}.json"
+        places = (folder / f"{first}{REPEAT}{number}.json" for number in itertools.count(1))
+        return next(place for place in places if not place.exists())
     choices = (result.detector, result.sparsity, result.method, result.view, result.variant)
     return folder / f"{'-'.join(choices)}-seed{result.seed}.json"
 

@@ -11,6 +11,8 @@ from comining.errors import DataError
 from comining.reports.records import DETECTORS, METHODS, SPARSITIES, in_usual_order
 
 DEFAULT_VIEW = "color"
+# Groups whose options may repeat those of other groups.
+REPEATING = ("detector.", "backbone.", "schedule.")
 # Sparse sets with runs of a single threshold use the threshold of this one.
 MAIN_SPARSITY = "hard"
 # Methods whose threshold is `tau`; others have one of their own, or none.
@@ -65,11 +67,17 @@ def _as_option(value: object) -> str:
 
 def _changed_recipe(options: str, usual: str) -> str:
     known, expected = json.loads(options), json.loads(usual)
-    return ", ".join(
-        f"{name}={_as_option(value)}"
-        for name, value in known.items()
-        if name in expected and expected[name] != value
-    )
+    changed = {k: v for k, v in known.items() if k in expected and expected[k] != v}
+    shown: dict[str, object] = {}
+    # Many options of the detector and the schedule repeat others: data.min_size, head.anchor_scale.
+    for name, value in sorted(changed.items(), key=lambda one: one[0].startswith(REPEATING)):
+        _, _, last = name.rpartition(".")
+        repeats = name.startswith(REPEATING) and any(
+            other.rpartition(".")[2] == last and given == value for other, given in shown.items()
+        )
+        if not repeats:
+            shown[name] = value
+    return ", ".join(f"{name}={_as_option(value)}" for name, value in shown.items())
 
 
 def threshold_sweep(runs: pd.DataFrame, sparsity: str) -> pd.DataFrame:

@@ -38,6 +38,8 @@ from comining.runs.help_text import check_names, help_text, refuse_flags
 from comining.runs.pipes import stop_on_closed_pipes
 from comining.runs.ranks import started_by_rank_zero
 
+# Flags of one letter with their values attached: -cjob.
+ATTACHED = re.compile(r"-c(job|hydra|all)|-i(all|config|defaults|defaults-tree|plugins|searchpath)")
 # Relative to the current directory.
 PATHS = frozenset(
     {
@@ -101,7 +103,7 @@ def command_line(
         name = Path(inspect.unwrap(program).__code__.co_filename).stem
         parser = get_args_parser()
         try:
-            # Of an option like -max_steps=40 the parser would read the flag -m.
+            # argparse would take -max_steps=40 for the flag -m.
             refuse_flags(name, [one for one in sys.argv[1:] if _is_no_flag(one, parser)])
             given, unknown = parser.parse_known_args(sys.argv[1:])
             if given.help:
@@ -122,12 +124,11 @@ def command_line(
 
 
 def _is_no_flag(word: str, parser: ArgumentParser) -> bool:
-    """Whether a word with one dash has a form that no flag of Hydra has, like ``-max_steps=40``."""
-    name, equals, _ = word.partition("=")
-    if not name.startswith("-") or name.startswith("--") or len(name) < 3:
+    """Whether a word with one dash is no flag of Hydra, like ``-max_steps=40`` and ``-method``."""
+    name = word.partition("=")[0]
+    if not re.match(r"-[A-Za-z_~+]{2}", name) or ATTACHED.fullmatch(word):
         return False
-    options = [one for action in parser._actions for one in action.option_strings]
-    return name not in options and (bool(equals) or bool(re.search(r"[._]", name)))
+    return name not in [one for action in parser._actions for one in action.option_strings]
 
 
 def readable(arguments: Sequence[str], data_of_checkpoint: bool = False) -> list[str]:

@@ -32,12 +32,13 @@ SILENT = {
     "data": ("num_workers", "hint"),
 }
 
-# Parts of a recipe that are recorded elsewhere or tell nothing: classes, files, the machine, and
-# how often and on what a run is evaluated.
-UNTOLD = re.compile(
+# Parts of a recipe that are not recorded with it: classes, files and the length, which have fields
+# of their own, the machine, and how often and on what a run is evaluated.
+NOT_RECORDED = re.compile(
     r".*\._\w+_|published_tau\..*|(detector|head)\.(compile|channels_last)|"
-    r"data\.(root|format|prepare(\..*)?|names|check|missing_val|(train|val|test)_\w+)|"
-    r"trainer\.(max_steps|accelerator|strategy|num_nodes|\w*val_\w+|benchmark|deterministic)"
+    r"data\.(root|format|prepare(\..*)?|names|check|missing_val|"
+    r"(train|val|test)_(annotations|images|annotated|batch_size))|"
+    r"schedule\.max_steps|trainer\.(max_steps|accelerator|strategy|num_nodes|\w*val_\w+|benchmark|deterministic)"
 )
 
 
@@ -67,21 +68,19 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return options
 
 
-def recipe_options(config: Mapping[str, Any], composed: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that the runs of a study share, by their full names.
+def recipe_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that the runs of a study share, by their full names; classes by their names.
 
     Args:
         config: the resolved configuration.
-        composed: the same before references were resolved; options that repeat others are left out.
     """
-    references = {
-        name for name, value in flat(composed).items() if isinstance(value, str) and "${" in value
+    options = flat(relevant(config, STUDIED))
+    classes = {
+        name: str(options.get(f"{name}._target_")).rpartition(".")[2]
+        for name in ("optimizer", "schedule")
     }
-    return {
-        name: value
-        for name, value in flat(relevant(config, STUDIED)).items()
-        if name not in references and not UNTOLD.fullmatch(name)
-    }
+    recorded = {k: v for k, v in options.items() if not NOT_RECORDED.fullmatch(k)}
+    return {"weights": config.get("weights"), **classes, **recorded}
 
 
 def same_options(first: Any, second: Any, ignoring: Collection[str]) -> bool:

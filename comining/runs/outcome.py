@@ -210,7 +210,7 @@ class _Attempt:
             return
         seconds = time.monotonic() - self.started
         result = RunResult(
-            status=status, **identity(self.config, self.cfg), **{**self.run.facts, **facts},
+            status=status, **identity(self.config), **{**self.run.facts, **facts},
             versions=versions(), wall_time_s=round(seconds, 1),
         )  # fmt: skip
         try:
@@ -249,13 +249,12 @@ class _Attempt:
             print(f"resume with: python train.py resume={self.run.path}", file=sys.stderr)
 
 
-def identity(config: Any, cfg: DictConfig | None = None) -> dict[str, Any]:
+def identity(config: Any) -> dict[str, Any]:
     """The fields of :class:`RunResult` that say what was run.
 
     Args:
         config: all options; where they could not be resolved, as they were given. What is no
             value for a field becomes None.
-        cfg: the same before references were resolved; None if it has none.
     """
     choices = HydraConfig.get().runtime.choices
     names = ("method", "detector", "sparsity", "backbone", "view", "data", "optimizer")
@@ -268,7 +267,6 @@ def identity(config: Any, cfg: DictConfig | None = None) -> dict[str, Any]:
     options = method if isinstance(method, dict) else {}
     table, seed = config.get("table"), config.get("seed")
     data = config.get("data")
-    composed: Any = config if cfg is None else OmegaConf.to_container(cfg)
     paste = data.get("paste") if isinstance(data, dict) else None
     return {
         **fields,
@@ -281,7 +279,7 @@ def identity(config: Any, cfg: DictConfig | None = None) -> dict[str, Any]:
         # Runs that differ only in the seed share the first; the cells of a table share the second.
         "variant": options_hash(config, without=("seed",)),
         "recipe": options_hash(config, without=STUDIED),
-        "recipe_options": recipe_options(config, composed),
+        "recipe_options": recipe_options(config),
     }
 
 

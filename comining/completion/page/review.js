@@ -22,6 +22,7 @@ const KEYS = [
   ["U or Ctrl Z", "undo"], ["L", "looked through: no object of this class is missing in this image"],
   ["Shift A, Shift R", "accept or reject the rest of an image's class"],
   ["E", "correct the box: arrows move it, with Shift its lower right corner. Or drag its edges"],
+  ["Shift E", "the box as it was proposed"],
   ["G", "proposals, or image by class"], ["Z", "zoom to the proposal"], ["S", "save decisions.json"],
   ["T", "colours: as the system, light, dark"], ["?", "these keys"],
 ];
@@ -69,7 +70,8 @@ let index = 0;
 let member = 0; // which proposal of the pair
 let zoomed = false;
 let editing = false; // whether arrow keys correct the box
-let drag = null; // of an edge or a corner of the box
+let correction = 0; // counts the times of editing; undo takes one back as a whole
+let drag = null; // of an edge or a corner of a box
 
 function remember() {
   const kept = { decisions: [...decisions], boxes: [...boxes], looked: lookedPairs(), unsaved };
@@ -87,7 +89,8 @@ function recall() {
     const said = new Map(kept.decisions.filter(([id, one]) => positionOf.has(id)
       && Object.hasOwn(MARKS, one.decision)));
     looked = new Set(pairsOf(kept.looked));
-    boxes = new Map((kept.boxes || []).filter(([id, box]) => positionOf.has(id) && isBox(box)));
+    // A page of an earlier version, in another tab, keeps no boxes.
+    if (kept.boxes) boxes = new Map(kept.boxes.filter(([id, box]) => positionOf.has(id) && isBox(box)));
     decisions = said;
     unsaved = Boolean(kept.unsaved);
   } catch (error) {
@@ -226,6 +229,7 @@ function advance() {
 
 // With `more`, another step of the last change, which undo takes back with it.
 function change(changes, position, more) {
+  drag = null;
   const before = apply(changes);
   const last = undoStack.at(-1);
   if (more && last && last.more === more) last.changes.push(...before);
@@ -239,7 +243,9 @@ function apply(changes) {
   return changes.map((one) => {
     if (one.boxOf !== undefined) {
       const before = boxes.get(one.boxOf);
-      if (one.box) boxes.set(one.boxOf, one.box); else boxes.delete(one.boxOf);
+      const proposed = proposals[positionOf.get(one.boxOf)].box;
+      if (one.box && String(one.box) !== String(proposed)) boxes.set(one.boxOf, one.box);
+      else boxes.delete(one.boxOf);
       return { boxOf: one.boxOf, box: before };
     }
     if (one.pair !== undefined) {
@@ -298,6 +304,8 @@ function decisionFile() {
   return { version: 1, proposals: data.hash, decisions: said, looked_through: lookedPairs() };
 }
 
+const counted = (count, one, several) => count + " " + (count === 1 ? one : several || one + "s");
+
 function save() {
   const text = JSON.stringify(decisionFile(), null, 1) + "\n";
   const link = document.createElement("a");
@@ -305,9 +313,11 @@ function save() {
   link.download = "decisions.json";
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-  unsaved = false;
+  const without = [...boxes.keys()].filter((id) => !decisions.has(id)).length;
+  unsaved = without > 0;
   remember();
-  say(decisions.size + " decisions saved as decisions.json.");
+  say(counted(decisions.size, "decision") + " saved as decisions.json." + (without
+    ? " Not in it: " + counted(without, "corrected box", "corrected boxes") + " without a decision." : ""), without > 0);
   show();
 }
 
@@ -343,15 +353,17 @@ function load(text) {
   if (problem) return say("Not loaded: " + problem + ".", true);
   const changes = content.decisions.map(({ id, decision, category_id: category }) =>
     ({ id, said: decision === "class" ? { decision, category_id: category } : { decision } }));
-  for (const { id, bbox } of content.decisions) changes.push({ boxOf: id, box: bbox || undefined });
+  const differs = (one) => String(boxes.get(one.id) || "") !== String(one.bbox || "");
+  const taken = content.decisions.filter((one) => one.decision !== "reject");
+  for (const { id, bbox } of taken) changes.push({ boxOf: id, box: bbox || undefined });
   for (const pair of pairsOf(content.looked_through || [])) changes.push({ pair, looked: true });
   const replaced = content.decisions.filter((one) => {
     const mine = decisions.get(one.id);
-    return mine && (mine.decision !== one.decision || mine.category_id !== one.category_id
-      || String(boxes.get(one.id) || "") !== String(one.bbox || ""));
+    if (mine && (mine.decision !== one.decision || mine.category_id !== one.category_id)) return true;
+    return (mine || boxes.has(one.id)) && one.decision !== "reject" && differs(one);
   }).length;
   change(changes, currentPosition());
-  say(content.decisions.length + " decisions loaded"
+  say(counted(content.decisions.length, "decision") + " loaded"
     + (replaced ? ", " + replaced + " of yours replaced (U takes that back)." : "."));
   show();
 }
@@ -436,7 +448,7 @@ function draw(svg, position, view, captions) {
   }
   const number = together ? together.indexOf(position) + 1 + " " : "";
   const said = decisions.get(proposal.id);
-  const box = drag ? drag.box : boxOf(position);
+  const box = shownBox(position);
   drawBox(svg, said ? kindOf(position) : "current", box, captions ? number + caption(position) : "",
     scale, null, { wider: 1.5 });
   drawHandles(svg, box, scale);
@@ -460,7 +472,8 @@ function caption(position) {
 // The thumbnail is there at once; the picture itself follows where it can be loaded.
 function loadFull(position) {
   const image = images[proposals[position].image];
-  if (!image.full || image.seen) return;
+  if (!image.full || image.asked) return;
+  image.asked = true;
   const full = new Image();
   full.addEventListener("load", () => {
     if (full.naturalWidth < full.naturalHeight !== image.width < image.height) return;
@@ -512,7 +525,10 @@ function saidInWords(said, corrected) {
 function show() {
   const position = currentPosition();
   const empty = position < 0;
-  if (position !== shown) editing = false;
+  if (position !== shown) {
+    editing = false;
+    drag = null;
+  }
   shown = position;
   byId("nothing").hidden = !empty;
   document.body.classList.toggle("whole", mode === "whole");
@@ -532,11 +548,11 @@ function show() {
   const image = images[proposal.image];
   const pair = currentPair();
   const whole = [0, 0, image.width, image.height];
-  // While a box is dragged, nothing else moves.
-  if (!drag) views.stage = zoomed ? around(boxOf(position), image, 3) : whole;
-  if (!drag) views.closeup = around(boxOf(position), image, 1.7);
-  draw(byId("stage"), position, views.stage, true);
-  draw(byId("closeup"), position, views.closeup, false);
+  if (!drag) {
+    views.stage = zoomed ? around(boxOf(position), image, 3) : whole;
+    views.closeup = around(boxOf(position), image, 1.7);
+  }
+  drawPictures(position);
   byId("stage").setAttribute("aria-label", image.name + ", " + classes[proposal.label].name);
   byId("caption-file").textContent = image.name;
   byId("caption-file").title = image.name;
@@ -550,7 +566,7 @@ function show() {
   const facts = [
     ["Probability", proposal.probability.toFixed(2)],
     ["Score", proposal.score.toFixed(2)],
-    ["Box", (drag ? drag.box : boxOf(position)).slice(2).map(Math.round).join(" × ") + " px"],
+    ["Box", sizeInWords(position)],
     ["Image", image.width + " × " + image.height + " px"],
     ["This class here", pairInWords(pair)],
   ];
@@ -562,7 +578,7 @@ function show() {
   byId("numbers").replaceChildren();
   for (const [name, value] of facts) {
     text(byId("numbers"), "dt", name);
-    text(byId("numbers"), "dd", value);
+    text(byId("numbers"), "dd", value).id = name === "Box" ? "box-size" : "";
   }
   byId("looked").setAttribute("aria-pressed", String(looked.has(pair)));
   byId("others").hidden = false;
@@ -570,6 +586,15 @@ function show() {
   loadFull(position);
   preload();
 }
+
+// While a box is dragged, nothing else moves.
+function drawPictures(position) {
+  draw(byId("stage"), position, views.stage, true);
+  draw(byId("closeup"), position, views.closeup, false);
+}
+
+const shownBox = (position) => drag && drag.position === position ? drag.box : boxOf(position);
+const sizeInWords = (position) => shownBox(position).slice(2).map(Math.round).join(" × ") + " px";
 
 function pairInWords(pair) {
   if (looked.has(pair)) return "looked through";
@@ -699,51 +724,78 @@ function edgesAt(svg, event) {
 // A box inside of its image, in hundredths of a pixel.
 function fitted([x1, y1, x2, y2], image) {
   const round = (value) => Math.round(100 * value) / 100;
-  const [left, top] = [Math.max(x1, 0), Math.max(y1, 0)].map(round);
-  return [left, top, round(Math.min(x2, image.width) - left), round(Math.min(y2, image.height) - top)];
+  const side = (from, to, length) => {
+    const low = round(Math.min(Math.max(from, 0), length - SMALLEST));
+    return [low, round(Math.max(Math.min(to, length) - low, SMALLEST))];
+  };
+  const [x, width] = side(x1, x2, image.width);
+  const [y, height] = side(y1, y2, image.height);
+  return [x, y, width, height];
 }
 
+const cornersOf = ([x, y, width, height]) => [x, y, x + width, y + height];
+const imageAt = (position) => images[proposals[position].image];
+const insideOf = (position) => fitted(cornersOf(boxOf(position)), imageAt(position));
+
 function dragTo(event) {
+  if (!drag.moved) {
+    // Less is a click that has trembled.
+    if (Math.hypot(event.clientX - drag.screen.x, event.clientY - drag.screen.y) < 3) return;
+    drag.moved = true;
+  }
   const { x, y } = inImage(drag.svg, event);
-  const [left, top, width, height] = drag.start;
-  const corners = [left, top, left + width, top + height];
+  const corners = cornersOf(drag.start);
   const move = [x - drag.from.x, y - drag.from.y];
   drag.edges.forEach((edge, axis) => {
     if (edge < 0) corners[axis] = Math.min(corners[axis] + move[axis], corners[axis + 2] - SMALLEST);
     if (edge > 0) corners[axis + 2] = Math.max(corners[axis + 2] + move[axis], corners[axis] + SMALLEST);
   });
-  drag.box = fitted(corners, images[proposals[currentPosition()].image]);
-  show();
+  drag.box = fitted(corners, imageAt(drag.position));
+  drawPictures(drag.position);
+  byId("box-size").textContent = sizeInWords(drag.position);
 }
 
 function endDrag(keep) {
-  const { box, start } = drag;
+  const { box, position, moved } = drag;
   drag = null;
-  const position = currentPosition();
-  if (keep && String(box) !== String(start)) change([{ boxOf: proposals[position].id, box }], position);
+  if (!moved) return;
+  if (keep) change([{ boxOf: proposals[position].id, box }], position);
   show();
 }
 
 function nudge(dx, dy, resize) {
   const position = currentPosition();
   if (position < 0) return;
-  const image = images[proposals[position].image];
+  const image = imageAt(position);
   const by = Math.max(Math.max(image.width, image.height) / 500, 0.5);
-  const [x, y, width, height] = boxOf(position);
-  const box = resize
-    ? fitted([x, y, Math.max(x + width + dx * by, x + SMALLEST), Math.max(y + height + dy * by, y + SMALLEST)], image)
-    : [Math.min(Math.max(x + dx * by, 0), image.width - width),
-      Math.min(Math.max(y + dy * by, 0), image.height - height), width, height];
-  const { id } = proposals[position];
-  change([{ boxOf: id, box }], position, "box " + id);
+  const before = insideOf(position);
+  const [x1, y1, x2, y2] = cornersOf(before);
+  const within = (value, low, high) => Math.min(Math.max(value, low), high);
+  const right = within(dx * by, -x1, image.width - x2);
+  const down = within(dy * by, -y1, image.height - y2);
+  const box = fitted(resize ? [x1, y1, Math.max(x2 + dx * by, x1 + SMALLEST), Math.max(y2 + dy * by, y1 + SMALLEST)]
+    : [x1 + right, y1 + down, x2 + right, y2 + down], image);
+  if (String(box) === String(before)) return;
+  change([{ boxOf: proposals[position].id, box }], position, "correction " + correction);
   show();
 }
 
 function toggleEditing() {
   if (currentPosition() < 0) return;
   editing = !editing;
+  correction++;
   say(editing ? "Arrows move the box, with Shift its lower right corner. E or Esc ends this."
-    : "The box is as you left it.");
+    : "Arrows go from proposal to proposal again.");
+  show();
+}
+
+function asProposed() {
+  const position = currentPosition();
+  if (position < 0) return;
+  const { id } = proposals[position];
+  if (!boxes.has(id)) return say("The box is as it was proposed.");
+  change([{ boxOf: id, box: undefined }], position);
+  say("The box is as it was proposed.");
   show();
 }
 
@@ -751,22 +803,33 @@ for (const id of ["stage", "closeup"]) {
   const svg = byId(id);
   svg.addEventListener("pointerdown", (event) => {
     // A finger on the large picture scrolls the page.
-    if (event.button || currentPosition() < 0 || (id === "stage" && event.pointerType === "touch")) return;
+    if (drag || event.button || currentPosition() < 0 || (id === "stage" && event.pointerType === "touch")) return;
     const edges = edgesAt(svg, event);
     if (!edges) return;
     event.preventDefault();
-    const start = boxOf(currentPosition());
-    drag = { svg, edges, start, box: start, from: inImage(svg, event) };
+    document.activeElement.blur(); // keys are for the page
+    const position = currentPosition();
+    const start = insideOf(position);
+    drag = { svg, pointer: event.pointerId, position, edges, start, box: start, moved: false,
+      from: inImage(svg, event), screen: { x: event.clientX, y: event.clientY } };
     svg.setPointerCapture(event.pointerId);
   });
   svg.addEventListener("pointermove", (event) => {
-    if (drag && drag.svg === svg) return dragTo(event);
+    if (drag && drag.pointer === event.pointerId) return event.buttons ? dragTo(event) : endDrag(true);
     const edges = currentPosition() < 0 ? null : edgesAt(svg, event);
     const [across, down] = edges || [];
     svg.style.cursor = !edges ? "" : CURSORS[across && down ? across * down + ",1" : Math.abs(across) + "," + Math.abs(down)];
   });
-  svg.addEventListener("pointerup", () => { if (drag) endDrag(true); });
-  svg.addEventListener("pointercancel", () => { if (drag) endDrag(false); });
+  const end = (keep) => (event) => { if (drag && drag.pointer === event.pointerId) endDrag(keep); };
+  svg.addEventListener("pointerup", (event) => {
+    const clicked = drag && drag.pointer === event.pointerId && !drag.moved;
+    end(true)(event);
+    // The capture keeps a click from the box of another proposal under the edge.
+    const under = clicked && document.elementFromPoint(event.clientX, event.clientY);
+    if (under && under.matches(".hit")) under.dispatchEvent(new MouseEvent("click"));
+  });
+  svg.addEventListener("pointercancel", end(false));
+  svg.addEventListener("lostpointercapture", end(true));
 }
 
 // ---- choosing a class ------------------------------------------------------------------------
@@ -911,7 +974,7 @@ const keys = {
   n: actions.next, p: actions.previous, " ": actions.next,
   ArrowRight: actions.next, ArrowLeft: actions.previous,
   ArrowDown: () => stepMember(1), ArrowUp: () => stepMember(-1),
-  "?": actions["show-help"], e: toggleEditing, Escape: () => openList(false),
+  "?": actions["show-help"], e: toggleEditing, E: asProposed, Escape: () => openList(false),
 };
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 document.addEventListener("keydown", (event) => {
@@ -920,15 +983,15 @@ document.addEventListener("keydown", (event) => {
   const types = target.matches("select, textarea, input:not([type=checkbox])");
   if (event.key === "Escape" && types) target.blur();
   if (types || event.altKey) return;
+  if (drag) {
+    if (event.key === "Escape") endDrag(false);
+    return;
+  }
   if (event.ctrlKey || event.metaKey) {
     if (event.key === "z") { event.preventDefault(); undo(); }
     return;
   }
   if (event.key === " " && target.matches("button, summary, input")) return;
-  if (drag) {
-    if (event.key === "Escape") endDrag(false);
-    return;
-  }
   if (editing && event.key === "Escape") return toggleEditing();
   if (editing && ARROWS[event.key]) {
     event.preventDefault();
