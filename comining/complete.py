@@ -140,7 +140,7 @@ def _judge(given: argparse.Namespace) -> None:
     from comining.completion.judge import Truth, judge, judgement_lines
     from comining.completion.propose import read_data, training_set
     from comining.completion.reliability import draw_reliability
-    from comining.completion.rounds import judge_rounds, round_lines
+    from comining.completion.rounds import RoundPlan, judge_rounds, round_lines
 
     if given.correct_boxes and not given.decisions:
         raise ConfigError("--correct-boxes needs --decisions: it is about training after a review")
@@ -156,10 +156,11 @@ def _judge(given: argparse.Namespace) -> None:
     judged = judge(folder, truth)
     lines = judgement_lines(judged)
     if given.decisions:
-        split, rounds = judge_rounds(
-            folder, truth, config, started_in, data, sorted({*given.decisions}), given.orders,
-            given.correct_boxes, sorted({*given.seeds}), given.launcher,
+        plan = RoundPlan(
+            sorted({*given.decisions}), given.orders, given.correct_boxes, sorted({*given.seeds}),
+            given.launcher,
         )  # fmt: skip
+        split, rounds = judge_rounds(folder, truth, config, started_in, data, plan)
         lines += round_lines(split, rounds, given.correct_boxes)
     print("\n".join(lines))
     file = given.folder / "judgement.md"

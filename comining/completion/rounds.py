@@ -6,7 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,25 @@ from comining.runs.command_line import quoted
 from comining.runs.result import RunResult, find_files
 
 ROUNDS = "rounds"  # in the folder of proposals
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """The rounds of review to measure.
+
+    Args:
+        counts: numbers of decisions.
+        orders: of the review.
+        correct_boxes: see :func:`right_ones`.
+        seeds: of the trainings.
+        launcher: a choice of ``conf/launcher`` that trains several runs at once; None: one by one.
+    """
+
+    counts: Sequence[int]
+    orders: Sequence[str]
+    correct_boxes: bool = False
+    seeds: Sequence[int] = (0,)
+    launcher: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,11 +90,7 @@ def judge_rounds(
     config: Mapping[str, Any],
     started_in: Path,
     data: DetectionData,
-    counts: Sequence[int],
-    orders: Sequence[str],
-    correct_boxes: bool,
-    seeds: Sequence[int],
-    launcher: str | None,
+    plan: RoundPlan,
 ) -> tuple[str, list[Round]]:
     """Train without decisions, and after the first ones of each order.
 
@@ -85,9 +100,7 @@ def judge_rounds(
         config: all options of the trainings behind the proposals.
         started_in: the base of its relative paths.
         data: of these trainings.
-        counts: numbers of decisions.
-        correct_boxes: see :func:`right_ones`.
-        launcher: a choice of ``conf/launcher`` that trains several runs at once; None: one by one.
+        plan: what to measure.
 
     Returns:
         The split of the AP, and the rounds.
@@ -105,18 +118,18 @@ def judge_rounds(
         *data_options(config), "data.root=/", "data.annotated=fields", "data.check=exist", *splits,
     ]  # fmt: skip
     rounds = []
-    for order, count in [(None, 0), *((order, n) for n in counts for order in orders)]:
+    for order, count in [(None, 0), *((order, n) for n in plan.counts for order in plan.orders)]:
         decisions, found = Decisions(), 0
         if order is not None:
-            decisions, found = perfect_decisions(folder, truth, order, count, correct_boxes)
-        name = "none" if order is None else f"{order}_{count}" + "_corrected" * correct_boxes
+            decisions, found = perfect_decisions(folder, truth, order, count, plan.correct_boxes)
+        name = "none" if order is None else f"{order}_{count}" + "_corrected" * plan.correct_boxes
         file = base / f"{name}.json"
         write_coco(file, reviewed_set(folder, decisions).content)
         training = [
             *overrides, *options, f"data.train_annotations={quoted(str(file))}",
             f"data.train_images={quoted(str(folder.images.absolute()))}",
         ]  # fmt: skip
-        ap = _train(training, base / name, recipe.folder, seeds, split, launcher)
+        ap = _train(training, base / name, recipe.folder, split, plan)
         rounds.append(Round(order, len(decisions.of_proposal), found, ap))
     return split, rounds
 
@@ -125,19 +138,18 @@ def _train(
     options: Sequence[str],
     sweep: Path,
     folder: Path,
-    seeds: Iterable[int],
     split: str,
-    launcher: str | None,
+    plan: RoundPlan,
 ) -> dict[int, float]:
     """The AP of a run for each seed."""
     command = [
         sys.executable, str(CONFIG_FOLDER.parent / "train.py"), "-m", *options,
-        f"seed={','.join(map(str, seeds))}", f"hydra.sweep.dir={quoted(str(sweep))}",
+        f"seed={','.join(map(str, plan.seeds))}", f"hydra.sweep.dir={quoted(str(sweep))}",
         "hydra.sweep.subdir=seed_${seed}", "skip_finished=true",
         "trainer.enable_progress_bar=false",
     ]  # fmt: skip
-    if launcher is not None:
-        command.append(f"launcher={launcher}")
+    if plan.launcher is not None:
+        command.append(f"launcher={plan.launcher}")
     done = subprocess.run(
         command, cwd=folder, env={**os.environ, "HYDRA_FULL_ERROR": "0"}, check=False
     )
@@ -148,13 +160,13 @@ def _train(
         ap = None if metrics is None else metrics["AP"]
         if result.status == "finished" and result.seed is not None and ap is not None:
             found[result.seed] = ap
-    missing = [seed for seed in seeds if seed not in found]
+    missing = [seed for seed in plan.seeds if seed not in found]
     if done.returncode or missing:
         raise DataError(
             f"{sweep}: a training did not finish (train.py ended with {done.returncode}); the same "
             "command continues where it stopped"
         )
-    return {seed: found[seed] for seed in seeds}
+    return {seed: found[seed] for seed in plan.seeds}
 
 
 def round_lines(split: str, rounds: Sequence[Round], correct_boxes: bool = False) -> list[str]:

@@ -67,7 +67,7 @@ class AnnotationBuilder:
         self._file_names: list[str] = []
         self._sizes: list[tuple[int, int]] = []
         self._annotation_ids: set[int] = set()
-        self._rows: list[tuple[int, int, int, bool, float]] = []
+        self._rows: list[tuple[int, int, int, bool, float, bool]] = []
         self._bboxes: list[tuple[float, float, float, float]] = []
         self._boxes: list[tuple[float, float, float, float]] = []
         self._outlines: list[NDArray[np.int32]] | None = [] if outlines else None
@@ -133,6 +133,7 @@ class AnnotationBuilder:
         area: float | None = None,
         crowd: bool = False,
         ignore: bool = False,
+        proposed: bool = False,
         outline: Outline | None = None,
     ) -> None:
         """Add an annotation of an image that has been added.
@@ -145,6 +146,7 @@ class AnnotationBuilder:
             crowd: True for a group of objects; a region to ignore, unless the builder reads crowds
                 as objects.
             ignore: a region to ignore.
+            proposed: a detector proposed the box, and nobody has corrected it.
             outline: of the object, if it is known; kept if the builder keeps outlines.
 
         Raises:
@@ -178,7 +180,7 @@ class AnnotationBuilder:
             self.repairs[CROWDS_AS_OBJECTS] += 1
             crowd = False
         self._crowds += crowd
-        self._rows.append((annotation_id, image, label, crowd or ignore, float(area)))
+        self._rows.append((annotation_id, image, label, crowd or ignore, float(area), proposed))
         self._bboxes.append(bbox)
         self._boxes.append(box)
         if self._outlines is not None:
@@ -221,7 +223,7 @@ class AnnotationBuilder:
                 "%s: %d of %d annotations are marked as crowds and set aside; data.crowd=object "
                 "takes them as objects", self.path, self._crowds, len(self._rows),
             )  # fmt: skip
-        columns: list[Any] = list(zip(*self._rows, strict=True)) if self._rows else [()] * 5
+        columns: list[Any] = list(zip(*self._rows, strict=True)) if self._rows else [()] * 6
         built = AnnotationSet(
             path=self.path,
             categories=self.categories,
@@ -235,6 +237,7 @@ class AnnotationBuilder:
             boxes=np.array(self._boxes, dtype=np.float64).reshape(-1, 4),
             areas=np.array(columns[4], dtype=np.float64),
             crowd=np.array(columns[3], dtype=np.bool_),
+            proposed=np.array(columns[5], dtype=np.bool_),
             repairs=dict(self.repairs),
             unused_root=self.unused_root,
             said=said,
@@ -252,7 +255,7 @@ class AnnotationBuilder:
             for kind, labels in enumerate(labels_of):
                 named[kind, image, labels] = True
         have = np.zeros(size, dtype=np.bool_)
-        for _, image, label, ignored, _ in self._rows:
+        for _, image, label, ignored, *_ in self._rows:
             have[image, label] |= not ignored
         said = np.full(size, UNSAID, dtype=np.int8)
         images = list(self._fields)

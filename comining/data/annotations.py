@@ -67,6 +67,8 @@ class AnnotationSet:
     boxes: NDArray[np.float64]  # [M, 4] xyxy, cut at the image border: the training targets
     areas: NDArray[np.float64]  # [M] of the file (of the mask, where there is one)
     crowd: NDArray[np.bool_]  # [M] a region to ignore, of one class or of all: never a target
+    # [M] a box that a detector proposed and nobody has corrected: it is never pasted
+    proposed: NDArray[np.bool_]
     repairs: dict[str, int]  # what was repaired, and how often
     # Id and name of a category that was left out because it is the unused parent of all others.
     unused_root: tuple[int, str] | None = None
@@ -143,6 +145,8 @@ class AnnotationSet:
         image_ids = self.image_ids[self.image]
         for column in (self.ids, image_ids, self.labels, self.bboxes, self.areas, self.crowd):
             digest.update(np.ascontiguousarray(column[order]).tobytes())
+        if self.proposed.any():
+            digest.update(self.proposed[order].tobytes())
         if self.said is not None:
             digest.update(np.ascontiguousarray(self.said[np.argsort(self.image_ids)]).tobytes())
         return digest.hexdigest()[:16]
@@ -182,5 +186,6 @@ class AnnotationSet:
             boxes=self.boxes[rows],
             areas=self.areas[rows],
             crowd=self.crowd[rows],
+            proposed=self.proposed[rows],
             outlines=None if self.outlines is None else self.outlines.of_rows(rows),
         )

@@ -325,6 +325,7 @@ class DetectionData(L.LightningDataModule):
                 "images_trained_on": len(self.train_set),
                 "kept": int((~self.erased & ~annotations.crowd).sum()),
                 "erased": int(self.erased.sum()),
+                "proposed": int(annotations.proposed[self.train_set.kept].sum()),
                 "crowds": int(annotations.crowd.sum()),
                 "classes": len(annotations.categories),
                 "known": self.train_set.known(),

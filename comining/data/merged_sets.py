@@ -140,6 +140,7 @@ def _joined(
         boxes=np.concatenate([one.boxes[r] for one, r in parts]),
         areas=np.concatenate([one.areas[r] for one, r in parts]),
         crowd=np.concatenate([one.crowd[r] for one, r in parts]),
+        proposed=np.concatenate([one.proposed[r] for one, r in parts]),
         repairs=dict(repairs),
         unused_root=None,
         found_as={},

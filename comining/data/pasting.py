@@ -73,7 +73,8 @@ class ObjectPaster:
 
     Args:
         annotations: the set, with or without outlines.
-        kept: [M] which annotations are known to training, without regions to ignore.
+        kept: [M] which annotations are known to training, without regions to ignore. Those whose
+            box is a proposed one are not pasted.
         ignored: [M] which are regions to ignore.
         folder: of the images.
         load: decodes an image file of a given (height, width) to [3, H, W] uint8.
@@ -103,7 +104,8 @@ class ObjectPaster:
         self.count = count
         self.flip = flip
         self.crops = CropCache(CACHE_BYTES)
-        usable = kept & self._of_usable_size()
+        # The crop of a box that is only roughly right would repeat its error in other images.
+        usable = kept & ~annotations.proposed & self._of_usable_size()
         clear = usable & ~covered(annotations, kept | ignored)
         self.rows_of_class: list[NDArray[np.int64]] = []
         # Labels of classes that have annotations, but none that can be pasted.

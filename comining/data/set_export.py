@@ -80,6 +80,7 @@ def coco_content(annotations: AnnotationSet) -> dict[str, object]:
         annotations.crowd.astype(int).tolist(),
         strict=True,
     )
+    marks = [{"proposed": True} if marked else {} for marked in annotations.proposed]
     keys = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
     images = zip(annotations.image_ids.tolist(), annotations.file_names, annotations.sizes.tolist())
     return {
@@ -89,7 +90,9 @@ def coco_content(annotations: AnnotationSet) -> dict[str, object]:
                 images, _fields(annotations), strict=True
             )
         ],
-        "annotations": [dict(zip(keys, row)) for row in columns],
+        "annotations": [
+            dict(zip(keys, row)) | mark for row, mark in zip(columns, marks, strict=True)
+        ],
         "categories": [
             {"id": category, "name": name}
             for category, name in zip(categories.ids, categories.names)
@@ -250,6 +253,7 @@ def _class_by_class(annotations: AnnotationSet) -> AnnotationSet:
         annotations, ids=ids, labels=labels, image=annotations.image[rows],
         bboxes=annotations.bboxes[rows], boxes=annotations.boxes[rows],
         areas=annotations.areas[rows], crowd=annotations.crowd[rows],
+        proposed=annotations.proposed[rows],
     )  # fmt: skip
 
 
@@ -293,6 +297,9 @@ def _count_losses(
             (annotations.said_of_all != UNSAID).sum()
         ),
         "areas of masks, which become those of the boxes": int((of_masks & objects).sum()),
+        'marks of boxes that nobody has corrected ("proposed")': int(
+            (annotations.proposed & objects).sum()
+        ),
         "image ids": int((image_ids != np.arange(1, len(image_ids) + 1)).sum()),
     }
     # Equal to the positions if images and annotations follow the rule for numbering.

@@ -299,9 +299,12 @@ def print_start(run: Path, data: Mapping[str, Any], device: torch.device) -> Non
     for split, facts in data.items():
         words = [f"{facts['images']} images"]
         if split == "train":
+            kept = f"{facts['kept']} annotations kept"
+            if facts["proposed"]:
+                kept += f" ({facts['proposed']} with a proposed box that nobody has corrected)"
             words += [
                 f"{facts['images_trained_on']} used for training",
-                f"{facts['kept']} annotations kept",
+                kept,
                 f"{facts['erased']} erased",
                 f"{facts['crowds']} regions to ignore in the file",
                 f"{facts['classes']} classes",

@@ -92,8 +92,9 @@ def _never_pasted(train: TrainingSet) -> Iterator[str]:
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     yield (
         f"{train.annotations.path}: data.paste={train.paster.count} pastes nothing of the classes "
-        f"{', '.join(names[:NAMED])}{more}: after resizing, all their boxes have a side below "
-        f"{SMALLEST_SIDE} px or cover more than {LARGEST_SHARE:.0%} of their image"
+        f"{', '.join(names[:NAMED])}{more}: all their boxes are proposed ones that nobody "
+        f"has corrected, or, after resizing, have a side below {SMALLEST_SIDE} px or cover more "
+        f"than {LARGEST_SHARE:.0%} of their image"
     )
 
 

@@ -53,8 +53,10 @@ def read_coco(
     as text, ``iscrowd`` as text or boolean, null for a missing value, boxes given only by a
     segmentation, and the root category that Roboflow adds.
 
-    Annotations with ``iscrowd`` or ``ignore`` are regions to ignore. The fields of LVIS in image
-    records are kept, see :mod:`comining.data.knowledge`.
+    Annotations with ``iscrowd`` or ``ignore`` are regions to ignore. Those with
+    ``"proposed": true`` and without ``proposed_bbox`` were added by ``python -m comining.complete``
+    and have a box that nobody has corrected. The fields of LVIS in image records are kept, see
+    :mod:`comining.data.knowledge`.
 
     Args:
         on_invalid_box: boxes that are empty, inverted, not finite or (mostly) outside of their
@@ -126,6 +128,7 @@ def parse_coco(
             area=_read_area(where, record, repairs),
             crowd=flag(where, record, "iscrowd", repairs),
             ignore=flag(where, record, "ignore", repairs),
+            proposed=record.get("proposed") is True and "proposed_bbox" not in record,
             outline=_read_outline(where, record, image_size, repairs) if outlines else None,
         )  # fmt: skip
     return builder.build()
