@@ -105,8 +105,9 @@ class ObjectPaster:
         self.flip = flip
         self.crops = CropCache(CACHE_BYTES)
         # The crop of a box that is only roughly right would repeat its error in other images.
-        usable = kept & ~annotations.proposed & self._of_usable_size()
-        clear = usable & ~covered(annotations, kept | ignored)
+        exact = kept & ~annotations.proposed
+        usable = exact & self._of_usable_size()
+        clear = usable & ~covered(annotations, exact | ignored)
         self.rows_of_class: list[NDArray[np.int64]] = []
         # Labels of classes that have annotations, but none that can be pasted.
         self.never_pasted: list[int] = []
