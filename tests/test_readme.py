@@ -235,3 +235,14 @@ def test_figures_are_those_of_the_results() -> None:
                 assert row is not None
                 expected.append(row[1])
     assert said == expected
+    roads = re.findall(r"from ([\d.]+) to ([\d.]+)", " ".join(advice.split()))
+    expected_roads = []
+    for sparsity in ("hard", "extreme"):
+        pair = []
+        for name in ("highway", "highway-pasted"):
+            (table,) = [one for one in results_tables() if one.startswith(f"{name}\n")]
+            row = re.search(rf"\| {sparsity} \| `original` \| ([\d.]+) ", table)
+            assert row is not None
+            pair.append(row[1])
+        expected_roads.append(tuple(pair))
+    assert roads == expected_roads
