@@ -68,7 +68,7 @@ def drawn_truth(images: int, classes: int, rng: np.random.Generator) -> Annotati
         boxes=np.concatenate([bboxes[:, :2], bboxes[:, :2] + bboxes[:, 2:]], axis=1),
         areas=bboxes[:, 2] * bboxes[:, 3] * 0.6,
         crowd=rng.random(count) < 0.01,
-        proposed=rng.random(count) < 0.01,
+        proposed=np.zeros(count, dtype=np.bool_),
         repairs={},
     )
 
