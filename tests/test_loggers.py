@@ -67,6 +67,7 @@ def test_columns_grow_and_earlier_rows_stay(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_without_loss_or_repetition(tmp_path: Path) -> None:
     killed = MetricsFile(tmp_path)
     killed.start({}, step=0, rows=0)

@@ -264,6 +264,7 @@ def test_a_view_of_another_geometry_is_drawn(tmp_path: Path) -> None:
     assert wrong["mined"] == sum(wrong[kind] for kind in KINDS) > 0
 
 
+@pytest.mark.slow
 def test_drawing_does_not_disturb_training(tmp_path: Path) -> None:
     weights = []
     for every in (0, 1):

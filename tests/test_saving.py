@@ -13,6 +13,7 @@ from tests.ddp import train
 from tests.test_resume import call, same
 
 
+@pytest.mark.slow
 def test_an_error_in_validation_loses_no_training(tmp_path: Path) -> None:
     """A validation image whose pixels are broken; when it is mended, the run goes on."""
     options = ("tau=0.008", "checkpoint.every_n_steps=0")

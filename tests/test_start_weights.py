@@ -512,6 +512,7 @@ def weights_of(run: Path) -> dict[str, Tensor]:
     return found
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_the_file_that_it_started_from(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
