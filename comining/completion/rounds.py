@@ -45,9 +45,9 @@ class RoundPlan:
 
     counts: Sequence[int]
     orders: Sequence[str]
-    correct_boxes: bool = False
-    seeds: Sequence[int] = (0,)
-    launcher: str | None = None
+    correct_boxes: bool
+    seeds: Sequence[int]
+    launcher: str | None
 
 
 @dataclass(frozen=True)
