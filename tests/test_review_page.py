@@ -448,6 +448,16 @@ def test_a_class_is_chosen_by_typing(opened: Page) -> None:
     assert opened.saved()["decisions"] == [{"id": 1, "decision": "class", "category_id": 3}]
 
 
+def test_a_closed_dialog_that_still_has_the_focus_swallows_no_key(opened: Page) -> None:
+    press = """const key = new KeyboardEvent('keydown', {key: 'a', bubbles: true});
+        document.getElementById('chooser-text').dispatchEvent(key)"""
+    opened.run(press)
+    assert opened.text("#progress-text") == "1 of 6 decided"
+    opened.keys("c")
+    opened.run(press)  # typed into the open dialog
+    assert opened.text("#progress-text") == "1 of 6 decided"
+
+
 def test_decisions_survive_a_reload(opened: Page) -> None:
     opened.keys("a", "c", "2", "r", "l")
     before = opened.saved()

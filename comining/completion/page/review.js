@@ -979,7 +979,8 @@ const keys = {
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 document.addEventListener("keydown", (event) => {
   if (document.querySelector("dialog[open]")) return;
-  const target = event.target;
+  // A dialog that Escape has just closed keeps the focus until the page is drawn again.
+  const target = event.target.closest("dialog") ? document.body : event.target;
   const types = target.matches("select, textarea, input:not([type=checkbox])");
   if (event.key === "Escape" && types) target.blur();
   if (types || event.altKey) return;
