@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from comining.config import instantiate, locate
 from comining.data.sampler import check_batch_size
-from comining.runs.checkpoint import build_detector, describe
+from comining.runs.checkpoint import build_detector, check_network, describe
 from comining.runs.command_line import command_line
 from comining.runs.environment import hardware
 from comining.runs.fitted import fitted_line
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 @recorded
 def main(cfg: DictConfig, config: dict[str, Any], run: Run) -> Mapping[str, Any]:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    # Wrong options are found before the data are read, and wrong data before the network is built.
+    # Wrong options are found before the data are read, and wrong data before the training begins.
     method, view, schedule, optimizer, parameter_groups, sparsity, checkpoint = (
         instantiate(cfg[name], name)
         for name in (
@@ -76,6 +76,9 @@ def main(cfg: DictConfig, config: dict[str, Any], run: Run) -> Mapping[str, Any]
         check_same_options(cfg, resumed)
     # A resumed run has its weights in its own checkpoint.
     start = None if resumed is not None else start_weights(config, cfg.trainer.enable_progress_bar)
+    fresh = resumed is None and start is None
+    if fresh:
+        check_network(config)
     data.setup("fit")
     device = trainer.strategy.root_device
     if trainer.is_global_zero:
@@ -83,7 +86,6 @@ def main(cfg: DictConfig, config: dict[str, Any], run: Run) -> Mapping[str, Any]
         if run.fitted:
             print(fitted_line(run.fitted), flush=True)
     run.begin(config, data=data.summary(), hardware=hardware(device, trainer.world_size))
-    fresh = resumed is None and start is None
     detector = build_detector(config, len(data.categories), pretrained=fresh)
     initial_weights = recorded_start(resumed)
     if start is not None:

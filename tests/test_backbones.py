@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from torchvision.models import ResNet18_Weights, resnet18
+from torchvision.models import ResNet18_Weights, resnet18, resnet34
 from torchvision.ops import FrozenBatchNorm2d
 
 from comining.config import instantiate
 from comining.detectors.backbones import Backbone, FrozenBatchNorm, slim_fpn
 from comining.errors import ConfigError
 from tests.helpers import composed, images
+from tests.test_bad_input import Pwned
 
 
 def backbone(*overrides: str) -> Backbone:
@@ -62,6 +63,72 @@ def test_without_a_server_the_message_says_where_the_file_belongs(
     url = "http://127.0.0.1:9/weights.pth"  # nobody listens there
     monkeypatch.setattr(ResNet18_Weights.IMAGENET1K_V1.value, "url", url)
     with pytest.raises(ConfigError, match=r"cannot download .*127\.0\.0\.1:9/weights\.pth"):
+        backbone("backbone.weights=IMAGENET1K_V1")
+
+
+@pytest.mark.parametrize("kind", ["page", "half", "another network", "code"])
+def test_a_damaged_file_in_torchvisions_folder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """What lies there is not hashed again, and it runs no code."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = tmp_path / "hub" / "checkpoints" / Path(ResNet18_Weights.IMAGENET1K_V1.url).name
+    file.parent.mkdir(parents=True)
+    if kind == "code":
+        torch.save({"a": Pwned(tmp_path / "pwned")}, file)
+    else:
+        torch.save(resnet34().state_dict() if kind == "another network" else {}, file)
+    if kind == "page":
+        file.write_bytes(b"<html>Log in to this network</html>")
+    elif kind == "half":
+        file.write_bytes(file.read_bytes()[:100])
+    words = rf"backbone.weights=IMAGENET1K_V1: {file} does not hold its weights \(.*\); delete that"
+    with pytest.raises(ConfigError, match=words) as refused:
+        backbone("backbone.weights=IMAGENET1K_V1")
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "pwned").exists()
+
+
+class Portal(http.server.BaseHTTPRequestHandler):
+    """Answers everything with a page, or not at all."""
+
+    answers = True
+
+    def do_GET(self) -> None:
+        if self.answers:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>Log in to this network</html>")
+
+    def log_message(self, *_: Any) -> None:
+        """Not into the test output."""
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_server_that_sends_no_weights_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: bool
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(Portal, "answers", answers)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Portal) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{running.server_address[1]}/resnet18-f37072fd.pth"
+        monkeypatch.setattr(ResNet18_Weights.IMAGENET1K_V1.value, "url", url)
+        with pytest.raises(ConfigError) as refused:
+            backbone("backbone.weights=IMAGENET1K_V1")
+        running.shutdown()
+    assert str(refused.value).startswith("cannot download backbone.weights=IMAGENET1K_V1")
+    assert url in str(refused.value)
+    assert ("invalid hash" in str(refused.value)) == answers
+    assert not list(tmp_path.glob("hub/checkpoints/*.pth"))
+
+
+def test_a_download_folder_that_cannot_be_made(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "file" / "cache"))
+    with pytest.raises(ConfigError, match=r"cannot download .*Not a directory"):
         backbone("backbone.weights=IMAGENET1K_V1")
 
 

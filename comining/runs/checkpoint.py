@@ -103,6 +103,18 @@ def build_detector(config: dict[str, Any], num_classes: int, pretrained: bool) -
     return detector
 
 
+def check_network(config: dict[str, Any]) -> None:
+    """Build the network of a new run and drop it: finds what is wrong before any data are read.
+
+    The random numbers stay as they are.
+
+    Raises:
+        ConfigError: an option of the network is wrong, or its weights cannot be had.
+    """
+    with torch.random.fork_rng(devices=[]):
+        build_detector(config, 1, pretrained=config["weights"] is None)
+
+
 def load_detector(path: str | Path) -> tuple[Detector, dict[str, Any]]:
     """The trained detector of a checkpoint in evaluation mode, and the checkpoint's description.
 

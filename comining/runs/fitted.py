@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from comining.config import instantiate, resolve
 from comining.data.fitting import Given
 from comining.program_options import check_training
+from comining.runs.checkpoint import check_network
 
 AUTO = "auto"
 LARGE = 2**31 - 1
@@ -49,7 +50,9 @@ def fit_to_data(cfg: DictConfig) -> dict[str, int | float]:
     provisional = copy.deepcopy(cfg)
     for name in wanted:
         OmegaConf.update(provisional, name, 1 if name != "data.max_size" else LARGE)
-    check_training(resolve(provisional))
+    config = resolve(provisional)
+    check_training(config)
+    check_network(config)
     sparsity = instantiate(provisional.sparsity, "sparsity")
     data = instantiate(provisional.data, "data", sparsity=sparsity, seed=cfg.seed)
     fit = instantiate(provisional.fit, "fit")

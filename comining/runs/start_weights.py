@@ -24,9 +24,9 @@ from torchvision.models.detection import (
 )
 
 from comining.config import CONFIG_FOLDER
-from comining.detectors.backbones import DOWNLOADS, WHERE_TO_PUT
 from comining.detectors.detector import Detector
 from comining.detectors.transfer import CLASS_LAYERS, difference, take_over
+from comining.detectors.weight_download import load_download
 from comining.errors import ConfigError
 from comining.runs.checkpoint import build_detector, load_detector, read_checkpoint
 from comining.runs.result import plain
@@ -59,30 +59,26 @@ class Started(NamedTuple):
 
 @dataclass(frozen=True)
 class StartWeights:
-    """A trained network, which is loaded once the classes of the run are known.
+    """A trained network, which fills the run's once the classes of the run are known.
 
     Attributes:
         origin: the value of ``weights=``.
         class_names: of each label; None where the network has no class of that label.
-        read: one of torchvision's networks, see :data:`CLASS_LAYERS`.
+        net: one of torchvision's networks, see :data:`CLASS_LAYERS`.
     """
 
     origin: str
     class_names: Sequence[str | None]
-    read: Callable[[], nn.Module]
+    net: Any
 
     def load_into(self, detector: Detector, class_names: Sequence[str]) -> Started:
         """Fill a new detector; rows of the class head are kept where names match.
 
         Args:
             class_names: of the detector's labels.
-
-        Raises:
-            ConfigError: torchvision's file cannot be downloaded or loaded.
         """
         kept = matching(class_names, self.class_names)
-        source: Any = self.read()
-        take_over(detector.net, source, kept)
+        take_over(detector.net, self.net, kept)
         names = [class_names[label] for label in kept]
         said = f"weights={self.origin}: {len(kept)} of {len(class_names)} classes kept by name"
         if names:
@@ -91,7 +87,7 @@ class StartWeights:
         lines = [
             f"{said}; the other classes start untrained" if len(kept) < len(class_names) else said
         ]
-        there, here = (_anchors(net).sizes[0][0] for net in (source, detector.net))
+        there, here = (_anchors(net).sizes[0][0] for net in (self.net, detector.net))
         if abs(there / here - 1) > 0.05:
             lines.append(
                 f"its smallest anchors are {there:.0f} px, here {here:.0f} px: object "
@@ -104,15 +100,14 @@ class StartWeights:
 def start_weights(config: dict[str, Any], progress: bool) -> StartWeights | None:
     """The network that ``weights=`` names, checked against the configured one; None for null.
 
-    Nothing is downloaded yet.
-
     Args:
         config: of the run, resolved.
         progress: whether a download may show a progress bar.
 
     Raises:
         CheckpointError: the file is not a checkpoint.
-        ConfigError: the weights are those of another network.
+        ConfigError: the weights are those of another network, or torchvision's file cannot be
+            downloaded or loaded.
     """
     origin = config["weights"]
     if origin is None:
@@ -136,7 +131,7 @@ def start_weights(config: dict[str, Any], progress: bool) -> StartWeights | None
         choices = " ".join(_fitting_choices(description["config"], config))
         advice = f"add {choices}; " if choices else ""
         raise ConfigError(f"weights={origin} do not fit this network: {advice}{problem}{options}")
-    return StartWeights(origin, description["category_names"], lambda: trained.net)
+    return StartWeights(origin, description["category_names"], trained.net)
 
 
 def recorded_start(checkpoint: Path | None) -> dict[str, Any] | None:
@@ -181,32 +176,11 @@ def _coco(detector: Detector, progress: bool) -> StartWeights:
     names = [None if name in NO_CLASS else name for name in weights.meta["categories"]]
     # torchvision's one-stage networks have a row for background, which is never trained.
     names = names[1:] if two_stage else names
-
-    def read() -> nn.Module:
-        url = weights.url
-        try:
-            # Not with the builder, which would run code from the file.
-            state = weights.get_state_dict(progress=progress, check_hash=True, weights_only=True)
-            net.load_state_dict(state)
-        except OSError as error:  # of the connection, or of the download folder
-            raise ConfigError(
-                f"cannot download weights={COCO} from {url} ({error}). {WHERE_TO_PUT}"
-            ) from error
-        except Exception as error:  # broken bytes may raise anything
-            reason = "it is damaged, or holds more than tensors"
-            if isinstance(error, RuntimeError):
-                reason = next(iter(str(error).splitlines()), reason)
-            # torch's own message advises to load it anyway.
-            raise ConfigError(
-                f"weights={COCO}: the file at {url}, or that of the same name in {DOWNLOADS}, does "
-                f"not hold its weights ({reason}); delete that file"
-            ) from error
-        for module in net.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eps = eps
-        return net
-
-    return StartWeights(COCO, names, read)
+    load_download(net.load_state_dict, weights, f"weights={COCO}", progress=progress)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = eps
+    return StartWeights(COCO, names, net)
 
 
 def _fitting_choices(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
