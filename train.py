@@ -15,7 +15,6 @@ from comining.data.sampler import check_batch_size
 from comining.runs.checkpoint import build_detector, check_network, describe
 from comining.runs.command_line import command_line
 from comining.runs.environment import hardware
-from comining.runs.fitted import fitted_line
 from comining.runs.outcome import Run, print_outcome, print_start, recorded
 from comining.runs.ranks import refuse_several_processes
 from comining.runs.resume import check_same_options, checkpoint_to_resume
@@ -83,8 +82,8 @@ def main(cfg: DictConfig, config: dict[str, Any], run: Run) -> Mapping[str, Any]
     device = trainer.strategy.root_device
     if trainer.is_global_zero:
         print_start(run.path, data.summary(), device)
-        if run.fitted:
-            print(fitted_line(run.fitted), flush=True)
+        for line in run.fitted.lines():
+            print(line, flush=True)
     run.begin(config, data=data.summary(), hardware=hardware(device, trainer.world_size))
     detector = build_detector(config, len(data.categories), pretrained=fresh)
     initial_weights = recorded_start(resumed)

@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
-from comining.config import instantiate
+from comining.config import instantiate, resolve
+from comining.data.annotations import Categories
 from comining.data.fitting import FitToData, Given
 from comining.data.formats.coco import read_coco
 from comining.errors import ConfigError, DataError
-from comining.runs.fitted import FITTED, fit_to_data
+from comining.runs.checkpoint import build_detector, describe
+from comining.runs.fitted import FITTED, Fitted, fit_to_data
 from tests.annotated_folders import picture, yolo
 from tests.ddp import ROOT, train
 from tests.helpers import composed, edit_json, write_coco
@@ -111,6 +114,42 @@ def test_the_rest_goes_by_what_is_given(tmp_path: Path) -> None:
     assert values(tmp_path, objects, Given(max_steps=7))["trainer.val_check_interval"] == 2
 
 
+def test_the_longer_side_of_a_picture_limits_its_size(tmp_path: Path) -> None:
+    """Objects count at the size that resizing gives them."""
+    # 480 x 48 px, 1.5 times of it at most: the shorter side of all becomes a tenth of the longer.
+    wide = values(tmp_path, squares(12), width=480, height=48)
+    assert (wide["data.min_size"], wide["data.max_size"]) == (448, 672)  # 16 / 12 * 480 / 1.5
+    assert wide["head.anchor_scale"] == 2.0  # they are 16.8 px
+    # Where the limit is given, the anchors still go by what is left of the objects: 3 px.
+    given = values(tmp_path, squares(24), Given(max_size=60), width=480, height=48)
+    assert given["head.anchor_scale"] == 1.0
+    high = values(tmp_path, squares(12), width=48, height=480)
+    assert high == wide
+
+
+def shortfall(
+    root: Path, side: float, given: Given | None = None, width: int = 64, **options: Any
+) -> str | None:
+    annotations = read_coco(write_coco(root, squares(side), width=width, height=48))
+    fit = FitToData(**{**OPTIONS, **options})
+    return fit.shortfall(annotations, ~annotations.crowd, given or Given())
+
+
+def test_a_limit_that_keeps_objects_small_is_said(tmp_path: Path) -> None:
+    assert shortfall(tmp_path, 12) is None
+    assert shortfall(tmp_path, 0.96) is None  # 800 px
+    said = shortfall(tmp_path, 0.6)
+    assert said is not None
+    assert said.startswith("one of ten objects has a side below 10.0 px after resizing, where 16 ")
+    assert said.endswith("or raise fit.largest_size")
+    # The option that is given is the limit.
+    said = shortfall(tmp_path, 12, Given(max_size=48), width=96)
+    assert said is not None
+    assert said.startswith("one of ten objects has a side below 6.0 px ")
+    assert said.endswith("or raise data.max_size")
+    assert shortfall(tmp_path, 0.6, Given(min_size=48)) is None  # chosen by the user
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -139,10 +178,10 @@ def test_what_is_erased_and_what_is_ignored_chooses_nothing(tmp_path: Path) -> N
     file = write_coco(tmp_path, [[(0, 0, 24, 24, 1), (30, 30, 3, 3, 1)]] * 4)
     edit_json(file, lambda c: [a.update(iscrowd=1) for a in c["annotations"] if a["area"] < 10])
     cfg = composed(*custom(tmp_path))
-    assert fit_to_data(cfg)["data.min_size"] == 224
+    assert fit_to_data(cfg).values["data.min_size"] == 224
     edit_json(file, lambda c: [a.update(iscrowd=0) for a in c["annotations"]])
     cfg = composed(*custom(tmp_path))
-    assert fit_to_data(cfg)["data.min_size"] == 256  # 16 / 3 * 48
+    assert fit_to_data(cfg).values["data.min_size"] == 256  # 16 / 3 * 48
 
     # One of the two of each image is kept; the sizes follow those.
     kept = composed(*custom(tmp_path, "sparsity=extreme", "fit.least_size=32"))
@@ -150,7 +189,7 @@ def test_what_is_erased_and_what_is_ignored_chooses_nothing(tmp_path: Path) -> N
     erased = sparsity.apply(read_coco(file)).erased
     sides = np.sqrt(read_coco(file).areas[~erased])
     assert 3 in sides
-    fitted = fit_to_data(kept)
+    fitted = fit_to_data(kept).values
     share = np.quantile(sides / 48, 0.1)
     assert fitted["data.min_size"] == np.ceil(16 / share / 32) * 32
 
@@ -158,7 +197,7 @@ def test_what_is_erased_and_what_is_ignored_chooses_nothing(tmp_path: Path) -> N
 def test_only_what_is_auto_is_replaced(tmp_path: Path) -> None:
     write_coco(tmp_path, squares(12, 12))
     cfg = composed(*custom(tmp_path, "data.min_size=96", "trainer.max_steps=7"))
-    assert fit_to_data(cfg) == {
+    assert fit_to_data(cfg).values == {
         "data.max_size": 160,
         "head.anchor_scale": 4.0,
         "trainer.val_check_interval": 2,
@@ -166,11 +205,39 @@ def test_only_what_is_auto_is_replaced(tmp_path: Path) -> None:
     assert cfg.data.min_size == cfg.detector.min_size == 96
     assert cfg.detector.anchor_scale == 4.0
     assert cfg.schedule.max_steps == 7
-    assert fit_to_data(cfg) == {}  # nothing is left
+    assert fit_to_data(cfg) == Fitted()  # nothing is left
+
+
+def test_a_detector_without_anchors_gets_none(tmp_path: Path) -> None:
+    write_coco(tmp_path, squares(12, 12))
+    cfg = composed(*custom(tmp_path, "detector=fcos", "data.min_size=96"))
+    assert list(fit_to_data(cfg).values) == [
+        "data.max_size", "trainer.max_steps", "trainer.val_check_interval",
+    ]  # fmt: skip
+    assert cfg.head.anchor_scale is None
+
+
+def test_a_trained_network_keeps_its_anchors(tmp_path: Path) -> None:
+    write_coco(tmp_path, squares(12, 12))
+    trained = composed(*custom(tmp_path, "head.anchor_scale=1.0", "data.min_size=96"))
+    fit_to_data(trained)
+    config = resolve(trained)
+    weights = build_detector(config, 1, pretrained=False).state_dict()
+    content = {
+        "comining": describe(config, Categories((1,), ("class 1",))),
+        "state_dict": {f"detector.{name}": value for name, value in weights.items()},
+    }
+    torch.save(content, tmp_path / "x.ckpt")
+    again = ("data.min_size=96", f"weights={tmp_path / 'x.ckpt'}")
+    assert fit_to_data(composed(*custom(tmp_path, *again))).values["head.anchor_scale"] == 1.0
+    fresh = composed(*custom(tmp_path, "data.min_size=96"))
+    assert fit_to_data(fresh).values["head.anchor_scale"] == 4.0
+    coco = composed(*custom(tmp_path, "backbone=resnet50", "weights=coco", "data.min_size=48"))
+    assert fit_to_data(coco).values["head.anchor_scale"] == 4.0  # and not 2.0, by the objects
 
 
 def test_nothing_is_read_where_nothing_is_auto(tmp_path: Path) -> None:
-    assert fit_to_data(composed(f"data.root={tmp_path / 'absent'}")) == {}
+    assert fit_to_data(composed(f"data.root={tmp_path / 'absent'}")) == Fitted()
     assert not (tmp_path / "absent").exists()
 
 

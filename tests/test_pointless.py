@@ -113,6 +113,9 @@ def test_boxes_that_are_too_small_for_an_anchor(root: Path, name: str, limit: fl
     assert line.startswith(f"{root}/train.json: 12 of 12 boxes are below {limit} px after resizing")
     assert f"the smallest anchor is {2 * limit}" in line
     assert "data.min_size=48" in line
+    assert line.endswith("raise data.min_size")
+    (line,) = words(read(root, "data.min_size=60", "data.max_size=60"), name)
+    assert line.endswith("raise data.max_size")
     assert words(read(root, "data.min_size=96", "data.max_size=128"), name) == []
     write_coco(root, [tiny, tiny, tiny, ALL], split="train")  # three quarters
     assert words(read(root), name) == []

@@ -82,18 +82,17 @@ class FitToData:
             objects: [M] which annotations are trained on; at least one.
             given: options that are already chosen; the others depend on them.
         """
-        # Sides as shares of the shorter side of the image, which becomes data.min_size.
-        height, width = annotations.sizes[annotations.image[objects]].T
-        boxes = annotations.boxes[objects]
-        sides = np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
-        shares = sides / np.minimum(height, width)
-
+        shorter, longer, sides = _objects(annotations, objects)
         max_size = given.max_size
         min_size = given.min_size
         if min_size is None:
-            min_size = self._min_size(float(np.quantile(shares, 0.1)))
+            min_size = self._wanted_size(annotations, objects, max_size)
+            min_size = min(max(min_size, self.least_size), self.largest_size)
             min_size = min_size if max_size is None else min(min_size, max_size)
-        smallest_anchor = float(np.quantile(shares, 0.05)) * min_size / FINEST_STRIDE
+        if max_size is None:
+            max_size = round(min_size * self.aspect)
+        resized = sides * np.minimum(min_size / shorter, max_size / longer)
+        smallest_anchor = float(np.quantile(resized, 0.05)) / FINEST_STRIDE
         max_steps = given.max_steps
         if max_steps is None:
             images = len(np.unique(annotations.image[objects]))
@@ -101,7 +100,7 @@ class FitToData:
             max_steps = min(max(steps, self.least_steps), self.most_steps)
         return {
             "data.min_size": min_size,
-            "data.max_size": round(min_size * self.aspect) if max_size is None else max_size,
+            "data.max_size": max_size,
             "head.anchor_scale": min(
                 ANCHOR_SCALES, key=lambda scale: abs(math.log(scale / smallest_anchor))
             ),
@@ -109,6 +108,46 @@ class FitToData:
             "trainer.val_check_interval": math.ceil(max_steps / self.validations),
         }
 
-    def _min_size(self, small_share: float) -> int:
-        size = math.ceil(self.small_object / small_share / STRIDE) * STRIDE
-        return min(max(size, self.least_size), self.largest_size)
+    def shortfall(
+        self, annotations: AnnotationSet, objects: NDArray[np.bool_], given: Given
+    ) -> str | None:
+        """What to say if a limit keeps small objects smaller than wanted; None if none does.
+
+        Args:
+            objects, given: as for :meth:`values`.
+        """
+        if given.min_size is not None:
+            return None
+        chosen = self.values(annotations, objects, given)
+        min_size, max_size = chosen["data.min_size"], chosen["data.max_size"]
+        shorter, longer, sides = _objects(annotations, objects)
+        resized = sides * np.minimum(min_size / shorter, max_size / longer)
+        small = float(np.quantile(resized, 0.1))
+        if small > 0.95 * self.small_object:  # sides are rounded
+            return None
+        limit = "data.max_size" if given.max_size is not None else "fit.largest_size"
+        return (
+            f"one of ten objects has a side below {small:.1f} px after resizing, where "
+            f"{self.small_object:g} px are wanted: {limit} limits the size. Cut the images into "
+            f"tiles, or raise {limit}"
+        )
+
+    def _wanted_size(
+        self, annotations: AnnotationSet, objects: NDArray[np.bool_], max_size: int | None
+    ) -> int:
+        """``data.min_size`` at which small objects have the wanted side, without limits."""
+        shorter, longer, sides = _objects(annotations, objects)
+        if max_size is None:  # it grows with the shorter side, and limits pictures that are longer
+            shorter = np.maximum(shorter, longer / self.aspect)
+        small_share = float(np.quantile(sides / shorter, 0.1))
+        return math.ceil(self.small_object / small_share / STRIDE) * STRIDE
+
+
+def _objects(
+    annotations: AnnotationSet, objects: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """[M'] the sides of each object's image, the shorter and the longer, and its own, px."""
+    sizes = annotations.sizes[annotations.image[objects]].astype(np.float64)
+    boxes = annotations.boxes[objects]
+    sides = np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+    return sizes.min(axis=1), sizes.max(axis=1), sides

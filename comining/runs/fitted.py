@@ -6,7 +6,8 @@ import contextlib
 import copy
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from logging.handlers import MemoryHandler
 from typing import Any
 
@@ -16,14 +17,16 @@ from comining.config import instantiate, resolve
 from comining.data.fitting import Given
 from comining.program_options import check_training
 from comining.runs.checkpoint import check_network
+from comining.runs.start_weights import trained_anchor_scale
 
 AUTO = "auto"
+ANCHORS = "head.anchor_scale"
 LARGE = 2**31 - 1
 # Their values are chosen by comining.data.fitting.FitToData.
 FITTED = (
     "data.min_size",
     "data.max_size",
-    "head.anchor_scale",
+    ANCHORS,
     "trainer.max_steps",
     "trainer.val_check_interval",
 )
@@ -31,21 +34,40 @@ FITTED = (
 GIVEN = ("data.min_size", "data.max_size", "trainer.max_steps")
 
 
-def fit_to_data(cfg: DictConfig) -> dict[str, int | float]:
+@dataclass(frozen=True)
+class Fitted:
+    """Options that were chosen, with their values, and what keeps them from fitting better."""
+
+    values: dict[str, int | float] = field(default_factory=dict)
+    shortfall: str | None = None
+
+    def lines(self) -> list[str]:
+        """What to print at the start of a run; nothing if nothing was chosen."""
+        if not self.values:
+            return []
+        options = " ".join(f"{name}={value}" for name, value in self.values.items())
+        lines = [f"fitted to the training images: {options}"]
+        return lines if self.shortfall is None else [*lines, f"  {self.shortfall}"]
+
+
+def fit_to_data(cfg: DictConfig) -> Fitted:
     """Replace the options of :data:`FITTED` that are ``auto``; reads the training annotations.
 
     Args:
         cfg: composed, changed in place.
 
-    Returns:
-        the options that were replaced, with their values.
+    A network that ``weights=`` names keeps the anchors that it was trained with.
 
     Raises:
         UserError: the data cannot be read, or an option is wrong.
     """
     wanted = [name for name in FITTED if OmegaConf.select(cfg, name) == AUTO]
+    if ANCHORS in wanted and "anchor_scale" not in cfg.detector:
+        # Nothing refers to it.
+        OmegaConf.update(cfg, ANCHORS, None)
+        wanted.remove(ANCHORS)
     if not wanted:
-        return {}
+        return Fitted()
     # The data module needs numbers here, but what it reads does not depend on them.
     provisional = copy.deepcopy(cfg)
     for name in wanted:
@@ -61,10 +83,12 @@ def fit_to_data(cfg: DictConfig) -> dict[str, int | float]:
     with _logged_on_failure(logging.getLogger("comining.data")):
         annotations = data.annotations_to_train_on()
     values: dict[str, Any] = fit.values(*annotations, given)
+    if (trained := trained_anchor_scale(cfg.weights)) is not None:
+        values[ANCHORS] = trained
     chosen = {name: values[name] for name in wanted}
     for name, value in chosen.items():
         OmegaConf.update(cfg, name, value)
-    return chosen
+    return Fitted(chosen, fit.shortfall(*annotations, given))
 
 
 @contextlib.contextmanager
@@ -82,9 +106,3 @@ def _logged_on_failure(logger: logging.Logger) -> Iterator[None]:
         logger.propagate = True
         for record in held.buffer if failed else ():
             logger.handle(record)
-
-
-def fitted_line(chosen: Mapping[str, int | float]) -> str:
-    """The chosen options in one line."""
-    options = " ".join(f"{name}={value}" for name, value in chosen.items())
-    return f"fitted to the training images: {options}"

@@ -28,7 +28,7 @@ from comining.runs.claiming import claim, wanted_directory
 from comining.runs.directory import DirectoryTakenError, RunDirectory
 from comining.runs.environment import versions
 from comining.runs.files import replace_file
-from comining.runs.fitted import fit_to_data
+from comining.runs.fitted import Fitted, fit_to_data
 from comining.runs.gpu import claim_gpu
 from comining.runs.options import STUDIED, options_hash, recipe_options
 from comining.runs.result import RunResult, Status
@@ -51,7 +51,7 @@ class Run:
         fitted: options that were chosen from the training images.
     """
 
-    def __init__(self, directory: RunDirectory, fitted: Mapping[str, int | float]):
+    def __init__(self, directory: RunDirectory, fitted: Fitted):
         self.directory = directory
         self.fitted = fitted
         self.facts: dict[str, Any] = {}
@@ -75,7 +75,7 @@ class Run:
             (self.path / "result.json").unlink(missing_ok=True)
             text = OmegaConf.to_yaml(OmegaConf.create(dict(config)))
             replace_file(self.path / "config.yaml", lambda file: file.write(text.encode()))
-            write_overrides(self.path, self.fitted)
+            write_overrides(self.path, self.fitted.values)
 
 
 def recorded(main: Main) -> Callable[[DictConfig], None]:
@@ -112,7 +112,7 @@ class _Attempt:
         self.started = time.monotonic()
         # For the record, if it cannot be resolved.
         self.config: Any = OmegaConf.to_container(cfg)
-        self.fitted: Mapping[str, int | float] = {}
+        self.fitted = Fitted()
         self.run: Run | None = None
 
     def end(self) -> int:

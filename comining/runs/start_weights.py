@@ -32,6 +32,7 @@ from comining.runs.checkpoint import build_detector, load_detector, read_checkpo
 from comining.runs.result import plain
 
 COCO = "coco"
+COCO_ANCHOR_SCALE = 4.0
 # torchvision's networks with a ResNet-50: their builders, their weights, and the eps of the frozen
 # batch norm that the weights were trained with (torchvision's builders set it, too).
 COCO_NETWORKS: dict[type, tuple[Callable[..., nn.Module], WeightsEnum, float]] = {
@@ -132,6 +133,22 @@ def start_weights(config: dict[str, Any], progress: bool) -> StartWeights | None
         advice = f"add {choices}; " if choices else ""
         raise ConfigError(f"weights={origin} do not fit this network: {advice}{problem}{options}")
     return StartWeights(origin, description["category_names"], trained.net)
+
+
+def trained_anchor_scale(origin: str | None) -> float | None:
+    """``head.anchor_scale`` of the network that ``weights=`` names.
+
+    None if there is no such network, or if it has no anchors.
+
+    Raises:
+        CheckpointError: the file is not a checkpoint.
+    """
+    if origin is None:
+        return None
+    if origin == COCO:
+        return COCO_ANCHOR_SCALE
+    scale = read_checkpoint(origin)["comining"]["config"]["detector"].get("anchor_scale")
+    return scale if isinstance(scale, int | float) else None
 
 
 def recorded_start(checkpoint: Path | None) -> dict[str, Any] | None:

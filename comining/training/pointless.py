@@ -110,13 +110,16 @@ def _too_small(train: TrainingSet, kept: NDArray[np.bool_], smallest: float) -> 
     )  # fmt: skip
     boxes = annotations.boxes[kept]
     sides = (boxes[:, 2:] - boxes[:, :2]) * scales[annotations.image[kept]]
-    small = int((sides.max(axis=1) < SMALL * smallest).sum())
-    if small and small >= MOST * len(boxes):
+    small = sides.max(axis=1) < SMALL * smallest
+    if small.any() and small.mean() >= MOST:
+        of_image = annotations.sizes[annotations.image[kept][small]]
+        by_longer = train.max_size / of_image.max(axis=1) < train.min_size / of_image.min(axis=1)
+        limit = "data.max_size" if by_longer.mean() > 0.5 else "data.min_size"
         yield (
-            f"{annotations.path}: {small} of {len(boxes)} boxes are below {SMALL * smallest:g} px "
+            f"{annotations.path}: {small.sum()} of {len(boxes)} boxes are below {SMALL * smallest:g} px "
             f"after resizing (data.min_size={train.min_size}, data.max_size={train.max_size}), but "
             f"the smallest anchor is {smallest:g} px: hardly any can be learned; raise "
-            "data.min_size"
+            f"{limit}"
         )
 
 
