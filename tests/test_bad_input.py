@@ -1359,23 +1359,25 @@ OPTIONS = [
     Row(
         "weights to start from, absent",
         "`weights=x.ckpt`",
-        "DIR/x.ckpt: no such checkpoint",
+        "weights=DIR/x.ckpt: no such checkpoint; weights= takes coco, or a checkpoint of this "
+        "program",
         lambda root: [f"weights={root}/x.ckpt"],
         "options",
     ),
     Row(
         "weights to start from, of another program",
         "a state dict",
-        "DIR/x.ckpt: not a checkpoint of comining",
+        "weights=DIR/x.ckpt: not a checkpoint of comining; weights= takes coco, or a checkpoint of "
+        "this program",
         state_dict_to_start_from,
         "options",
     ),
     Row(
         "weights to start from, of another pyramid",
         "`weights=x.ckpt backbone.out_channels=16`",
-        "weights=DIR/x.ckpt do not fit this network: backbone.fpn.inner_blocks.0.0.weight is "
-        "[32, 64, 1, 1] in the weights and [16, 64, 1, 1] in the network, and ... more like this; "
-        "they are of a network with backbone.out_channels=32",
+        "weights=DIR/x.ckpt do not fit this network: add backbone.out_channels=32; "
+        "backbone.fpn.inner_blocks.0.0.weight is [32, 64, 1, 1] in the weights and "
+        "[16, 64, 1, 1] in the network, and ... more like this",
         to_start_from("backbone.out_channels=16"),
         "options",
     ),
@@ -1383,8 +1385,7 @@ OPTIONS = [
         "weights to start from, of another detector",
         "`weights=x.ckpt detector=fcos`",
         "weights=DIR/x.ckpt do not fit this network: add detector=retinanet; they lack "
-        "head.classification_head.conv.0.weight, and ... more like this; they are of a network "
-        "with detector._target_=comining.detectors.retinanet.RetinaNetDetector",
+        "head.classification_head.conv.0.weight, and ... more like this",
         to_start_from("detector=fcos"),
         "options",
     ),

@@ -82,7 +82,12 @@ def match_categories(
         differences = ", ".join(
             f"{name!r} (id {category_id}) is in {file} only" for name, category_id, file in only
         )
-        raise DataError(f"the categories of {annotations.path} and {source} differ: {differences}")
+        ours, theirs = ({name.casefold() for name in names} for names in (id_of, categories.names))
+        alike = all(name.casefold() in ours & theirs for name, *_ in only)
+        advice = "; they differ in capital letters only: rename one" if alike else ""
+        raise DataError(
+            f"the categories of {annotations.path} and {source} differ: {differences}{advice}"
+        )
     label_of = {name: label for label, name in enumerate(categories.names)}
     # The label -1 (every class) is unchanged.
     labels = np.array([*(label_of[name] for name in own.names), -1], dtype=np.int64)

@@ -27,7 +27,8 @@ def validation_share(annotations: AnnotationSet, fraction: float) -> NDArray[np.
     chance = np.array([chance_of(name) for name in annotations.file_names])
     if len(chance) < 2:
         raise DataError(
-            f"{annotations.path}: one image cannot be shared by training and validation"
+            f"{annotations.path}: one image cannot be shared by training and validation; add "
+            "images, or a validation split"
         )
     chosen = chance < fraction
     # In a small set all images may be in one split.

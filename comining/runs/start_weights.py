@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ from comining.config import CONFIG_FOLDER
 from comining.detectors.detector import Detector
 from comining.detectors.transfer import CLASS_LAYERS, difference, take_over
 from comining.detectors.weight_download import load_download
-from comining.errors import ConfigError
+from comining.errors import CheckpointError, ConfigError
 from comining.runs.checkpoint import build_detector, load_detector, read_checkpoint
 from comining.runs.result import plain
 
@@ -48,6 +49,8 @@ NO_CLASS = ("__background__", "N/A")  # among torchvision's names of COCO's clas
 
 # Options of a backbone that do not change the shapes of its weights.
 SHAPELESS = ("weights", "norm", "trainable_layers")
+# Options of a detector that do.
+DETECTOR_SHAPE = ("_target_", "norm_groups", "representation_size")
 MOST_NAMES = 20  # of classes in a line
 
 
@@ -85,9 +88,9 @@ class StartWeights:
         if names:
             more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
             said += f": {', '.join(names[:MOST_NAMES])}{more}"
-        lines = [
-            f"{said}; the other classes start untrained" if len(kept) < len(class_names) else said
-        ]
+        if len(kept) < len(class_names):
+            said += f"; {'the other' if kept else 'all'} classes start untrained"
+        lines = [said]
         there, here = (_anchors(net).sizes[0][0] for net in (self.net, detector.net))
         if abs(there / here - 1) > 0.05:
             lines.append(
@@ -120,18 +123,18 @@ def start_weights(config: dict[str, Any], progress: bool) -> StartWeights | None
         )
     if origin == COCO:
         return _coco(detector, progress)
-    trained, description = load_detector(origin)
+    with _naming_the_option():
+        trained, description = load_detector(origin)
     if type(trained.net) not in CLASS_LAYERS:
         raise ConfigError(
             f"weights={origin}: the classification layer of {type(trained).__name__} is not known"
         )
     problem = difference(detector.net, trained.net)
     if problem is not None:
-        differing = _differing_options(description["config"], config)
-        options = f"; they are of a network with {differing}" if differing else ""
-        choices = " ".join(_fitting_choices(description["config"], config))
-        advice = f"add {choices}; " if choices else ""
-        raise ConfigError(f"weights={origin} do not fit this network: {advice}{problem}{options}")
+        raise ConfigError(
+            f"weights={origin} do not fit this network: "
+            + _with_advice(problem, description["config"], config)
+        )
     return StartWeights(origin, description["category_names"], trained.net)
 
 
@@ -147,8 +150,23 @@ def trained_anchor_scale(origin: str | None) -> float | None:
         return None
     if origin == COCO:
         return COCO_ANCHOR_SCALE
-    scale = read_checkpoint(origin)["comining"]["config"]["detector"].get("anchor_scale")
+    with _naming_the_option():
+        content = read_checkpoint(origin)
+    scale = content["comining"]["config"]["detector"].get("anchor_scale")
     return scale if isinstance(scale, int | float) else None
+
+
+@contextlib.contextmanager
+def _naming_the_option() -> Iterator[None]:
+    """Errors of a checkpoint, which begin with its path, also say which option names it."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"weights={error}; weights= takes {COCO}, or a checkpoint of this program"
+        ) from error
+    except ConfigError as error:
+        raise ConfigError(f"weights={error}") from error
 
 
 def recorded_start(checkpoint: Path | None) -> dict[str, Any] | None:
@@ -234,15 +252,34 @@ def _shape(group: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in SHAPELESS}
 
 
-def _differing_options(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+def _with_advice(problem: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """A difference, what to add to the command line, and what else is known of the weights."""
+    choices = _fitting_choices(there, here)
+    chosen = {choice.partition("=")[0] for choice in choices}
+    options = [
+        option
+        for group in ("backbone", "detector")
+        if group not in chosen
+        for option in _differing_options(group, there[group], here[group])
+    ]
+    if "backbone" in chosen:  # which sets the others, too
+        options = []
+    if any("._target_=" in option for option in options):  # no choice has it
+        return f"{problem}; they are of a network with {', '.join(options)}"
+    advice = [*choices, *options]
+    return f"add {' '.join(advice)}; {problem}" if advice else problem
+
+
+def _differing_options(group: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """Options that shape the network and differ, with their values in the trained one."""
-    found = []
-    for group, names in (
-        ("backbone", [*there["backbone"], *here["backbone"]]),
-        ("detector", ["_target_", "norm_groups", "representation_size"]),
-    ):
-        for name in dict.fromkeys(names):
-            value = there[group].get(name)
-            if name not in SHAPELESS and value != here[group].get(name):
-                found.append(f"{group}.{name}={value}".replace("None", "null"))
-    return ", ".join(found)
+    names = list(there) if group == "backbone" else DETECTOR_SHAPE
+    return [
+        f"{group}.{name}={_written(there[name])}"
+        for name in names
+        if name in there and name not in SHAPELESS and there[name] != here.get(name)
+    ]
+
+
+def _written(value: Any) -> str:
+    """A value as it is written on a command line."""
+    return "null" if value is None else str(value).replace(" ", "")
