@@ -368,8 +368,8 @@ def test_classes_of_splits_are_matched_by_name(tmp_path: Path) -> None:
     ("change", "words"),
     [
         (lambda c: c["categories"][1].update(name="Class 2"),
-         r"'class 2' \(id 2\) is in .*train\.json only, 'Class 2' \(id 2\) is in .*val\.json only; they "
-         r"differ in capital letters only: rename one$"),
+         r"'class 2' \(id 2\) is in .*train\.json only, 'Class 2' \(id 2\) is in .*val\.json only; "
+         r"they differ in capital letters only: rename one$"),
         (lambda c: c["categories"].append({"id": 4, "name": "d"}),
          r"differ: 'd' \(id 4\) is in .*val\.json only$"),
     ],

@@ -375,12 +375,20 @@ def test_no_class_in_common(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("there", "here", "words"),
     [
-        ([], ["backbone.out_channels=16"], r"add backbone\.out_channels=32; .*\[32, .* weights and"),
+        (
+            [],
+            ["backbone.out_channels=16"],
+            r"add backbone\.out_channels=32; .*\[32, .* weights",
+        ),
         ([], ["detector=fcos"], "add detector=retinanet; they lack"),
         ([], ["backbone=resnet18"], "add backbone=slim; they lack"),
         (["backbone.out_channels=16"], ["backbone=resnet18"], r"backbone.widths=\[32,64,128,256\]"),
         ([], ["head.norm_groups=4"], "add detector.norm_groups=8; .*has 8 groups with the"),
-        ([], ["head.norm_groups=null"], r"add detector.norm_groups=8; they lack .*conv\.0\.0\.bias"),
+        (
+            [],
+            ["head.norm_groups=null"],
+            r"add detector.norm_groups=8; .*conv\.0\.0\.bias",
+        ),
         (["head.norm_groups=null"], ["head.norm_groups=8"], "detector.norm_groups=null"),
         (["backbone.norm_groups=4"], [], "add backbone.norm_groups=4; .*has 4 groups with the"),
     ],

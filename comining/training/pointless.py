@@ -116,8 +116,8 @@ def _too_small(train: TrainingSet, kept: NDArray[np.bool_], smallest: float) -> 
         by_longer = train.max_size / of_image.max(axis=1) < train.min_size / of_image.min(axis=1)
         limit = "data.max_size" if by_longer.mean() > 0.5 else "data.min_size"
         yield (
-            f"{annotations.path}: {small.sum()} of {len(boxes)} boxes are below {SMALL * smallest:g} px "
-            f"after resizing (data.min_size={train.min_size}, data.max_size={train.max_size}), but "
+            f"{annotations.path}: {small.sum()} of {len(boxes)} boxes are below "
+            f"{SMALL * smallest:g} px after resizing (data.min_size={train.min_size}, data.max_size={train.max_size}), but "
             f"the smallest anchor is {smallest:g} px: hardly any can be learned; raise "
             f"{limit}"
         )
