@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 from comining.detectors.faster_rcnn import FasterRCNNDetector
 from comining.detectors.region_samples import Samples, padded_rows, sample
+from comining.errors import ConfigError
 from comining.structures import Boxes, Knowledge
-from tests.helpers import boxes, detector, images
+from tests.helpers import boxes, composed, detector, images
 
 SMALL = ("data.min_size=64", "data.max_size=128")
 TRUTH = boxes([(8, 8, 40, 40, 0), (30, 20, 60, 50, 1)], [(5, 5, 30, 60, 2)], [])
@@ -242,3 +244,30 @@ def test_in_bf16_the_losses_are_near_and_what_leaves_the_network_is_float32(
             torch.testing.assert_close(loss, losses[name], rtol=0.05, atol=1e-3)
             loss.backward(retain_graph=True)
     assert all(torch.isfinite(p.grad).all() for p in built.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (
+            "roi_samples=3",
+            "detector.roi_samples=3 with detector.roi_positive_share=0.25: no positive",
+        ),
+        ("roi_positive_share=0.0", "detector.roi_samples=64 with detector.roi_positive_share=0.0"),
+        (
+            "rpn_samples=1",
+            "detector.rpn_samples=1 with detector.rpn_positive_share=0.5: no positive",
+        ),
+        ("roi_foreground_iou=0.0", "detector.roi_foreground_iou=0: all regions would be positive"),
+        ("rpn_background_iou=0.8", "detector.rpn_background_iou=0.8 is larger than detector.rpn_f"),
+    ],
+)
+def test_options_that_leave_nothing_to_learn_are_refused(option: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        faster_rcnn(f"detector.{option}")
+
+
+@pytest.mark.parametrize(("backbone", "count"), [("slim", 32), ("resnet18", 100)])
+def test_fewer_proposals_are_mined_with_a_small_head(backbone: str, count: int) -> None:
+    chosen = composed("detector=faster_rcnn", f"backbone={backbone}")
+    assert chosen.detector.candidate_proposals == count

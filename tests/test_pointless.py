@@ -249,3 +249,15 @@ def test_counts_are_of_what_is_trained_on(root: Path) -> None:
     (line,) = words(read(root))
     assert "'class 3' (6 erased or crowds)" in line
     assert np.count_nonzero(read_coco(root / "train.json").crowd) == 6
+
+
+@pytest.mark.parametrize(("candidates", "said"), [(5, True), (6, False)])
+def test_few_proposals_for_a_crowded_image(root: Path, candidates: int, said: bool) -> None:
+    data = read(root)
+    option = f"detector.candidate_proposals={candidates}"
+    two_stage = detector("faster_rcnn", len(data.categories), option)
+    found = list(pointless(data, two_stage, mines=True))
+    assert (
+        any("has up to 3 annotated objects, and only its 5 best" in line for line in found) == said
+    )
+    assert not any("best proposals" in line for line in pointless(data, two_stage))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -313,6 +314,43 @@ def test_nothing_is_sampled_from_an_ignored_region(built: FasterRCNNDetector) ->
     assert not (seen[1].labels[2] >= 0).any()
 
 
+def test_what_is_ignored_in_one_image_leaves_the_losses_of_others(
+    built: FasterRCNNDetector,
+) -> None:
+    """Fewer regions are sampled then, and each counts as much as before."""
+    predictions = built.predict(images(3))
+    nothing = Knowledge.of(torch.full((3, 3), nan), boxes([], [], []), 0.5)
+    whole = [(-999, -999, 999, 999, -1)]
+    most = Knowledge.of(torch.full((3, 3), nan), boxes([], whole, whole), 0.5)
+    before = built.losses(predictions, TRUTH, knowledge=nothing)
+    after = built.losses(predictions, TRUTH, knowledge=most)
+    for name in ("box", "rpn_box"):  # positives stay
+        torch.testing.assert_close(after[name], before[name])
+    for name in ("classification", "rpn_objectness"):
+        assert 0.1 * before[name] < after[name] < before[name]
+    doubtful = Doubtful(-1.0, 1.0, TRUTH, [True] * 3)
+    unsure = built.losses(predictions, TRUTH, doubtful=doubtful)
+    torch.testing.assert_close(unsure["rpn_box"], before["rpn_box"])
+
+
+def test_nothing_is_sampled_in_the_whole_batch(built: FasterRCNNDetector) -> None:
+    """A method may ask all the same."""
+    predictions = built.predict(images(2))
+    whole = [(-999, -999, 999, 999, -1)]
+    known = Knowledge.of(torch.full((2, 3), nan), boxes(whole, whole), 0.5)
+    seen: list[tuple[int, ...]] = []
+
+    def rule(regions: Regions) -> Background:
+        asked = regions.overlap, regions.predicted_overlap
+        seen.extend(tuple(overlap(TRUTH.of_image(0)).shape[:1]) for overlap in asked)
+        assert not (regions.assign(boxes([(1, 1, 9, 9, 0)], [])) >= 0).any()
+        return Background()
+
+    losses = built.losses(predictions, boxes([], []), rule, known)
+    assert len(seen) == 4
+    assert all(loss == 0 for loss in losses.values())
+
+
 # -- mining ------------------------------------------------------------------------------
 
 
@@ -455,7 +493,7 @@ def test_sparsedet_begins_after_a_ninth_of_training(built: FasterRCNNDetector) -
     assert chosen.first_step == 10
     before = chosen(built, views, batch, 9)
     assert "strong/consistency" not in before.losses
-    assert before.pseudo_labels == {}
+    assert list(before.pseudo_labels) == ["original"]  # mined from the first step on
     after = chosen(built, views, batch, 10)
     assert after.losses["strong/consistency"] > 0
     assert list(after.pseudo_labels) == ["original"]
@@ -479,23 +517,75 @@ def test_the_same_features_in_both_views_differ_by_nothing(built: FasterRCNNDete
     assert nothing.feature_difference(built, *other, batch_of(TRUTH)) == 0
 
 
-def test_parts_of_boxes_are_erased_and_nothing_else() -> None:
-    erase = BoxErasing(p=1.0, sides=(0.5, 0.5))
+def test_features_are_compared_for_the_best_proposals_after_nms(built: FasterRCNNDetector) -> None:
+    views = built.predict([*images(3), *images(6)[3:]]).split(3)
+    batch = batch_of(TRUTH)
+    (masks,) = [
+        sparsedet(objectness=0.0).pseudo_positives(batch).among(one.proposals, one.proposal_scores)
+        for one in views[:1]
+    ]
+    compared: list[list[int]] = []
+    features = built.box_features
+
+    def spied(predictions: Any, given: list[Tensor]) -> Tensor:
+        compared.append([len(own) for own in given])
+        return features(predictions, given)
+
+    built.box_features = spied  # type: ignore[method-assign]
+    for overlap, most in ((1.0, 1000), (0.3, 1000), (0.3, 2)):
+        chosen = sparsedet(objectness=0.0, pair_nms_threshold=overlap, max_pairs=most)
+        chosen.feature_difference(built, *views, batch)
+    everything, apart, few = compared[::2]
+    assert everything == [int(mask.sum()) for mask in masks]
+    assert all(2 < some < every for some, every in zip(apart, everything, strict=True))
+    assert few == [2, 2, 2]
+
+
+def test_features_in_a_region_to_ignore_are_not_compared(built: FasterRCNNDetector) -> None:
+    chosen = sparsedet(objectness=0.0)
+    views = built.predict([*images(3), *images(6)[3:]]).split(3)
+    batch = batch_of(TRUTH)
+    everywhere = boxes(*[[(-999, -999, 999, 999, -1)]] * 3)
+    known = Knowledge.of(torch.full((3, 3), nan), everywhere, 0.5)
+    assert chosen.feature_difference(built, *views, batch) > 0
+    assert chosen.feature_difference(built, *views, replace(batch, knowledge=known)) == 0
+    # For one class of three only: an object of the others may be there.
+    one = boxes(*[[(-999, -999, 999, 999, 1)]] * 3)
+    known = Knowledge.of(torch.full((3, 3), nan), one, 0.5)
+    assert chosen.feature_difference(built, *views, replace(batch, knowledge=known)) > 0
+
+
+def test_a_part_of_one_box_is_erased_and_nothing_else() -> None:
+    erase = BoxErasing(area=(0.5, 0.5), ratio=(2.0, 2.0))
     truth = boxes([(10, 10, 30, 50, 0)], [])
     noise = [torch.zeros(3, 64, 96, dtype=torch.uint8)] * 2
     first, second = erase(noise, truth, [4, 5], 0)
     changed = (first == FILL).all(dim=0).nonzero()
-    assert len(changed) == 10 * 20
-    assert changed.amin(dim=0).tolist() >= [10, 10]
-    assert (changed[:, 0] < 50).all()
-    assert (changed[:, 1] < 30).all()
+    # Half of 20 x 40 px, twice as high as wide: 28.3 x 14.1.
+    assert (changed.amax(dim=0) - changed.amin(dim=0) + 1 - torch.tensor([28, 14])).abs().max() <= 1
+    assert (changed >= 10).all()
+    assert (changed < torch.tensor([50, 30])).all()
     assert torch.equal(second, noise[1])
     assert torch.equal(noise[0], torch.zeros_like(noise[0]))
     assert torch.equal(erase(noise[:1], truth.of_image(0), [4], 0)[0], first)
-    never = BoxErasing(p=0.0, sides=(0.5, 0.5))
-    assert torch.equal(never(noise, truth, [4, 5], 0)[0], noise[0])
-    with pytest.raises(ValueError, match=r"sides must be \[smallest, largest\]"):
-        BoxErasing(p=1.0, sides=(0.6, 0.5))
+    # Of several boxes one, and every one at some time.
+    two = boxes([(0, 0, 20, 20, 0), (50, 30, 90, 60, 1)])
+    hit = set()
+    square = BoxErasing(area=(0.5, 0.5), ratio=(1.0, 1.0))
+    for position in range(20):
+        (picture,) = square(noise[:1], two, [position], 0)
+        parts = [
+            bool((picture[0, :20, :20] == FILL).any()),
+            bool((picture[0, 30:, 50:] == FILL).any()),
+        ]
+        assert parts.count(True) == 1
+        hit.add(parts.index(True))
+    assert hit == {0, 1}
+    # Twelve times as high as the box allows: never fits.
+    high = BoxErasing(area=(0.5, 0.5), ratio=(12.0, 12.0))
+    assert torch.equal(high(noise, truth, [4, 5], 0)[0], noise[0])
+    with pytest.raises(ValueError, match=r"method.erase.area must be \[smallest, largest\]"):
+        BoxErasing(area=(0.6, 0.5), ratio=(1.0, 1.0))
 
 
 def test_a_detector_without_proposals_is_refused() -> None:

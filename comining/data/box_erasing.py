@@ -1,4 +1,4 @@
-"""Erasing parts of annotated objects."""
+"""Erasing a part of an annotated object (SparseDet)."""
 
 from __future__ import annotations
 
@@ -9,27 +9,37 @@ from torch import Tensor
 
 from comining.data.seeding import derive_seed
 from comining.data.strong_view import FILL
-from comining.option_types import Fraction
+from comining.option_types import Fraction, PositiveFloat
 from comining.structures import Boxes
+
+ATTEMPTS = 10
 
 
 class BoxErasing:
-    """Covers a part of randomly chosen annotated boxes with a grey rectangle.
+    """Covers a part of one annotated box of each image, drawn at random, with a grey rectangle.
+
+    Source: the code of Suri et al., ICCV 2023, which covers it with black.
 
     Args:
-        p: the probability that a part of a box is erased.
-        sides: smallest and largest side of the rectangle, as a share of the side of the box.
+        area: smallest and largest area of the rectangle, as a share of the box.
+        ratio: smallest and largest ratio of its height to its width. A rectangle that does not fit
+            into the box is drawn again, up to ten times; then the image stays as it is.
     """
 
-    def __init__(self, *, p: Fraction, sides: tuple[Fraction, Fraction]):
-        if sides[0] > sides[1]:
-            raise ValueError(f"method.erase.sides must be [smallest, largest], got {list(sides)}")
-        self.p, self.sides = p, sides
+    def __init__(
+        self, *, area: tuple[Fraction, Fraction], ratio: tuple[PositiveFloat, PositiveFloat]
+    ):
+        for name, (smallest, largest) in (("area", area), ("ratio", ratio)):
+            if smallest > largest:
+                raise ValueError(
+                    f"method.erase.{name} must be [smallest, largest], got {[smallest, largest]}"
+                )
+        self.area, self.ratio = area, ratio
 
     def __call__(
         self, images: Sequence[Tensor], annotated: Boxes, positions: Sequence[int], seed: int
     ) -> list[Tensor]:
-        """Copies of images with parts erased.
+        """Copies of images with a part erased.
 
         Args:
             images: B times [3, H, W] uint8, left unchanged.
@@ -41,26 +51,31 @@ class BoxErasing:
         for image, own, position in zip(images, annotated.split(), positions, strict=True):
             generator = torch.Generator().manual_seed(derive_seed("box parts", seed, position))
             picture = image.clone()
-            rows = torch.rand(len(own), 5, generator=generator).tolist()
-            for box, (chance, *shares) in zip(own.boxes.tolist(), rows, strict=True):
-                if chance < self.p:
-                    left, top, right, bottom = self.part(box, shares)
+            if len(own):
+                row = int(torch.randint(len(own), (), generator=generator))
+                part = self.part(own.boxes[row].tolist(), generator)
+                if part is not None:
+                    left, top, right, bottom = part
                     picture[:, top:bottom, left:right] = FILL
             pictures.append(picture)
         return pictures
 
-    def part(self, box: Sequence[float], shares: Sequence[float]) -> list[int]:
+    def part(self, box: Sequence[float], generator: torch.Generator) -> list[int] | None:
         """The rectangle (left, top, right, bottom), whole px, inside a box (x1, y1, x2, y2).
 
-        Args:
-            shares: 4 numbers from 0 to 1: width, height, place along x and along y.
+        None if none of the rectangles that were drawn fits.
         """
-        low, high = self.sides
-        begin, end = [], []
-        for axis in (0, 1):
-            first, length = box[axis], box[axis + 2] - box[axis]
-            side = (low + (high - low) * shares[axis]) * length
-            start = first + shares[axis + 2] * (length - side)
-            begin.append(max(0, round(start)))
-            end.append(max(0, round(start + side)))
-        return [*begin, *end]
+        left, top, width, height = box[0], box[1], box[2] - box[0], box[3] - box[1]
+        for _ in range(ATTEMPTS):
+            area, ratio, along_x, along_y = torch.rand(4, generator=generator).tolist()
+            covered = _between(self.area, area) * width * height
+            ratio = _between(self.ratio, ratio)
+            across, down = (covered / ratio) ** 0.5, (covered * ratio) ** 0.5
+            if across < width and down < height:
+                x, y = left + along_x * (width - across), top + along_y * (height - down)
+                return [max(0, round(side)) for side in (x, y, x + across, y + down)]
+        return None
+
+
+def _between(limits: tuple[float, float], share: float) -> float:
+    return limits[0] + (limits[1] - limits[0]) * share

@@ -20,8 +20,8 @@ from comining.detectors.detector import BackgroundRule
 from comining.detectors.losses import normalizer
 from comining.detectors.region_samples import (
     Doubtful,
-    Samples,
     TwoStagePredictions,
+    count_drawn,
     in_rows,
     match_anchors,
     match_proposals,
@@ -52,8 +52,10 @@ class FasterRCNNDetector(TorchvisionDetector):
     """A region proposal network (RPN), and a head that classifies its proposals (RoI head).
 
     The losses are torchvision's, term by term: cross-entropy and smooth L1 of the sampled regions
-    of each stage, summed over the batch and divided by their number. The samples depend on
-    :meth:`seed_samples`, image by image; without it, on the position in the batch. Methods are
+    of each stage, summed over the batch and divided by their number. Regions that are left out
+    because they are ignored count in the divisor, so that what is ignored in one image does not
+    raise the loss of the others. The samples depend on :meth:`seed_samples`, image by image;
+    without it, on the position in the batch. Methods are
     called twice for a branch: for the sampled anchors of the RPN, whose single class is an object
     of any class, and for the sampled proposals. Terms of a method are divided like the
     classification loss of the stage.
@@ -119,6 +121,19 @@ class FasterRCNNDetector(TorchvisionDetector):
                 f"detector.rpn_background_iou={rpn_background_iou} is larger than "
                 f"detector.rpn_foreground_iou={rpn_foreground_iou}"
             )
+        for stage, count, share, overlap in (
+            ("rpn", rpn_samples, rpn_positive_share, rpn_foreground_iou),
+            ("roi", roi_samples, roi_positive_share, roi_foreground_iou),
+        ):
+            if int(count * share) == 0:
+                raise ValueError(
+                    f"detector.{stage}_samples={count} with detector.{stage}_positive_share={share}"
+                    ": no positive would ever be sampled"
+                )
+            if overlap == 0:
+                raise ValueError(
+                    f"detector.{stage}_foreground_iou=0: all regions would be positive"
+                )
         sizes = tuple(
             (ANCHOR_UNIT * anchor_scale * 2**level,) for level in range(len(backbone.strides))
         )
@@ -295,16 +310,15 @@ class FasterRCNNDetector(TorchvisionDetector):
         rpn, size = self.net.rpn, len(predictions)
         anchors = predictions.anchors
         labels, matched = match_anchors(rpn, anchors, targets)
+        sampler = rpn.fg_bg_sampler
+        limits = sampler.batch_size_per_image, sampler.positive_fraction
+        count = count_drawn(labels, 1, *limits)
         labels = left_to_knowledge(labels, [anchors] * size, knowledge, pooled=True)
         if doubtful is not None:
             decoded = self._decoded_anchors(predictions.deltas, anchors)
             unsure = doubtful.among(list(decoded), list(predictions.objectness.sigmoid()))
             labels = without(labels, unsure, background=1)
-        sampler = rpn.fg_bg_sampler
-        samples = sample(
-            labels, 1, sampler.batch_size_per_image, sampler.positive_fraction,
-            self._seeds("rpn", size),
-        )  # fmt: skip
+        samples = sample(labels, 1, *limits, self._seeds("rpn", size))
         chosen = samples.of(torch.stack(labels)).masked_fill(~samples.real, IGNORED)
         boxes = samples.of(anchors.expand(size, -1, -1))
         deltas = samples.of(predictions.deltas)
@@ -322,7 +336,7 @@ class FasterRCNNDetector(TorchvisionDetector):
             samples.of(torch.stack(matched))[positive], boxes[positive]
         )
         return self._stage(
-            regions, background, known_entries(knowledge, boxes, pooled=True), samples,
+            regions, background, known_entries(knowledge, boxes, pooled=True), count,
             deltas[positive], wanted, ("rpn_objectness", "rpn_box", "rpn_"),
         )  # fmt: skip
 
@@ -338,6 +352,9 @@ class FasterRCNNDetector(TorchvisionDetector):
         own_boxes = [own.boxes for own in targets.split()]
         proposals = heads.add_gt_proposals(predictions.proposals, own_boxes)
         labels, matched = match_proposals(heads, proposals, targets, self.num_classes)
+        sampler = heads.fg_bg_sampler
+        limits = sampler.batch_size_per_image, sampler.positive_fraction
+        count = count_drawn(labels, self.num_classes, *limits)
         labels = left_to_knowledge(labels, proposals, knowledge, pooled=False)
         if doubtful is not None:
             scores = [  # targets are not doubtful
@@ -346,11 +363,8 @@ class FasterRCNNDetector(TorchvisionDetector):
             ]
             unsure = doubtful.among(proposals, scores)
             labels = without(labels, unsure, background=self.num_classes)
-        sampler = heads.fg_bg_sampler
-        drawn = sample(
-            labels, self.num_classes, sampler.batch_size_per_image, sampler.positive_fraction,
-            self._seeds("roi", len(predictions)),
-        )  # fmt: skip
+        seeds = self._seeds("roi", len(predictions))
+        drawn = sample(labels, self.num_classes, *limits, seeds)
         rows = [index[real] for index, real in zip(drawn.rows, drawn.real, strict=True)]
         boxes = [own[row] for own, row in zip(proposals, rows, strict=True)]
         logits, deltas = self.classify(predictions, boxes)
@@ -362,9 +376,11 @@ class FasterRCNNDetector(TorchvisionDetector):
         table = into_rows(torch.cat(boxes))
 
         def predicted() -> Tensor:
-            decoded = heads.box_coder.decode(deltas.detach().flatten(1), boxes)
+            if not len(deltas):  # decode() would return no last dimension of 4
+                return torch.zeros_like(table)
             likeliest = logits[:, 1:].argmax(dim=1) + 1
-            return into_rows(decoded[torch.arange(len(decoded)), likeliest])
+            of_likeliest = deltas.detach()[torch.arange(len(deltas)), likeliest]
+            return into_rows(heads.box_coder.decode(of_likeliest, boxes)[:, 0])
 
         def assigned(others: Boxes) -> Tensor:
             return into_rows(torch.cat(match_proposals(heads, boxes, others, self.num_classes)[0]))
@@ -376,7 +392,7 @@ class FasterRCNNDetector(TorchvisionDetector):
         positive = ((chosen >= 0) & (chosen < self.num_classes)).nonzero().squeeze(1)
         wanted = heads.box_coder.encode_single(flat_matched[positive], torch.cat(boxes)[positive])
         return self._stage(
-            regions, background, known_entries(knowledge, table, pooled=False), samples,
+            regions, background, known_entries(knowledge, table, pooled=False), count,
             deltas[positive, chosen[positive] + 1], wanted, ("classification", "box", ""),
         )  # fmt: skip
 
@@ -385,20 +401,21 @@ class FasterRCNNDetector(TorchvisionDetector):
         regions: StageRegions,
         background: BackgroundRule | None,
         known: KnownEntries | None,
-        samples: Samples,
+        count: int,
         deltas: Tensor,
         wanted: Tensor,
         names: tuple[str, str, str],
     ) -> dict[str, Tensor]:
-        """The losses of a stage, divided by the number of regions that were sampled.
+        """The losses of a stage.
 
         Args:
+            count: what they are divided by, over all processes.
             deltas, wanted: [P, 4] of the positives.
             names: of the two losses, and the prefix for the names of a method's terms.
         """
-        count = normalizer(samples.real.sum().to(deltas.dtype), smallest=1.0)
+        divisor = normalizer(deltas.new_tensor(float(count)), smallest=1.0)
         loss, terms = classification_loss(regions, background, known)
         box = F.smooth_l1_loss(deltas, wanted, beta=self.smooth_l1_beta, reduction="sum")
         of_classes, of_boxes, prefix = names
-        losses = {of_classes: loss / count, of_boxes: box / count}
-        return losses | {f"{prefix}{name}": term / count for name, term in terms.items()}
+        losses = {of_classes: loss / divisor, of_boxes: box / divisor}
+        return losses | {f"{prefix}{name}": term / divisor for name, term in terms.items()}

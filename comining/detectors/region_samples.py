@@ -126,6 +126,16 @@ def sample(
     return padded_rows(chosen)
 
 
+def count_drawn(labels: Sequence[Tensor], num_classes: int, count: int, share: float) -> int:
+    """How many regions :func:`sample` draws in all images together."""
+    total = 0
+    for of_image in labels:
+        positive = int(((of_image >= 0) & (of_image < num_classes)).sum())
+        positive = min(positive, int(count * share))
+        total += positive + min(int((of_image == num_classes).sum()), count - positive)
+    return total
+
+
 def _some_of(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
     order = torch.randperm(len(rows), generator=generator)
     return rows[order[:count].to(rows.device)]

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import nms
 
 from comining.data.box_erasing import BoxErasing
 from comining.data.datamodule import DetectionData
 from comining.data.views import SecondView
 from comining.detectors.detector import Detector
 from comining.detectors.faster_rcnn import FasterRCNNDetector
+from comining.detectors.known_entries import in_ignored
 from comining.detectors.losses import normalizer
 from comining.detectors.region_samples import Doubtful, TwoStagePredictions
 from comining.methods.method import Method, RunInfo, Supervision
@@ -24,26 +26,25 @@ from comining.structures import Batch, Boxes, Predictions, StepResult
 class SparseDet(Method):
     """Proposals that may be objects are not background, and get similar features in two views.
 
-    The network sees the original view and a ``strong`` one of the same geometry. From a given step
-    on, background that the region proposal network takes for an object, far from every annotation
-    (a pseudo-positive), is sampled in neither stage. The head's features of the original view's
-    pseudo-positives are drawn together in the two views. Besides the annotations, the strong view
-    is trained on the confident detections of the original one.
+    The network sees the original view and a ``strong`` one of the same geometry. Besides the
+    annotations, the strong view is trained on the confident detections of the original one. From a
+    given step on, background that the region proposal network takes for an object, far from every
+    annotation (a pseudo-positive), is sampled in neither stage, and the head's features of the
+    original view's pseudo-positives are drawn together in the two views.
 
     (The authors' region proposal network looks at the features of both views together, at inference
-    too. Here it looks at each view alone, and the anchors that pseudo-positives come from are
-    ignored in it, so that the network stays torchvision's.)
+    too. Here it looks at each view alone, so that the network stays torchvision's, and the anchors
+    that pseudo-positives come from are ignored in it. docs/two-stage.md lists what else differs.)
 
     Args:
         recolour: changes the colours of the strong view.
-        erase: erases parts of annotated objects in it.
-        start: the part of training, 0 ... 1, before which both views are trained by the
-            annotations alone.
+        erase: erases a part of an annotated object in it.
+        start: the part of training, 0 ... 1, before which there are no pseudo-positives.
         objectness: a pseudo-positive's probability of an object exceeds this.
         overlap: its IoU with every annotation is at most this.
         consistency_weight: of the mean squared difference of features.
-        max_pairs: number of pseudo-positives of an image, the best ones, whose features are
-            compared.
+        pair_nms_threshold, max_pairs: features are compared for the best pseudo-positives of an
+            image after NMS, at most this many.
         score_threshold, nms_threshold, overlap_threshold, class_aware, max_per_image, clip_boxes,
             min_box_size: of the detections of the original view, see :class:`Miner`.
     """
@@ -59,6 +60,7 @@ class SparseDet(Method):
         objectness: Fraction,
         overlap: Fraction,
         consistency_weight: NonNegativeFloat,
+        pair_nms_threshold: Fraction,
         max_pairs: NonNegativeInt,
         score_threshold: Fraction,
         nms_threshold: Fraction,
@@ -78,7 +80,8 @@ class SparseDet(Method):
         self.score_threshold = score_threshold
         self.start = start
         self.objectness, self.overlap = objectness, overlap
-        self.consistency_weight, self.max_pairs = consistency_weight, max_pairs
+        self.consistency_weight = consistency_weight
+        self.pair_nms_threshold, self.max_pairs = pair_nms_threshold, max_pairs
         self.started = False  # in the current step
         self.consistency: list[Tensor] = []  # of the current step: one, or none
 
@@ -117,11 +120,9 @@ class SparseDet(Method):
         batch: Batch,
         step: int,
     ) -> Supervision:
-        if step < self.first_step:
-            return Supervision()
         size = batch.annotated.num_images
         original, strong = predictions.split(size)
-        if self.in_step and self.consistency_weight > 0:
+        if self.started and self.in_step and self.consistency_weight > 0:
             self.consistency.append(self.feature_difference(detector, original, strong, batch))
         mined, remaining = self.miner(detector, original.detach(), batch.annotated)
         return Supervision({"strong": mined}, {"original": mined}, {"original": remaining})
@@ -140,9 +141,13 @@ class SparseDet(Method):
         assert isinstance(original, TwoStagePredictions)
         assert isinstance(strong, TwoStagePredictions)
         masks = self.pseudo_positives(batch).among(original.proposals, original.proposal_scores)
-        boxes = [
-            own[mask][: self.max_pairs] for own, mask in zip(original.proposals, masks, strict=True)
-        ]
+        boxes = []
+        for image, (own, scores, mask) in enumerate(
+            zip(original.proposals, original.proposal_scores, masks, strict=True)
+        ):
+            chosen = mask & ~in_ignored(batch.knowledge, image, own).all(dim=1)
+            best = nms(own[chosen], scores[chosen], self.pair_nms_threshold)[: self.max_pairs]
+            boxes.append(own[chosen][best])
         first, second = (detector.box_features(view, boxes) for view in (original, strong))
         count = torch.tensor(float(first.numel()), device=first.device)
         difference = F.mse_loss(first.float(), second.float(), reduction="sum")

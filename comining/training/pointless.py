@@ -16,6 +16,7 @@ from comining.data.dataset import TrainingSet
 from comining.data.knowledge import COMPLETE
 from comining.data.pasting import LARGEST_SHARE, SMALLEST_SIDE
 from comining.detectors.detector import Detector
+from comining.detectors.faster_rcnn import FasterRCNNDetector
 from comining.ops import resized_shape
 from comining.training.training_module import DetectionModule
 
@@ -54,6 +55,8 @@ def pointless(data: DetectionData, detector: Detector, mines: bool = False) -> I
             "exhaustive, or fields of the file): there is nothing to mine"
         )
     yield from _too_small(train, kept, detector.smallest_region)
+    if mines and isinstance(detector, FasterRCNNDetector):
+        yield from _crowded(train, kept, detector.candidate_proposals)
     yield from _never_pasted(train)
     for split, evaluated in data.evaluated.items():
         judged = ~evaluated.crowd
@@ -117,9 +120,20 @@ def _too_small(train: TrainingSet, kept: NDArray[np.bool_], smallest: float) -> 
         limit = "data.max_size" if by_longer.mean() > 0.5 else "data.min_size"
         yield (
             f"{annotations.path}: {small.sum()} of {len(boxes)} boxes are below "
-            f"{SMALL * smallest:g} px after resizing (data.min_size={train.min_size}, data.max_size={train.max_size}), but "
-            f"the smallest anchor is {smallest:g} px: hardly any can be learned; raise "
-            f"{limit}"
+            f"{SMALL * smallest:g} px after resizing (data.min_size={train.min_size}, "
+            f"data.max_size={train.max_size}), but the smallest anchor is {smallest:g} px: hardly "
+            f"any can be learned; raise {limit}"
+        )
+
+
+def _crowded(train: TrainingSet, kept: NDArray[np.bool_], candidates: int) -> Iterator[str]:
+    """Images whose annotated objects leave few of the mined proposals to others."""
+    annotations = train.annotations
+    most = int(np.bincount(annotations.image[kept]).max(initial=0))
+    if 2 * most > candidates:
+        yield (
+            f"{annotations.path}: an image has up to {most} annotated objects, and only its "
+            f"{candidates} best proposals are mined: raise detector.candidate_proposals"
         )
 
 
