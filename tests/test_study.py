@@ -13,7 +13,7 @@ from comining.reports import plots
 from comining.reports.records import read_results, runs_frame
 from comining.reports.study_files import collect, read_study
 from comining.reports.study_selection import WITH_TAU, with_changed_options
-from comining.runs.options import recipe_options
+from comining.runs.options import changed_options, recipe_options
 from comining.runs.result import RunResult
 from comining.study import main
 from tests.helpers import composed
@@ -313,6 +313,35 @@ def test_what_of_a_recipe_was_changed(runs: RunFolder, options: list[str], shown
     runs.add(48.0, method="original", seed=2, max_steps=600, recipe_options=recipes[1])
     found = with_changed_options(runs_frame(read_results(sorted(runs.root.glob("*/*.json")))))
     assert found["changed"].tolist() == ["", "", shown]
+
+
+def test_another_sparse_set_is_neither_seed_nor_repeat(runs: RunFolder) -> None:
+    for seed in (0, 1):
+        add(runs, "original", seed, 41.0)
+    add(runs, "original", 0, 48.0, sparsity_options={"regions": 1.0}, variant="other")
+    page = page_of(runs)
+    assert "| hard | `original` | 41.0 ± 0.0 (2 seeds) |" in page
+    row = "| retinanet | hard | `original` | - | `sparsity.regions=1.0` | 0 | 49.0 | 48.0 |"
+    assert row in page
+    assert "a second time" not in page
+
+
+@pytest.mark.parametrize(
+    ("options", "changed"),
+    [
+        (["sparsity=hard"], {}),
+        (["sparsity=hard", "sparsity.regions=1.0"], {"regions": 1.0}),
+        (["sparsity=classes", "sparsity.known=false"], {"known": False}),
+        (["sparsity=file", "sparsity.path=/x/y.json"], {}),
+    ],
+)
+def test_options_of_a_sparse_set_that_differ_from_its_choice(
+    options: list[str], changed: dict[str, Any]
+) -> None:
+    config: Any = OmegaConf.to_container(composed("data.root=/x", *options), resolve=True)
+    choice = options[0].partition("=")[2]
+    assert changed_options("sparsity", choice, config) == changed
+    assert changed_options("sparsity", "my_own", config) == {}
 
 
 def test_a_run_records_its_recipe_without_what_is_studied(runs: RunFolder) -> None:

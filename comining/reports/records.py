@@ -18,7 +18,9 @@ Results = Mapping[Path, RunResult]
 
 # Known names in the order of the paper; tables and plots put others after them.
 DETECTORS = ("retinanet", "fcos", "faster_rcnn")
-SPARSITIES = ("full", "easy", "hard", "extreme", "miss50", "keep1", "file")
+SPARSITIES = (
+    "full", "easy", "hard", "extreme", "miss50", "keep1", "classes", "regions", "file",
+)  # fmt: skip
 METHODS = (
     "original", "augmented", "joint", "self_mining", "comining", "pseudo_label", "soft_sampling",
     "background_recalibration", "part_aware", "mean_teacher", "costudent", "calibrated_teacher",
@@ -95,9 +97,10 @@ def runs_frame(results: Results) -> pd.DataFrame:
     """A row per run, whatever its status; the columns are :data:`TYPES`.
 
     AP is on a scale of 0-100; mining figures are those of the last quarter of training. Figures
-    that a run does not have are NaN. ``options`` is JSON: the length of training, and all options
-    of the method but its score threshold; ``recipe_options`` is JSON, too. ``kind`` is a
-    readable name for the options that runs of one table share.
+    that a run does not have are NaN. ``options`` is JSON: the length of training, all options of
+    the method but its score threshold, and those of the sparse set that differ from its choice;
+    ``recipe_options`` is JSON, too. ``kind`` is a readable name for the options that runs of one
+    table share.
     """
     rows = [_row(file, result) for file, result in results.items()]
     return pd.DataFrame(rows, columns=pd.Index(TYPES)).astype(TYPES)
@@ -106,6 +109,7 @@ def runs_frame(results: Results) -> pd.DataFrame:
 def _row(file: Path, result: RunResult) -> dict[str, Any]:
     finished = result.status == "finished"  # else the numbers would be those of some earlier step
     options = {k: v for k, v in result.method_options.items() if k != "score_threshold"}
+    options |= {f"sparsity.{name}": value for name, value in result.sparsity_options.items()}
     tau = result.score_threshold
     pasting = f"data.paste={result.paste}" if result.paste else ""
     row = {

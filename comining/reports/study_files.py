@@ -57,6 +57,7 @@ def without_paths(result: RunResult) -> RunResult:
         }
         for field, given in {
             "method_options": result.method_options,
+            "sparsity_options": result.sparsity_options,
             "recipe_options": result.recipe_options,
         }.items()
     }
@@ -93,7 +94,13 @@ def _same_run(one: RunResult, other: RunResult) -> bool:
 def _identity(result: RunResult) -> tuple[Any, ...]:
     """Equal for repeats of a run; ``variant`` also counts options that change no number."""
     choices = (result.detector, result.sparsity, result.method, result.view)
-    options = (result.method_options, result.max_steps, result.paste, result.seed)
+    options = (
+        result.method_options,
+        result.sparsity_options,
+        result.max_steps,
+        result.paste,
+        result.seed,
+    )
     return (*choices, result.backbone, *options)
 
 

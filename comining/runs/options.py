@@ -8,6 +8,9 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import yaml
+
+from comining.config import CONFIG_FOLDER
 from comining.runs.result import plain
 
 # What the runs of a study differ in: everything else is the recipe that they share.
@@ -81,6 +84,26 @@ def recipe_options(config: Mapping[str, Any]) -> dict[str, Any]:
     }
     recorded = {k: v for k, v in options.items() if not NOT_RECORDED.fullmatch(k)}
     return {"weights": config.get("weights"), **classes, **recorded}
+
+
+def changed_options(group: str, choice: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a group that differ from the file of its choice; files aside.
+
+    Args:
+        group: a folder of the configuration.
+        choice: a file in it; nothing is known of other ones.
+        config: the resolved configuration.
+    """
+    file = CONFIG_FOLDER / group / f"{choice}.yaml"
+    options = config.get(group)
+    if not isinstance(options, Mapping) or not file.is_file():
+        return {}
+    usual = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return {
+        name: value
+        for name, value in options.items()
+        if name != "path" and (name not in usual or usual[name] != value)
+    }
 
 
 def same_options(first: Any, second: Any, ignoring: Collection[str]) -> bool:

@@ -30,7 +30,7 @@ from comining.runs.environment import versions
 from comining.runs.files import replace_file
 from comining.runs.fitted import Fitted, fit_to_data
 from comining.runs.gpu import claim_gpu
-from comining.runs.options import STUDIED, options_hash, recipe_options
+from comining.runs.options import STUDIED, changed_options, options_hash, recipe_options
 from comining.runs.result import RunResult, Status
 from comining.runs.resume import requeue, where_started, with_options_of, write_overrides
 from comining.runs.signals import SIGNALS, Interrupted
@@ -276,6 +276,7 @@ def identity(config: Any) -> dict[str, Any]:
         "seed": seed if type(seed) is int else None,
         "max_steps": max_steps if type(max_steps) is int else None,
         "method_options": {k: v for k, v in options.items() if not str(k).startswith("_")},
+        "sparsity_options": changed_options("sparsity", fields["sparsity"], config),
         # Runs that differ only in the seed share the first; the cells of a table share the second.
         "variant": options_hash(config, without=("seed",)),
         "recipe": options_hash(config, without=STUDIED),

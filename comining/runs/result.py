@@ -44,6 +44,8 @@ class RunResult(BaseModel):
     seed: int | None  # None only if the option was not a valid seed
     max_steps: int | None  # optimizer steps; None only if the option was not a number
     method_options: dict[str, Any] = Field(default_factory=dict)
+    # The options of the sparse set that differ from its choice; none in records from before this.
+    sparsity_options: dict[str, Any] = Field(default_factory=dict)
     # Hashes of the options: runs that share `variant` are seeds of one another, runs that share
     # `recipe` differ in no more than method, view, sparsity and threshold.
     variant: str = ""
@@ -83,7 +85,9 @@ class RunResult(BaseModel):
     hardware: str = ""
     wall_time_s: float = 0.0
 
-    @field_validator("method_options", "recipe_options", "divergence", mode="before")
+    @field_validator(
+        "method_options", "sparsity_options", "recipe_options", "divergence", mode="before"
+    )
     @classmethod
     def _plain(cls, value: Any) -> Any:
         return plain(value)
