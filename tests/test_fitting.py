@@ -23,7 +23,8 @@ from tests.ddp import ROOT, train
 from tests.helpers import composed, edit_json, write_coco
 
 OPTIONS: dict[str, Any] = {
-    "small_object": 16.0, "least_size": 64, "largest_size": 800, "aspect": 1.5, "batch_size": 2,
+    "small_object": 16.0, "least_size": 64, "usual_size": 64, "largest_size": 800, "aspect": 1.5,
+    "batch_size": 2,
     "batches_per_step": 1, "epochs": 10, "least_steps": 1, "most_steps": 1000, "validations": 6,
 }  # fmt: skip
 
@@ -114,6 +115,21 @@ def test_the_rest_goes_by_what_is_given(tmp_path: Path) -> None:
     assert values(tmp_path, objects, Given(max_steps=7))["trainer.val_check_interval"] == 2
 
 
+@pytest.mark.parametrize(
+    ("height", "size"), [(100, 96), (200, 192), (320, 320), (1000, 320), (1001, 320), (50, 64)]
+)
+def test_large_objects_are_seen_in_the_usual_size_as_far_as_images_have_it(
+    tmp_path: Path, height: int, size: int
+) -> None:
+    half = squares(height / 2)
+    found = values(tmp_path, half, width=height, height=height, usual_size=320)
+    assert found["data.min_size"] == size
+    # Small objects need more.
+    small = squares(height / 50)
+    found = values(tmp_path, small, width=height, height=height, usual_size=320)
+    assert found["data.min_size"] == 800
+
+
 def test_the_longer_side_of_a_picture_limits_its_size(tmp_path: Path) -> None:
     """Objects count at the size that resizing gives them."""
     # 480 x 48 px, 1.5 times of it at most: the shorter side of all becomes a tenth of the longer.
@@ -154,6 +170,7 @@ def test_a_limit_that_keeps_objects_small_is_said(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"largest_size": 32}, "fit.largest_size=32 is smaller than fit.least_size=64"),
+        ({"usual_size": 900}, "fit.largest_size=800 is smaller than fit.usual_size=900"),
         ({"most_steps": 1, "least_steps": 2}, "fit.most_steps=1 is smaller than fit.least_steps=2"),
         ({"aspect": 0.9}, "fit.aspect=0.9"),
     ],

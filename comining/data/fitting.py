@@ -33,6 +33,8 @@ class FitToData:
     Args:
         small_object: wanted side of a small object (the 10th percentile) after resizing, px.
         least_size, largest_size: bounds of the shorter side of an image, px.
+        usual_size: the size is not below this if the images have it (their median), even if their
+            objects are large enough at a smaller one.
         aspect: largest ratio of the longer to the shorter side.
         batch_size, batches_per_step: of training, ``data.batch_size`` and
             ``trainer.accumulate_grad_batches``.
@@ -46,6 +48,7 @@ class FitToData:
         *,
         small_object: PositiveFloat,
         least_size: PositiveInt,
+        usual_size: PositiveInt,
         largest_size: PositiveInt,
         aspect: PositiveFloat,
         batch_size: PositiveInt,
@@ -55,10 +58,11 @@ class FitToData:
         most_steps: PositiveInt,
         validations: PositiveInt,
     ):
-        if largest_size < least_size:
-            raise ValueError(
-                f"fit.largest_size={largest_size} is smaller than fit.least_size={least_size}"
-            )
+        for name, size in (("least_size", least_size), ("usual_size", usual_size)):
+            if largest_size < size:
+                raise ValueError(
+                    f"fit.largest_size={largest_size} is smaller than fit.{name}={size}"
+                )
         if most_steps < least_steps:
             raise ValueError(
                 f"fit.most_steps={most_steps} is smaller than fit.least_steps={least_steps}"
@@ -67,6 +71,7 @@ class FitToData:
             raise ValueError(f"fit.aspect={aspect} must be a number of at least 1")
         self.small_object = small_object
         self.least_size, self.largest_size = least_size, largest_size
+        self.usual_size = usual_size
         self.aspect = aspect
         self.images_per_step = batch_size * batches_per_step
         self.epochs = epochs
@@ -86,8 +91,9 @@ class FitToData:
         max_size = given.max_size
         min_size = given.min_size
         if min_size is None:
-            min_size = self._wanted_size(annotations, objects, max_size)
-            min_size = min(max(min_size, self.least_size), self.largest_size)
+            wanted = self._wanted_size(annotations, objects, max_size)
+            usual = min(self.usual_size, int(np.median(shorter)) // STRIDE * STRIDE)
+            min_size = min(max(wanted, usual, self.least_size), self.largest_size)
             min_size = min_size if max_size is None else min(min_size, max_size)
         if max_size is None:
             max_size = round(min_size * self.aspect)
