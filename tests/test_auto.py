@@ -379,6 +379,7 @@ def test_bccd_as_voc(tmp_path: Path) -> None:
         assert found[split].fingerprint() == one.fingerprint(), split
 
 
+@pytest.mark.slow
 def test_equal_sets_have_equal_losses(tmp_path: Path) -> None:
     """Two steps on coco128 as YOLO and as COCO."""
     content, pictures, names = renumbered(

@@ -211,6 +211,7 @@ def in_legend(sheet: np.ndarray) -> bool:
     return bool((sheet[-28:] == IGNORED.colour).all(-1).any())
 
 
+@pytest.mark.slow
 def test_regions_to_ignore_are_in_all_sheets(tmp_path: Path) -> None:
     """Those that sparsity leaves, and those of a file; where there are some, in the legend, too."""
     folder = tmp_path / "a" / "pictures"

@@ -345,6 +345,7 @@ def test_a_save_that_fails_leaves_the_earlier_checkpoint(
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
     """On a real tmpfs of 1 MB, where one may be mounted; a run that fills it says so."""
     disk = tmp_path / "disk"
@@ -376,6 +377,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
         subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_run_on_a_full_disk_says_what_happened(folder: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
