@@ -15,7 +15,7 @@ from comining.config import instantiate, resolve
 from comining.data.annotations import Categories
 from comining.data.fitting import FitToData, Given
 from comining.data.formats.coco import read_coco
-from comining.errors import ConfigError, DataError
+from comining.errors import CheckpointError, ConfigError, DataError
 from comining.runs.checkpoint import build_detector, describe
 from comining.runs.fitted import FITTED, Fitted, fit_to_data
 from tests.annotated_folders import picture, yolo
@@ -271,6 +271,9 @@ def test_errors_name_what_is_wrong(tmp_path: Path) -> None:
         fit_to_data(composed(*custom(tmp_path, "trainer.log_every_n_steps=often")))
     with pytest.raises(ConfigError, match=r"fit\.epochs=0"):
         fit_to_data(composed(*custom(tmp_path, "fit.epochs=0")))
+    missing = rf"weights={tmp_path}/x.ckpt: no such checkpoint"
+    with pytest.raises(CheckpointError, match=missing):  # before the data are read
+        fit_to_data(composed(*custom(tmp_path / "absent", f"weights={tmp_path}/x.ckpt")))
     # Of options that are not among those, auto is no value.
     with pytest.raises(ConfigError, match=r"data\.batch_size='auto'"):
         fit_to_data(composed(*custom(tmp_path, "data.batch_size=auto")))

@@ -75,6 +75,7 @@ def fit_to_data(cfg: DictConfig) -> Fitted:
     config = resolve(provisional)
     check_training(config)
     check_network(config)
+    trained = trained_anchor_scale(cfg.weights)
     sparsity = instantiate(provisional.sparsity, "sparsity")
     data = instantiate(provisional.data, "data", sparsity=sparsity, seed=cfg.seed)
     fit = instantiate(provisional.fit, "fit")
@@ -83,7 +84,7 @@ def fit_to_data(cfg: DictConfig) -> Fitted:
     with _logged_on_failure(logging.getLogger("comining.data")):
         annotations = data.annotations_to_train_on()
     values: dict[str, Any] = fit.values(*annotations, given)
-    if (trained := trained_anchor_scale(cfg.weights)) is not None:
+    if trained is not None:
         values[ANCHORS] = trained
     chosen = {name: values[name] for name in wanted}
     for name, value in chosen.items():
