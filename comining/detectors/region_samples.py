@@ -112,8 +112,8 @@ def sample(
         num_classes: K.
         count: most regions of an image.
         share: largest share of positives among these; the rest are negatives.
-        seeds: B. An image draws from a generator of its own, whatever else is in the batch, so
-            that a resumed run and another number of processes draw the same.
+        seeds: B. An image draws from a generator of its own, so that the same labels give the same
+            regions, whatever else is in the batch.
     """
     chosen = []
     for of_image, seed in zip(labels, seeds, strict=True):

@@ -106,13 +106,15 @@ def build_detector(config: dict[str, Any], num_classes: int, pretrained: bool) -
 def check_network(config: dict[str, Any]) -> None:
     """Build the network of a new run and drop it: finds what is wrong before any data are read.
 
-    The random numbers stay as they are.
+    The random numbers stay as they are. Pretrained weights are fetched only if the run begins with
+    them.
 
     Raises:
         ConfigError: an option of the network is wrong, or its weights cannot be had.
     """
     with torch.random.fork_rng(devices=[]):
-        build_detector(config, 1, pretrained=config["weights"] is None)
+        begins = config["weights"] is None and config["ckpt"] is None
+        build_detector(config, 1, pretrained=begins)
 
 
 def load_detector(path: str | Path) -> tuple[Detector, dict[str, Any]]:

@@ -53,10 +53,10 @@ class Fitted:
 def fit_to_data(cfg: DictConfig) -> Fitted:
     """Replace the options of :data:`FITTED` that are ``auto``; reads the training annotations.
 
+    A network that ``weights=`` names keeps the anchors that it was trained with.
+
     Args:
         cfg: composed, changed in place.
-
-    A network that ``weights=`` names keeps the anchors that it was trained with.
 
     Raises:
         UserError: the data cannot be read, or an option is wrong.
@@ -75,7 +75,8 @@ def fit_to_data(cfg: DictConfig) -> Fitted:
     config = resolve(provisional)
     check_training(config)
     check_network(config)
-    trained = trained_anchor_scale(cfg.weights)
+    # With ckpt= the weights are in that checkpoint, and no other file is needed.
+    trained = trained_anchor_scale(cfg.weights) if cfg.ckpt is None else None
     sparsity = instantiate(provisional.sparsity, "sparsity")
     data = instantiate(provisional.data, "data", sparsity=sparsity, seed=cfg.seed)
     fit = instantiate(provisional.fit, "fit")
@@ -89,7 +90,7 @@ def fit_to_data(cfg: DictConfig) -> Fitted:
     chosen = {name: values[name] for name in wanted}
     for name, value in chosen.items():
         OmegaConf.update(cfg, name, value)
-    return Fitted(chosen, fit.shortfall(*annotations, given))
+    return Fitted(chosen, fit.shortfall(*annotations, given, values))
 
 
 @contextlib.contextmanager
