@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
@@ -32,6 +33,22 @@ def _forget_handlers() -> None:
         if not type(handler).__module__.startswith("_pytest."):
             root.removeHandler(handler)
     root.setLevel(logging.WARNING)
+
+
+@pytest.fixture(scope="module")
+def module_path(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """A folder for what the tests of one file share.
+
+    It goes with the last of them, as ``tmp_path`` goes with its test: the runs of the whole suite
+    would take 19 GB. Where a test failed, it stays.
+    """
+    failed = request.session.testsfailed
+    folder = tmp_path_factory.mktemp(request.module.__name__.rpartition(".")[2])
+    yield folder
+    if request.session.testsfailed == failed:
+        shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")

@@ -22,15 +22,14 @@ def rows_of(run: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(module_path: Path) -> Path:
     """A finished run of 6 steps of 2 batches of 2 images, with a checkpoint of each step."""
-    folder = tmp_path_factory.mktemp("accumulation")
     done = train(
-        folder, "hydra.run.dir=whole", TWICE, "data.batch_size=2", "tau=0.008",
+        module_path, "hydra.run.dir=whole", TWICE, "data.batch_size=2", "tau=0.008",
         "checkpoint.every_n_steps=1", "trainer.log_every_n_steps=1",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return folder
+    return module_path
 
 
 def test_steps_are_counted_not_batches(folder: Path) -> None:

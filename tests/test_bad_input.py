@@ -2211,13 +2211,12 @@ TRAINING = [
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(module_path: Path) -> Path:
     """A good data set, to be copied and spoilt."""
-    root = tmp_path_factory.mktemp("whole")
     boxes = [(1, 2, 10, 12, 1), (20, 20, 30, 20, 2), (40, 4, 12, 9, 3)]
     for split, count in (("train", 6), ("val", 2)):
-        write_coco(root, [boxes] * count, split=split)
-    return root
+        write_coco(module_path, [boxes] * count, split=split)
+    return module_path
 
 
 @pytest.fixture

@@ -177,14 +177,13 @@ ESTIMATING = (
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(module_path: Path) -> Path:
     """A finished run of each kind."""
-    folder = tmp_path_factory.mktemp("rate")
     for name, options in (("mining", MINING), ("estimating", ESTIMATING)):
-        done = train(folder, f"hydra.run.dir={name}", *options)
+        done = train(module_path, f"hydra.run.dir={name}", *options)
         assert done.returncode == 0, done.stderr
-        (folder / f"{name}.txt").write_text(done.stdout)
-    return folder
+        (module_path / f"{name}.txt").write_text(done.stdout)
+    return module_path
 
 
 def result_of(run: Path) -> Any:

@@ -320,12 +320,11 @@ OPTIONS = ("method=costudent", "method.score_threshold=0.008", "checkpoint.every
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(module_path: Path) -> Path:
     """A finished run of 6 steps, with a checkpoint of each."""
-    folder = tmp_path_factory.mktemp("costudent")
-    done = train(folder, "hydra.run.dir=whole", *OPTIONS)
+    done = train(module_path, "hydra.run.dir=whole", *OPTIONS)
     assert done.returncode == 0, done.stderr
-    return folder
+    return module_path
 
 
 @pytest.mark.slow

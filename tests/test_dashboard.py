@@ -213,21 +213,20 @@ def test_bad_folders_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.fixture(scope="module")
-def runs_of_all_methods(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def runs_of_all_methods(module_path: Path) -> dict[str, Path]:
     """A short real run of every method, and of the other detectors: name -> directory."""
-    folder = tmp_path_factory.mktemp("methods")
     methods = {name: [f"method={name}", *EARLY.get(name, [])] for name in METHODS}
     runs = {}
     names = ["original", *(name for name in METHODS if name != "original")]  # the teacher first
     for name in [*names, *DETECTORS]:
         options = [f"detector={name}"] if name in DETECTORS else methods[name]
         done = train(
-            folder, f"hydra.run.dir=runs/{name}", "pictures.every_n_steps=0",
+            module_path, f"hydra.run.dir=runs/{name}", "pictures.every_n_steps=0",
             "data.prepare.train_images=16", "detector.score_threshold=0.0", "trainer.max_steps=10",
             *options,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        runs[name] = folder / "runs" / name
+        runs[name] = module_path / "runs" / name
     return runs
 
 

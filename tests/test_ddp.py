@@ -19,12 +19,11 @@ WEIGHTS = {"rtol": 0, "atol": 2e-4}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(module_path: Path) -> Path:
     """One process on everything, to compare with."""
-    folder = tmp_path_factory.mktemp("ddp")
-    done = train(folder, "hydra.run.dir=one", "tau=0.008")
+    done = train(module_path, "hydra.run.dir=one", "tau=0.008")
     assert done.returncode == 0, done.stderr
-    return folder
+    return module_path
 
 
 def compare(

@@ -175,15 +175,16 @@ focal_gamma: 2.0
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("project")
+def project(module_path: Path) -> Path:
     for name in ("comining", "conf"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / name, module_path / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
     for name in ("train.py", "evaluate.py"):
-        shutil.copy(ROOT / name, folder)
+        shutil.copy(ROOT / name, module_path)
     for name, text in FILES.items():
-        (folder / name).write_text(text.lstrip())
-    return folder
+        (module_path / name).write_text(text.lstrip())
+    return module_path
 
 
 def call(project: Path, program: str, *options: str) -> None:

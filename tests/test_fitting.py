@@ -319,13 +319,12 @@ def test_what_the_data_are_is_logged_once(tmp_path: Path, caplog: pytest.LogCapt
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(module_path: Path) -> Path:
     """A run whose length and anchors were chosen, ``first``, and its data."""
-    folder = tmp_path_factory.mktemp("fitted")
-    done = train(folder, *AUTOMATIC, "hydra.run.dir=first")
+    done = train(module_path, *AUTOMATIC, "hydra.run.dir=first")
     assert done.returncode == 0, done.stderr
     assert "fitted to the training images: head.anchor_scale=2.0 trainer.max_steps=8" in done.stdout
-    return folder
+    return module_path
 
 
 AUTOMATIC = (

@@ -64,9 +64,9 @@ def within_time() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(module_path: Path) -> Path:
     """A good set, which is never written to again, and room for spoilt files."""
-    root = tmp_path_factory.mktemp("fuzz")
+    root = module_path / "set"
     boxes = [(1, 2, 10, 12, 1), (20, 20, 30, 20, 2), (40, 4, 12, 9, 3), (0, 0, 64, 48, 1)]
     file = write_coco(root, [boxes, boxes[:2], []])
 

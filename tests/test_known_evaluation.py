@@ -401,18 +401,17 @@ NAMES_OF_FIELDS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
 @pytest.fixture(scope="module")
-def partly(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def partly(module_path: Path) -> Path:
     """A run whose validation split is partly annotated, on data without erased truth."""
-    folder = tmp_path_factory.mktemp("partly")
     train(
-        folder / "run", f"data.root={folder / 'shapes'}", "data.prepare.train_images=12",
+        module_path / "run", f"data.root={module_path / 'shapes'}", "data.prepare.train_images=12",
         "data.prepare.val_images=6", "data.prepare.test_images=2", "data.batch_size=4",
         "trainer.enable_progress_bar=false", "trainer.accelerator=cpu",
         "trainer.log_every_n_steps=1", "trainer.val_check_interval=2", "trainer.max_steps=6",
         "tau=0.008", "sparsity=full", "data.val_annotated=partial", "logger=tensorboard",
         "pictures.every_n_steps=6", "pictures.images=2", "pictures.judged_images=4",
     )  # fmt: skip
-    return folder / "run"
+    return module_path / "run"
 
 
 def rows_of(run: Path) -> list[dict[str, str]]:

@@ -36,13 +36,12 @@ def test_the_lines_about_what_is_known() -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(module_path: Path) -> Path:
     """A run of 6 steps in one process, with a checkpoint of each."""
-    folder = tmp_path_factory.mktemp("known")
-    done = train(folder, "hydra.run.dir=one", *KNOWN)
+    done = train(module_path, "hydra.run.dir=one", *KNOWN)
     assert done.returncode == 0, done.stderr
-    (folder / "stdout.txt").write_text(done.stdout)
-    return folder
+    (module_path / "stdout.txt").write_text(done.stdout)
+    return module_path
 
 
 @pytest.mark.slow

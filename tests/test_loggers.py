@@ -641,9 +641,9 @@ folder: ${hydra:runtime.output_dir}
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(module_path: Path) -> Path:
     """A copy of the project, with one Python file and one yaml added."""
-    copy = tmp_path_factory.mktemp("project")
+    copy = module_path / "project"
     for name in ("comining", "conf"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "train.py", copy)

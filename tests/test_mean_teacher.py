@@ -86,12 +86,11 @@ def test_the_teacher_mines_in_the_original_and_the_student_learns_on_its_views()
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(module_path: Path) -> Path:
     """A finished run of 6 steps, with a checkpoint of each."""
-    folder = tmp_path_factory.mktemp("teacher")
-    done = train(folder, "hydra.run.dir=whole", *OPTIONS)
+    done = train(module_path, "hydra.run.dir=whole", *OPTIONS)
     assert done.returncode == 0, done.stderr
-    return folder
+    return module_path
 
 
 def test_killed_and_resumed_equals_never_stopped(folder: Path) -> None:

@@ -53,7 +53,7 @@ def save(folder: Path, *names: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(module_path: Path) -> Path:
     """An untrained detector that detects everywhere."""
     torch.manual_seed(0)
     cfg = composed(
@@ -65,7 +65,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("backbone", "detector", "data")
     }
     weights = build_detector(config, 3, pretrained=False).state_dict()
-    file = tmp_path_factory.mktemp("checkpoint") / "x.ckpt"
+    file = module_path / "x.ckpt"
     categories = Categories((2, 4, 7), ("red", "green", "blue"))
     torch.save(
         {

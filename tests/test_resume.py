@@ -109,12 +109,11 @@ def test_a_resumed_run_of_two_stages_draws_the_same_samples(tmp_path: Path, meth
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(module_path: Path) -> Path:
     """A finished run of 6 steps, with a checkpoint of each."""
-    folder = tmp_path_factory.mktemp("resume")
-    done = train(folder, "hydra.run.dir=whole", "checkpoint.every_n_steps=1", "tau=0.008")
+    done = train(module_path, "hydra.run.dir=whole", "checkpoint.every_n_steps=1", "tau=0.008")
     assert done.returncode == 0, done.stderr
-    return folder
+    return module_path
 
 
 def stop(

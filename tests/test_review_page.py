@@ -106,18 +106,17 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def open_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+def open_browser(module_path: Path) -> Iterator[Page]:
     pytest.importorskip("selenium", reason="selenium is not installed")
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
         pytest.skip("no browser: apt-get install chromium chromium-driver")
     from benchmarks.review_page import browser
 
-    downloads = tmp_path_factory.mktemp("downloads")
     with browser(1280, 800) as driver:
         driver.execute_cdp_cmd(
-            "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(downloads)}
+            "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(module_path)}
         )
-        yield Page(driver, downloads)
+        yield Page(driver, module_path)
 
 
 @pytest.fixture

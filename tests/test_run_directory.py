@@ -31,12 +31,11 @@ SHORT = ("trainer.max_steps=2", "trainer.val_check_interval=2")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(module_path: Path) -> Path:
     """A finished run, ``whole``, and its data."""
-    folder = tmp_path_factory.mktemp("directory")
-    done = train(folder, *SHORT, "hydra.run.dir=whole")
+    done = train(module_path, *SHORT, "hydra.run.dir=whole")
     assert done.returncode == 0, done.stderr
-    return folder
+    return module_path
 
 
 @pytest.fixture

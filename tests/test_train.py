@@ -37,9 +37,9 @@ def script(name: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def shapes(module_path: Path) -> list[str]:
     """Options for a tiny embedded set that all tests of this file share."""
-    root = tmp_path_factory.mktemp("data") / "shapes"
+    root = module_path / "data" / "shapes"
     return [
         f"data.root={root}",
         "data.prepare.train_images=12",
@@ -177,9 +177,9 @@ def test_a_method_for_two_stages_is_refused_before_any_work(
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, shapes: list[str]) -> Path:
+def finished(module_path: Path, shapes: list[str]) -> Path:
     """A run that learnt enough to detect something."""
-    run = tmp_path_factory.mktemp("finished")
+    run = module_path / "finished"
     train(run, *shapes, "trainer.max_steps=40", "checkpoint.every_n_steps=20", "seed=3")
     return run
 

@@ -103,14 +103,13 @@ def test_a_loss_that_is_not_finite_on_one_process_stops_both_and_is_recorded(
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(module_path: Path) -> Path:
     """A teacher, and a run by its pseudo-labels in one process."""
-    folder = tmp_path_factory.mktemp("labels")
-    done = train(folder, "hydra.run.dir=teacher", "method=original")
+    done = train(module_path, "hydra.run.dir=teacher", "method=original")
     assert done.returncode == 0, done.stderr
-    done = train(folder, "hydra.run.dir=one", *LABELS)
+    done = train(module_path, "hydra.run.dir=one", *LABELS)
     assert done.returncode == 0, done.stderr
-    return folder
+    return module_path
 
 
 LABELS = ("method=pseudo_label", "tau=0.008", "method.teacher=teacher/checkpoints/last.ckpt",
