@@ -3,16 +3,22 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import FrozenBatchNorm2d
 
-from benchmarks import data, evaluation, layout, measure, methods, step
+from benchmarks import data, evaluation, layout, measure, methods, object_scores, step
 from benchmarks.setting import Setting, stock_copy
-from tests.helpers import detector
+from comining.data.dataset import EvaluationSet
+from comining.data.formats.coco import read_coco
+from comining.structures import Boxes
+from tests.ddp import train
+from tests.helpers import detector, write_coco
 
 CPU = torch.device("cpu")
 
@@ -145,3 +151,52 @@ def test_review_page(tmp_path: Path) -> None:
     assert content["proposals"] > 5
     if review_page.CHROMIUM and review_page.DRIVER:
         assert 0 < content["first_picture_s"] == content["first_picture_worst_s"]
+
+
+class Detections:
+    """A detector that detects the same in every image."""
+
+    device = CPU
+
+    def __init__(self, boxes: list[list[float]], labels: list[int], scores: list[float]):
+        self.boxes = Boxes.of_images(
+            [torch.tensor(boxes).reshape(-1, 4)], [torch.tensor(labels)], [torch.tensor(scores)]
+        )
+
+    def detect(self, images: list[torch.Tensor]) -> Boxes:
+        assert len(images) == 1
+        return self.boxes
+
+
+def test_the_score_of_an_object_is_that_of_its_best_detection(tmp_path: Path) -> None:
+    file = write_coco(tmp_path, [[(10, 10, 20, 20, 1), (40, 10, 20, 20, 2)], []])
+    images = EvaluationSet(read_coco(file), tmp_path / "train")
+    # IoU with the first object: 1, 0.5 and 0.45; the last two are of the other class.
+    boxes = [
+        [10, 10, 30, 30],
+        [10, 10, 30, 20],
+        [10, 10, 30, 19],
+        [10, 10, 30, 30],
+        [40, 10, 60, 30],
+    ]
+    found: Any = Detections(boxes, [0, 0, 0, 1, 0], [0.25, 0.5, 0.75, 1.0, 1.0])
+    rows, scores = object_scores.object_scores(found, images, np.array([1, 0]))
+    assert rows.tolist() == [0, 1]
+    assert scores.tolist() == [0.5, 0.0]
+    nothing: Any = Detections([], [], [])
+    assert object_scores.object_scores(nothing, images, np.array([0]))[1].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.slow
+def test_object_scores_of_a_run(tmp_path: Path) -> None:
+    done = train(tmp_path, "hydra.run.dir=run", "method=original", "sparsity=hard")
+    assert done.returncode == 0, done.stderr
+    file = tmp_path / "scores.json"
+    object_scores.main([str(tmp_path / "run"), "--images", "1000", "--json", str(file)])
+    kinds = json.loads(file.read_text())["run"]
+    folder = tmp_path / "shapes" / "annotations"
+    objects = {split: len(read_coco(folder / f"{split}.json").ids) for split in ("train", "val")}
+    assert kinds["new"]["objects"] == objects["val"]
+    assert kinds["annotated"]["objects"] + kinds["erased"]["objects"] == objects["train"]
+    assert 0 < kinds["erased"]["objects"] <= objects["train"] / 2
+    assert all(0 <= kind["mean"] <= 1 for kind in kinds.values())
