@@ -167,6 +167,34 @@ def test_an_annotation_with_id_0_counts(tmp_path: Path) -> None:
     assert metrics["AP"] == pytest.approx(100)
 
 
+@pytest.mark.parametrize("first", [0, 2**53, 2**60])
+def test_neighbouring_large_ids_are_not_confused(tmp_path: Path, first: int) -> None:
+    """Ids are kept in float64 by the evaluation, which has no 2**53 + 1."""
+    boxes = [(1.0, 2.0, 10.0, 12.0, 1), (40.0, 20.0, 20.0, 12.0, 2)]
+    file = write_coco(tmp_path, [boxes, boxes[:1], boxes[1:], []])
+
+    def renumber(content: dict[str, Any]) -> None:
+        for one in (*content["images"], *content["categories"]):
+            one["id"] += first
+        for one in content["annotations"]:
+            one["image_id"] += first
+            one["category_id"] += first
+
+    plain = read_coco(file)
+    found = noisy(plain, 0)
+    # Detections of the neighbour, which must not count.
+    found[3], found[4] = found[4], found[3]
+    expected = evaluate(plain, found)
+    assert 0 < expected["AP"] < 100
+    annotations = read_coco(edit_json(file, renumber))
+    of_images = {image_id + first: of_image for image_id, of_image in found.items()}
+    assert evaluate(annotations, of_images) == expected
+    evaluator = CocoEvaluator(annotations)
+    update(evaluator, of_images)
+    evaluator.compute()
+    assert {row["image_id"] for row in evaluator.results()} == set(of_images)
+
+
 def test_evaluation_says_nothing_of_its_progress(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -145,6 +145,7 @@ class CocoEvaluator:
         """The 12 numbers on a scale of 0-100; None where nothing of that kind is annotated."""
         rows = self._judged(self.results())
         content = self._ground_truth(rows)
+        rows = self._renumber(rows, content)
         truth = _coco(content)
         nothing = {**content, "annotations": []}
         found = truth.loadRes(rows) if rows else _coco(nothing)  # loadRes fails on an empty list
@@ -169,6 +170,30 @@ class CocoEvaluator:
             name: None if value < 0 else 100 * float(value)
             for name, value in zip(METRICS, evaluation.stats[: len(METRICS)], strict=True)
         }
+
+    def _renumber(
+        self, rows: list[dict[str, Any]], content: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        """The results with small ids, in the same order, which ``content`` is given, too.
+
+        The evaluation holds ids in float64, where neighbours from 2**53 on are the same.
+        """
+        image = _ranks(self.annotations.image_ids.tolist())
+        category = _ranks(self.annotations.categories.ids)
+        for one in content["images"]:
+            one["id"] = image[one["id"]]
+        for one in content["categories"]:
+            one["id"] = category[one["id"]]
+
+        def renumbered(row: dict[str, Any]) -> dict[str, Any]:
+            of_row = {
+                "image_id": image[row["image_id"]],
+                "category_id": category[row["category_id"]],
+            }
+            return {**row, **of_row}
+
+        content["annotations"] = [renumbered(row) for row in content["annotations"]]
+        return [renumbered(row) for row in rows]
 
     def _num_objects(self, area_ranges: Sequence[Sequence[float]]) -> NDArray[np.int64]:
         """[K, 4] the number of objects of each class, in the order of ids, and area range."""
@@ -246,6 +271,10 @@ class CocoEvaluator:
                 for number, (image, label, bbox, area, crowd) in enumerate(columns, start=1)
             ],
         }
+
+
+def _ranks(ids: Sequence[int]) -> dict[int, int]:
+    return {one: rank for rank, one in enumerate(sorted(ids), start=1)}
 
 
 def _coco(content: dict[str, Any]) -> Any:

@@ -45,6 +45,8 @@ class DivergenceGuard(L.Callback):
 
     def __init__(self) -> None:
         self.gradient_norm: torch.Tensor | None = None  # [] of the latest step
+        # Of the latest step, too: the largest, which parts with pretrained weights may not have.
+        self.learning_rate = 0.0
         self._batches: list[_BatchFacts] = []  # of the current step
 
     def on_train_batch_start(
@@ -69,6 +71,7 @@ class DivergenceGuard(L.Callback):
     ) -> None:
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         self.gradient_norm = get_total_norm(gradients)
+        self.learning_rate = max(group["lr"] for group in optimizer.param_groups)
         losses = [loss for facts in self._batches for loss in facts.losses.values()]
         fine = torch.isfinite(torch.stack(losses).sum())
         if trainer.scaler is None:  # with fp16 an infinite gradient is skipped by its scaler
@@ -99,7 +102,7 @@ class DivergenceGuard(L.Callback):
             **(bad or batches)[0],
             "gradient_norm": str(self.gradient_norm.item()),
             "score_threshold": module.method.score_threshold,
-            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "learning_rate": self.learning_rate,
         }
         what = "loss" if bad else "gradient"
         raise DivergedError(

@@ -130,7 +130,7 @@ class TrainingFigures(L.Callback):
             losses /= trainer.world_size
         figures = dict(zip(("loss", *result.losses), losses.tolist(), strict=True))
         figures["gradient_norm"] = self.guard.gradient_norm.item()
-        figures["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        figures["lr"] = self.guard.learning_rate
         figures["images_per_s"] = self.images / (time.perf_counter() - self.since)
         row = {f"train/{name}": value for name, value in figures.items()}
         row |= module.method.figures()
