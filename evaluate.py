@@ -49,10 +49,24 @@ def main(cfg: DictConfig) -> None:
             cfg.trainer, "trainer", logger=False, enable_checkpointing=False,
             use_distributed_sampler=False, default_root_dir=str(directory.path),
         )  # fmt: skip
-        if cfg.images is None:
-            evaluate(cfg, directory, trainer, detector, description)
-        else:
-            predict(cfg, directory, trainer, detector, description)
+        do = evaluate if cfg.images is None else predict
+        try:
+            with SIGNALS:
+                do(cfg, directory, trainer, detector, description)
+        except Interrupted as stop:
+            if not directory.begun:
+                directory.abandon()
+                print(f"{stop}; nothing was written", file=sys.stderr)
+            sys.exit(stop.exit_code)
+
+
+class KeepSignals(L.Callback):
+    """Takes the signals back from Lightning, which ends quietly, as if nothing had happened."""
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        SIGNALS.install()
+
+    on_test_start = on_validation_start
 
 
 def predict(
@@ -67,22 +81,16 @@ def predict(
         raise ConfigError("images= is empty; name a folder or a picture")
     if not trainer.is_global_zero:
         return
-    try:
-        with SIGNALS:
-            files = find_pictures(Path(to_absolute_path(cfg.images)), run_marker=OWNER)
-            predictions = predict_pictures(
-                detector.to(trainer.strategy.root_device).eval(), files,
-                category_ids=description["category_ids"],
-                category_names=description["category_names"], score_threshold=cfg.score_threshold,
-            )  # fmt: skip
-            write_predictions(
-                predictions, files, directory, score_threshold=cfg.score_threshold,
-                progress=cfg.trainer.enable_progress_bar,
-            )  # fmt: skip
-    except Interrupted as stop:
-        if not directory.begun:
-            directory.abandon()
-        sys.exit(stop.exit_code)
+    files = find_pictures(Path(to_absolute_path(cfg.images)), run_marker=OWNER)
+    predictions = predict_pictures(
+        detector.to(trainer.strategy.root_device).eval(), files,
+        category_ids=description["category_ids"],
+        category_names=description["category_names"], score_threshold=cfg.score_threshold,
+    )  # fmt: skip
+    write_predictions(
+        predictions, files, directory, score_threshold=cfg.score_threshold,
+        progress=cfg.trainer.enable_progress_bar,
+    )  # fmt: skip
 
 
 def evaluate(
@@ -108,6 +116,7 @@ def evaluate(
     if cfg.split not in data.evaluated:
         raise ConfigError("split=test: the data have no test split (data.test_annotations)")
     module = EvaluationModule(detector, data.evaluated)
+    trainer.callbacks.append(KeepSignals())  # type: ignore[attr-defined]
     run_split = trainer.validate if cfg.split == "val" else trainer.test
     run_split(module, datamodule=data, verbose=False)
     if not trainer.is_global_zero:

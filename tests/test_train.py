@@ -3,10 +3,13 @@
 import csv
 import importlib
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from comining.config import CONFIG_FOLDER
 from comining.data.images import load_image
 from comining.errors import CheckpointError, ConfigError
-from comining.evaluation.coco_evaluator import METRICS
+from comining.evaluation.coco_evaluator import METRICS, CocoEvaluator
 from comining.runs.checkpoint import load_detector, read_checkpoint
 from comining.runs.outcome import print_outcome
 from tests.helpers import composed, real_data
@@ -210,6 +213,32 @@ def test_evaluating_the_checkpoint_gives_the_same_numbers(finished: Path, tmp_pa
     found = json.loads((tmp_path / "coco_results.json").read_text())
     assert found
     assert set(found[0]) == {"image_id", "category_id", "bbox", "score"}
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_ends_an_evaluation_with_its_code(
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    code: int,
+) -> None:
+    """Lightning alone would end it as if nothing had happened."""
+
+    def interrupted(*arguments: Any) -> None:
+        os.kill(os.getpid(), signal.Signals[name])
+        time.sleep(10)
+
+    monkeypatch.setattr(CocoEvaluator, "update", interrupted)
+    checkpoint = finished / "checkpoints" / "last.ckpt"
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as stop:
+        evaluate(tmp_path / "run", f"checkpoint={checkpoint}")
+    assert stop.value.code == code
+    assert f"stopped by {name}; nothing was written" in capsys.readouterr().err
+    assert not list((tmp_path / "run").glob("*"))
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
 def test_the_test_split_is_evaluated_where_the_validation_files_are_absent(

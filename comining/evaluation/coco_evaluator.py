@@ -145,7 +145,7 @@ class CocoEvaluator:
         """The 12 numbers on a scale of 0-100; None where nothing of that kind is annotated."""
         rows = self._judged(self.results())
         content = self._ground_truth(rows)
-        rows = self._renumber(rows, content)
+        self._renumber(rows, content)
         truth = _coco(content)
         nothing = {**content, "annotations": []}
         found = truth.loadRes(rows) if rows else _coco(nothing)  # loadRes fails on an empty list
@@ -171,10 +171,8 @@ class CocoEvaluator:
             for name, value in zip(METRICS, evaluation.stats[: len(METRICS)], strict=True)
         }
 
-    def _renumber(
-        self, rows: list[dict[str, Any]], content: dict[str, Any]
-    ) -> list[dict[str, Any]]:
-        """The results with small ids, in the same order, which ``content`` is given, too.
+    def _renumber(self, rows: list[dict[str, Any]], content: dict[str, Any]) -> None:
+        """Give the results and the ground truth small ids, in place and in the same order.
 
         The evaluation holds ids in float64, where neighbours from 2**53 on are the same.
         """
@@ -184,16 +182,9 @@ class CocoEvaluator:
             one["id"] = image[one["id"]]
         for one in content["categories"]:
             one["id"] = category[one["id"]]
-
-        def renumbered(row: dict[str, Any]) -> dict[str, Any]:
-            of_row = {
-                "image_id": image[row["image_id"]],
-                "category_id": category[row["category_id"]],
-            }
-            return {**row, **of_row}
-
-        content["annotations"] = [renumbered(row) for row in content["annotations"]]
-        return [renumbered(row) for row in rows]
+        for row in (*rows, *content["annotations"]):
+            row["image_id"] = image[row["image_id"]]
+            row["category_id"] = category[row["category_id"]]
 
     def _num_objects(self, area_ranges: Sequence[Sequence[float]]) -> NDArray[np.int64]:
         """[K, 4] the number of objects of each class, in the order of ids, and area range."""
