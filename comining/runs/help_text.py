@@ -34,7 +34,7 @@ USAGE = {
 OPTIONS = {
     "train": {
         "data.root": "folder of the data",
-        "tau": "score threshold of methods that mine, unless method.score_threshold is given",
+        "tau": "score threshold of comining, self_mining, mean_teacher and pseudo_label",
         "seed": "of initial weights, order of images and second views, not of what is erased",
         "trainer.max_steps": "length of training, in optimizer steps",
         "data.batch_size": "images per batch, on all devices together",
