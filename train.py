@@ -17,7 +17,7 @@ from comining.runs.command_line import command_line
 from comining.runs.environment import hardware
 from comining.runs.outcome import Run, print_outcome, print_start, recorded
 from comining.runs.ranks import refuse_several_processes
-from comining.runs.resume import check_same_options, checkpoint_to_resume
+from comining.runs.resume import check_fits, check_same_options, checkpoint_to_resume
 from comining.runs.start_weights import recorded_start, start_weights
 from comining.tracking.metrics_csv import MetricsFile
 from comining.tracking.tracker import TrackerGroup
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 def main(cfg: DictConfig, config: dict[str, Any], run: Run) -> Mapping[str, Any]:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     # Wrong options are found before the data are read, and wrong data before the training begins.
-    method, view, schedule, optimizer, parameter_groups, sparsity, checkpoint = (
+    method, view, schedule, optimizer, parameter_groups, sparsity = (
         instantiate(cfg[name], name)
         for name in (
             "method",
@@ -46,7 +46,6 @@ def main(cfg: DictConfig, config: dict[str, Any], run: Run) -> Mapping[str, Any]
             "optimizer",
             "parameter_groups",
             "sparsity",
-            "checkpoint",
         )
     )
     choices = HydraConfig.get().runtime.choices
@@ -54,7 +53,11 @@ def main(cfg: DictConfig, config: dict[str, Any], run: Run) -> Mapping[str, Any]
     method.check_detector(kind, choices.get("method"), choices.get("detector"))
     data = instantiate(cfg.data, "data", sparsity=sparsity, seed=cfg.seed)
     tracker = TrackerGroup([MetricsFile(run.path), instantiate(cfg.logger, "logger")])
-    pictures = instantiate(cfg.pictures, "pictures", tracker=tracker)
+    # Always in the run directory: there a resumed run and other programs look for them.
+    checkpoint = instantiate(cfg.checkpoint, "checkpoint", folder=str(run.path / "checkpoints"))
+    pictures = instantiate(
+        cfg.pictures, "pictures", folder=str(run.path / "pictures"), tracker=tracker
+    )
     guard = DivergenceGuard()
     figures = TrainingFigures(cfg.trainer.log_every_n_steps, guard, tracker, config)
     progress = Progress(figures, cfg.trainer.enable_progress_bar)
@@ -84,7 +87,6 @@ def main(cfg: DictConfig, config: dict[str, Any], run: Run) -> Mapping[str, Any]
         print_start(run.path, data.summary(), device)
         for line in run.fitted.lines():
             print(line, flush=True)
-    run.begin(config, data=data.summary(), hardware=hardware(device, trainer.world_size))
     detector = build_detector(config, len(data.categories), pretrained=fresh)
     initial_weights = recorded_start(resumed)
     if start is not None:
@@ -92,7 +94,12 @@ def main(cfg: DictConfig, config: dict[str, Any], run: Run) -> Mapping[str, Any]
         if trainer.is_global_zero:
             print(*lines, sep="\n", flush=True)
     del start  # and with it the other network
-    run.facts["initial_weights"] = initial_weights
+    if resumed is not None:
+        check_fits(detector, data.categories, resumed)
+    run.begin(
+        config, data=data.summary(), hardware=hardware(device, trainer.world_size),
+        initial_weights=initial_weights,
+    )  # fmt: skip
     if trainer.is_global_zero:
         for warning in pointless(data, detector, mines=method.score_threshold is not None):
             log.warning(warning)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig
@@ -49,6 +49,12 @@ def one_line(error: Exception) -> str:
     if "in DataLoader worker process" in message:
         message = message.strip().splitlines()[-1].split(": ", 1)[-1]
     return message
+
+
+def shortened(names: Sequence[str], most: int = 20) -> str:
+    """Names with commas between them, at most so many; then how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 def one_line_errors(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:

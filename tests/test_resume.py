@@ -417,3 +417,60 @@ def test_the_best_checkpoint_is_that_of_the_best_validation(folder: Path) -> Non
     best = max(history, key=lambda row: row["AP"])  # the first of equals
     content = read_checkpoint(folder / "whole" / "checkpoints" / "best.ckpt")
     assert content["global_step"] == best["step"]
+
+
+def contents(run: Path) -> dict[Path, bytes]:
+    """Every file of a run but the one that says which process has it."""
+    files = [file for file in run.rglob("*") if file.is_file() and file.name != ".owner"]
+    return {file: file.read_bytes() for file in files}
+
+
+def renamed_class(file: Path) -> None:
+    content = json.loads(file.read_text())
+    content["categories"][0]["name"] = "comet"
+    file.write_text(json.dumps(content))
+
+
+def test_other_classes_are_refused_and_the_earlier_result_stays(folder: Path) -> None:
+    """The options are the same: only the annotation files have changed."""
+    run = resumed(folder, "classes", from_step=4)
+    (run / "result.json").write_bytes((folder / "whole" / "result.json").read_bytes())
+    before = contents(run)
+    files = sorted((folder / "shapes" / "annotations").glob("*.json"))
+    whole = [file.read_bytes() for file in files]
+    try:
+        for file in files:
+            renamed_class(file)
+        done = call(folder, "resume=classes")
+    finally:
+        for file, content in zip(files, whole, strict=True):
+            file.write_bytes(content)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith(
+        f"error: {run}/checkpoints/last.ckpt was trained for 6 classes, the annotations have 6: "
+        "without "
+    )
+    assert "with comet" in line
+    assert f"weights={run}/checkpoints/last.ckpt" in line
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["optimizer=sgd"], "optimizer._target_ was 'torch.optim.AdamW', is 'torch.optim.SGD'"),
+        (["backbone.out_channels=64"], "has the weights of another network"),
+    ],
+)
+def test_what_does_not_fit_is_refused_even_if_changes_are_allowed(
+    folder: Path, options: list[str], words: str
+) -> None:
+    run = resumed(folder, "_".join(options), from_step=4)
+    before = contents(run)
+    done = call(folder, f"resume='{run}'", *options, "allow_changes=true")
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert f"{run}/checkpoints/last.ckpt" in line
+    assert words in line
+    assert contents(run) == before

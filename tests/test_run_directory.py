@@ -429,5 +429,4 @@ def test_the_configuration_still_has_hydras_own_names() -> None:
     """What refers to the directory refers to the claimed one."""
     cfg = composed("logger=wandb", run=Path("/somewhere"))
     assert HydraConfig.get().runtime.output_dir == "/somewhere"
-    folders = (cfg.checkpoint.folder, cfg.pictures.folder, cfg.logger.folder)
-    assert folders == ("/somewhere/checkpoints", "/somewhere/pictures", "/somewhere")
+    assert cfg.logger.folder == "/somewhere"

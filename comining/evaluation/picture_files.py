@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
-from comining.errors import DataError
+from comining.errors import DataError, shortened
 from comining.evaluation.picture_kinds import HEAD, foreign_kind, is_picture
 from comining.evaluation.picture_names import printable
 
@@ -41,13 +41,12 @@ class PictureFiles:
             count = self.others.total()
             are = "1 file is not a picture" if count == 1 else f"{count} files are not pictures"
             kinds = [f"{n} {printable(kind)}" for kind, n in self.others.most_common()]
-            lines.append(f"{are}: {_first(kinds)}")
+            lines.append(f"{are}: {shortened(kinds, SHOWN)}")
         for kind, names in sorted(self.foreign.items()):
             count = len(names)
             are = f"1 {kind} picture" if count == 1 else f"{count} {kind} pictures"
-            lines.append(
-                f"{are} cannot be decoded, convert to JPEG or PNG: {_first(_printable(names))}"
-            )
+            first = shortened(_printable(names), SHOWN)
+            lines.append(f"{are} cannot be decoded, convert to JPEG or PNG: {first}")
         files = sum(self.hidden.values())
         inside = f", {files} file{'' if files == 1 else 's'} in all"
         why = [f"{printable(str(name))} ({why})" for name, why in self.unreadable.items()]
@@ -61,7 +60,7 @@ class PictureFiles:
         ):
             if listed:
                 what = one if len(listed) == 1 else many
-                lines.append(f"{len(listed)} {what} {shown}: {_first(listed)}")
+                lines.append(f"{len(listed)} {what} {shown}: {shortened(listed, SHOWN)}")
         return lines
 
 
@@ -182,9 +181,3 @@ class _Search:
 
 def _printable(names: Iterable[PurePath]) -> list[str]:
     return [printable(str(name)) for name in names]
-
-
-def _first(words: list[str]) -> str:
-    """The first few of a list, and the number of the others."""
-    rest = len(words) - SHOWN
-    return ", ".join(words[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -51,8 +51,6 @@ PATHS = frozenset(
         "ckpt",
         "checkpoint",
         "images",
-        "checkpoint.folder",
-        "pictures.folder",
         "logger.folder",
         "logger.directory",
         "hydra.run.dir",

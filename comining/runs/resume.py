@@ -15,7 +15,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
 from comining.config import resolve
-from comining.errors import ConfigError
+from comining.data.annotations import Categories
+from comining.detectors.detector import Detector
+from comining.errors import CheckpointError, ConfigError, shortened
 from comining.runs.checkpoint import read_checkpoint
 from comining.runs.command_line import absolute, quoted, text_of
 from comining.runs.files import replace_file
@@ -23,6 +25,8 @@ from comining.runs.options import flat, relevant
 
 # Options of this start of a run, not of the run itself.
 OF_THIS_START = ("resume", "ckpt", "allow_changes", "overwrite")
+# The state of one optimizer means nothing to another.
+FIXED = "optimizer._target_"
 # Among the recorded options: the directory that relative paths of the run are relative to.
 STARTED_IN = "hydra.runtime.cwd"
 
@@ -120,24 +124,67 @@ def check_same_options(cfg: DictConfig, checkpoint: Path) -> None:
     """Refuse to resume with other options than those of the checkpoint, unless ``allow_changes``.
 
     Raises:
-        ConfigError: with every option that differs.
+        ConfigError: with every option that differs, or another optimizer.
     """
     content = read_checkpoint(checkpoint)
-    differences = list(_differences(content["comining"]["config"], resolve(cfg)))
+    differences = _differences(content["comining"]["config"], resolve(cfg))
     if differences and not cfg.allow_changes:
         raise ConfigError(
-            f"{checkpoint} was trained with other options: {'; '.join(differences)}. Use those, or "
-            "resume with the new ones by allow_changes=true"
+            f"{checkpoint} was trained with other options: {'; '.join(differences.values())}. Use "
+            "those, or resume with the new ones by allow_changes=true"
+        )
+    if FIXED in differences:
+        raise ConfigError(
+            f"{checkpoint} has the state of another optimizer: {differences[FIXED]}. Use that, or "
+            f"start a new run from its weights: weights={checkpoint}"
         )
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
     first, second = (flat(relevant(config)) for config in (before, now))
-    return [
-        f"{name} was {first.get(name)!r}, is {second.get(name)!r}"
+    return {
+        name: f"{name} was {first.get(name)!r}, is {second.get(name)!r}"
         for name in sorted({*first, *second})
         if first.get(name) != second.get(name)
-    ]
+    }
+
+
+def check_fits(detector: Detector, categories: Categories, checkpoint: Path) -> None:
+    """Refuse to resume with other classes or another network than those of the checkpoint.
+
+    The options can be the same all the same: the annotation file may have changed.
+
+    Raises:
+        CheckpointError: naming the file, and the classes or the weights.
+    """
+    content = read_checkpoint(checkpoint)
+    before, now = content["comining"]["category_names"], list(categories.names)
+    if before != now:
+        changes = [
+            f"{words} {shortened([name for name in these if name not in those])}"
+            for words, these, those in (("without", before, now), ("with", now, before))
+            if set(these) - set(those)
+        ]
+        raise CheckpointError(
+            f"{checkpoint} was trained for {len(before)} classes, the annotations have {len(now)}: "
+            f"{', '.join(changes) or 'the same in another order'}. Start a new run from its "
+            f"weights instead: weights={checkpoint}"
+        )
+    prefix = "detector."
+    there = {
+        name.removeprefix(prefix): list(weights.shape)
+        for name, weights in content["state_dict"].items()
+        if name.startswith(prefix)
+    }
+    here = {name: list(weights.shape) for name, weights in detector.state_dict().items()}
+    different = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
+    if different:
+        name = different[0]
+        sizes = f"{there.get(name, 'absent')} there, {here.get(name, 'absent')} here"
+        rest = f", and {len(different) - 1} more" if len(different) > 1 else ""
+        raise CheckpointError(
+            f"{checkpoint} has the weights of another network ({name}: {sizes}{rest})"
+        )
 
 
 def requeue() -> str | None:

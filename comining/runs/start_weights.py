@@ -28,7 +28,7 @@ from comining.config import CONFIG_FOLDER
 from comining.detectors.detector import Detector
 from comining.detectors.transfer import CLASS_LAYERS, difference, take_over
 from comining.detectors.weight_download import load_download
-from comining.errors import CheckpointError, ConfigError
+from comining.errors import CheckpointError, ConfigError, shortened
 from comining.runs.checkpoint import build_detector, load_detector, read_checkpoint
 from comining.runs.result import plain
 
@@ -51,7 +51,6 @@ NO_CLASS = ("__background__", "N/A")  # among torchvision's names of COCO's clas
 SHAPELESS = ("weights", "norm", "trainable_layers")
 # Options of a detector that do.
 DETECTOR_SHAPE = ("_target_", "norm_groups", "representation_size")
-MOST_NAMES = 20  # of classes in a line
 
 
 class Started(NamedTuple):
@@ -86,8 +85,7 @@ class StartWeights:
         names = [class_names[label] for label in kept]
         said = f"weights={self.origin}: {len(kept)} of {len(class_names)} classes kept by name"
         if names:
-            more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-            said += f": {', '.join(names[:MOST_NAMES])}{more}"
+            said += f": {shortened(names)}"
         if len(kept) < len(class_names):
             said += f"; {'the other' if kept else 'all'} classes start untrained"
         lines = [said]

@@ -17,6 +17,7 @@ from comining.data.knowledge import COMPLETE
 from comining.data.pasting import LARGEST_SHARE, SMALLEST_SIDE
 from comining.detectors.detector import Detector
 from comining.detectors.faster_rcnn import FasterRCNNDetector
+from comining.errors import shortened
 from comining.ops import resized_shape
 from comining.training.training_module import DetectionModule
 
@@ -80,10 +81,9 @@ def _missing_classes(
         if not count
     ]
     if missing:
-        more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
         yield (
-            f"{annotations.path}: classes without a box {purpose}: {', '.join(missing[:NAMED])}"
-            f"{more}; they {outcome}"
+            f"{annotations.path}: classes without a box {purpose}: {shortened(missing, NAMED)}; "
+            f"they {outcome}"
         )
 
 
@@ -92,10 +92,9 @@ def _never_pasted(train: TrainingSet) -> Iterator[str]:
     if train.paster is None or not train.paster.never_pasted:
         return
     names = [repr(train.annotations.categories.names[k]) for k in train.paster.never_pasted]
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     yield (
         f"{train.annotations.path}: data.paste={train.paster.count} pastes nothing of the classes "
-        f"{', '.join(names[:NAMED])}{more}: all their boxes are proposed ones that nobody "
+        f"{shortened(names, NAMED)}: all their boxes are proposed ones that nobody "
         f"has corrected, or, after resizing, have a side below {SMALLEST_SIDE} px or cover more "
         f"than {LARGEST_SHARE:.0%} of their image"
     )

@@ -15,6 +15,7 @@ from comining.data.datamodule import DetectionData
 from comining.data.seeding import derive_seed
 from comining.data.views import SecondView
 from comining.detectors.detector import Detector
+from comining.errors import CheckpointError, shortened
 from comining.evaluation.evaluation_module import EvaluationModule
 from comining.methods.method import Method, RunInfo
 from comining.option_types import NonNegativeFloat
@@ -112,6 +113,21 @@ class DetectionModule(EvaluationModule):
         self.detector.seed_samples(seeds)
         self.result = self.method(self.detector, views, batch, self.global_step)
         return self.result.total
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load the weights of a checkpoint.
+
+        Raises:
+            CheckpointError: they are those of another method, which keeps other weights or none.
+        """
+        try:
+            return super().load_state_dict(state_dict, *args, **kwargs)
+        except RuntimeError as error:
+            lines = [line.strip() for line in str(error).splitlines()[1:]]
+            raise CheckpointError(
+                "the weights in the checkpoint do not fit this run: "
+                f"{shortened(lines, most=1) or error}"
+            ) from error
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take the step, then call :meth:`Method.after_step`."""

@@ -12,7 +12,7 @@ import yaml
 
 from comining.config import CONFIG_FOLDER, locate
 from comining.data.formats.annotation_format import AnnotationFormat, Split
-from comining.errors import DataError
+from comining.errors import DataError, shortened
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +69,7 @@ def recognise(root: Path) -> tuple[str, str]:
     entries = (
         sorted(one.name + "/" * one.is_dir() for one in root.iterdir()) if root.is_dir() else []
     )
-    more = f" and {len(entries) - 8} more" if len(entries) > 8 else ""
-    seen = ", ".join(entries[:8]) + more if entries else "nothing"
+    seen = shortened(entries, most=8) or "nothing"
     raise DataError(
         f"{root}: no format is recognised; it holds {seen}; choose one of {choices}, or name COCO "
         "files with data=custom"
