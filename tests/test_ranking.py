@@ -37,6 +37,18 @@ def test_only_common_seeds_are_compared(runs: RunFolder) -> None:
     assert rows_of(runs) == [("comining", "0.6", 1, 31.0), ("comining", "0.4", 1, 30.0)]
 
 
+def test_records_from_before_the_hash_of_options_are_not_averaged(runs: RunFolder) -> None:
+    runs.add(40.0, seed=0, variant="")
+    runs.add(42.0, seed=1, variant="")
+    runs.add(50.0, seed=0, tau=0.6, variant="")
+    runs.add(30.0, seed=0, method="original", variant="")
+    assert rows_of(runs) == [
+        ("comining", "0.6", 1, 50.0),
+        ("comining", "0.5", 1, 40.0),
+        ("original", "-", 1, 30.0),
+    ]
+
+
 def test_settings_without_a_common_seed(runs: RunFolder) -> None:
     runs.add(30.0, tau=0.4, seed=0)
     runs.add(31.0, tau=0.6, seed=1)

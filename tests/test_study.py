@@ -189,6 +189,38 @@ def test_every_sparse_set_has_a_threshold_of_its_own_where_several_were_tried(
     assert page.count("### Score thresholds") == 2
 
 
+def test_every_detector_has_a_threshold_of_its_own_where_several_were_tried(
+    runs: RunFolder,
+) -> None:
+    add(runs, "comining", 0, 43.0)
+    add(runs, "comining", 0, 40.0, tau=0.6)
+    add(runs, "comining", 0, 60.0, detector="faster_rcnn")
+    add(runs, "comining", 0, 61.0, detector="faster_rcnn", tau=0.6)
+    add(runs, "comining", 0, 62.0, detector="fcos")  # one alone
+    add(runs, "self_mining", 0, 50.0, detector="ssd", tau=0.6)  # none: that of RetinaNet
+    add(runs, "self_mining", 0, 51.0, detector="ssd")
+    page = page_of(runs)
+    ours = [line for line in page.splitlines() if line.startswith("| hard | `")]
+    assert [line.split(" | ")[1:3] for line in ours] == [
+        ["`comining`", f"{ap} (1 seed)"] for ap in ("43.0", "62.0", "61.0")
+    ] + [["`self_mining`", "51.0 (1 seed)"]]
+    assert page.count("### Score thresholds") == 2
+    assert "### Score thresholds, faster_rcnn, `hard`" in page
+    assert "τ = 0.6 has the best validation AP" in page
+
+
+def test_methods_that_were_trained_for_another_length_are_not_compared(runs: RunFolder) -> None:
+    add(runs, "original", 0, 41.0)
+    add(runs, "joint", 0, 42.0)
+    for seed in (0, 1):
+        add(runs, "comining", seed, 50.0, max_steps=1200)
+        add(runs, "original", seed + 1, 41.0)
+    page = page_of(runs)
+    assert "\n| hard | `comining` |" not in page
+    row = "| retinanet | hard | `comining` | 0.5 | `max_steps=1200` | 0 | 51.0 | 50.0 |"
+    assert row in page
+
+
 def test_second_views_are_compared_in_a_table_of_their_own(runs: RunFolder) -> None:
     for seed in (0, 1):
         add(runs, "comining", seed, 43.0 + seed)
@@ -287,6 +319,17 @@ def test_no_result_is_written_over_another(runs: RunFolder) -> None:
     results, repeats = read_study(folder)
     kept = sorted(one.test_ap for one in (results | repeats).values() if one.test_ap is not None)
     assert kept == [50.0, 51.0, 52.0]
+
+
+def test_records_from_before_the_hash_of_options_are_all_kept(runs: RunFolder) -> None:
+    folder = runs.root.parent / "results" / "set"
+    for ap, tau in ((50.0, 0.4), (51.0, 0.5), (52.0, 0.6)):
+        add(runs, "comining", 0, ap, tau=tau, variant="")
+    collect([runs.root], folder)
+    collect([runs.root], folder)  # the same once more
+    results, repeats = read_study(folder)
+    assert sorted(str(one.test_ap) for one in results.values()) == ["50.0", "51.0", "52.0"]
+    assert not repeats
 
 
 @pytest.mark.parametrize(
@@ -492,7 +535,7 @@ def test_plots_are_drawn_and_the_same_results_draw_the_same(runs: RunFolder) -> 
     add(runs, "comining", 0, 42.0, tau=0.6)
     add(runs, "comining", 1, None)
     page = page_of(runs)
-    names = ["set-ap.svg", "set-hard-mining.svg"]
+    names = ["set-ap.svg", "set-retinanet-hard-mining.svg"]
     folder = runs.root.parent / "results" / "plots"
     assert sorted(file.name for file in folder.iterdir()) == names
     assert all(f"(results/plots/{name})" in page for name in names)

@@ -53,17 +53,17 @@ def draw_report(folder: Path, kinds: Mapping[str, pd.DataFrame]) -> list[Path]:
 
 
 def draw_study(
-    folder: Path, name: str, cells: pd.DataFrame, sweeps: Mapping[str, pd.DataFrame]
+    folder: Path, name: str, cells: pd.DataFrame, sweeps: Mapping[tuple[str, str], pd.DataFrame]
 ) -> list[Path]:
     """Draw the plots of one data set. The same results give the same files, byte by byte.
 
     Args:
         cells: a row per run, in the order of the rows to draw: ``group``, ``method``, ``test_AP``.
-        sweeps: sparsity -> a row per threshold and validation: ``score_threshold``, ``step``,
-            ``precision``, ``recall``.
+        sweeps: detector and sparsity -> a row per threshold and validation: ``score_threshold``,
+            ``step``, ``precision``, ``recall``.
 
     Returns:
-        The files, ``NAME-ap.svg`` and ``NAME-SPARSITY-mining.svg``.
+        The files, ``NAME-ap.svg`` and ``NAME-DETECTOR-SPARSITY-mining.svg``.
     """
     if not _can_draw():
         return []
@@ -72,9 +72,10 @@ def draw_study(
     with matplotlib.rc_context({"svg.hashsalt": name, "font.size": 9}):
         if not cells.empty:
             figures[folder / f"{name}-ap.svg"] = _method_figure(cells)
-        for sparsity, validations in sweeps.items():
-            title = f"{name}, {sparsity}: what co-mining mines, by threshold"
-            figures[folder / f"{name}-{sparsity}-mining.svg"] = _mining_figure(validations, title)
+        for (detector, sparsity), validations in sweeps.items():
+            title = f"{name}, {detector}, {sparsity}: what co-mining mines, by threshold"
+            file = folder / f"{name}-{detector}-{sparsity}-mining.svg"
+            figures[file] = _mining_figure(validations, title)
         for file, figure in figures.items():
             figure.savefig(file, metadata={"Date": None})
     return list(figures)

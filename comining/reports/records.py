@@ -97,9 +97,9 @@ def runs_frame(results: Results) -> pd.DataFrame:
     """A row per run, whatever its status; the columns are :data:`TYPES`.
 
     AP is on a scale of 0-100; mining figures are those of the last quarter of training. Figures
-    that a run does not have are NaN. ``options`` is JSON: the length of training, all options of
-    the method but its score threshold, and those of the sparse set that differ from its choice;
-    ``recipe_options`` is JSON, too. ``kind`` is a readable name for the options that runs of one
+    that a run does not have are NaN. ``options`` is JSON: all options of the method but its score
+    threshold, and those of the sparse set that differ from its choice; ``recipe_options`` is JSON,
+    too. ``kind`` is a readable name for the options that runs of one
     table share.
     """
     rows = [_row(file, result) for file, result in results.items()]
@@ -112,17 +112,20 @@ def _row(file: Path, result: RunResult) -> dict[str, Any]:
     options |= {f"sparsity.{name}": value for name, value in result.sparsity_options.items()}
     tau = result.score_threshold
     pasting = f"data.paste={result.paste}" if result.paste else ""
+    choices = (result.method, result.detector, result.backbone, result.sparsity, result.view)
+    settings = (*choices, tau, pasting, result.max_steps, options, result.recipe_options)
     row = {
         **{name: value for name, value in result if name in TYPES},
         **{name: result.mining.get(name) for name in MINING},
         "file": str(file),
+        "variant": result.variant or json.dumps(settings),  # empty in records from before it
         "table": result.table or "runs",
         "kind": f"{result.detector}, {result.backbone}, data {result.dataset}, "
         f"{result.max_steps} steps" + (f", {pasting}" if pasting else ""),
         "pasting": pasting,
         "threshold": "-" if tau is None else number(tau, "g"),
         "second_view": "baseline" if result.method == "original" else result.view,
-        "options": json.dumps({"max_steps": result.max_steps, **options}),
+        "options": json.dumps(options),
         "recipe_options": json.dumps(result.recipe_options),
         "test_AP": result.test_ap if finished else None,
         "score_threshold": tau,

@@ -79,7 +79,11 @@ def _place(folder: Path, result: RunResult) -> Path:
         places = (folder / f"{first}{REPEAT}{number}.json" for number in itertools.count(1))
         return next(place for place in places if not place.exists())
     choices = (result.detector, result.sparsity, result.method, result.view, result.variant)
-    return folder / f"{'-'.join(choices)}-seed{result.seed}.json"
+    name = f"{'-'.join(filter(None, choices))}-seed{result.seed}"
+    if (place := folder / f"{name}.json").exists():  # records from before `variant` have it empty
+        places = (folder / f"{name}-{number}.json" for number in itertools.count(2))
+        return next(place for place in places if not place.exists())
+    return place
 
 
 def _same_run(one: RunResult, other: RunResult) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,9 @@ class Study:
         order = ["detector", "sparsity", "method", "view", "seed"]
         self.compared = at_chosen_threshold(self.usual).sort_values(order)
         self.default = self.compared[self.compared["view"] == DEFAULT_VIEW]
-        sparsities = self.runs["sparsity"].cat.categories
-        sweeps = {sparsity: threshold_sweep(self.usual, sparsity) for sparsity in sparsities}
+        detectors, sparsities = (self.runs[name].cat.categories for name in order[:2])
+        pairs = itertools.product(detectors, sparsities)
+        sweeps = {pair: threshold_sweep(self.usual, *pair) for pair in pairs}
         self.sweeps = {k: v for k, v in sweeps.items() if v["score_threshold"].nunique() > 1}
 
     def page(self, plots: str) -> list[str]:
@@ -108,18 +110,19 @@ class Study:
             lines += section(f"{detector}, test AP", method_table(runs))
         if not self.default.empty:
             lines += [f"![test AP by method]({plots}/{self.name}-ap.svg)", ""]
-        for sparsity, sweep in self.sweeps.items():
+        for (detector, sparsity), sweep in self.sweeps.items():
             texts = run_texts(sweep)[["τ", *AP_AND_MINING]]
             lines += section(
-                f"Score thresholds, `{sparsity}`",
-                "RetinaNet, co-mining, by seed (0, 1, 2). "
-                f"τ = {chosen_threshold(self.usual, sparsity):g} has the best validation AP, and "
-                "is that of every method that has a threshold:",
+                f"Score thresholds, {detector}, `{sparsity}`",
+                "Co-mining, by seed (0, 1, 2). "
+                f"τ = {chosen_threshold(self.usual, detector, sparsity):g} has the best validation "
+                "AP, and is that of every method that has a threshold:",
                 table(texts.groupby("τ", sort=False).agg(", ".join).reset_index()),
                 "Precision / recall of what was mined up to a step, since the validation before "
                 "it, seed 0:",
                 mining_table(self.mining_of_seed_0(sweep)),
-                f"![precision and recall over training]({plots}/{self.name}-{sparsity}-mining.svg)",
+                "![precision and recall over training]"
+                f"({plots}/{self.name}-{detector}-{sparsity}-mining.svg)",
             )
         if len(views := view_table(self.compared)) > 3:  # more than one view
             lines += section(f"Second views of co-mining, `{MAIN_SPARSITY}`", views)
@@ -165,7 +168,7 @@ class Study:
     def draw(self, folder: Path) -> None:
         """Draw its plots."""
         names = self.default["sparsity"].astype(str) + ", " + self.default["detector"].astype(str)
-        sweeps = {sparsity: self.mining_of_seed_0(sweep) for sparsity, sweep in self.sweeps.items()}
+        sweeps = {pair: self.mining_of_seed_0(sweep) for pair, sweep in self.sweeps.items()}
         draw_study(folder, self.name, self.default.assign(group=names), sweeps)
 
 

@@ -13,8 +13,9 @@ from comining.reports.records import DETECTORS, METHODS, SPARSITIES, in_usual_or
 DEFAULT_VIEW = "color"
 # Groups whose options may repeat those of other groups.
 REPEATING = ("detector.", "backbone.", "schedule.")
-# Sparse sets with runs of a single threshold use the threshold of this one.
-MAIN_SPARSITY = "hard"
+# Sparse sets with runs of a single threshold use the threshold of this one, and detectors without
+# any that of this one.
+MAIN_SPARSITY, MAIN_DETECTOR = "hard", "retinanet"
 # Methods whose threshold is `tau`; others have one of their own, or none.
 WITH_TAU = ("comining", "self_mining", "mean_teacher", "pseudo_label")
 
@@ -28,19 +29,22 @@ def in_study_order(runs: pd.DataFrame) -> pd.DataFrame:
 def with_changed_options(runs: pd.DataFrame) -> pd.DataFrame:
     """Add ``changed``: how a run's length or options differ from the usual ones; "" if they do not.
 
-    The usual length and options of the method are those of most runs of a detector and method, the
-    usual backbone and recipe those of most runs of a detector; in a tie, the first. Options of the
-    recipe that one of the records does not know are not compared.
+    The usual options of the method are those of most runs of a detector and method, the usual
+    length, backbone and recipe those of most runs of a detector; in a tie, the first. Options of
+    the recipe that one of the records does not know are not compared.
     """
     methods = runs.groupby(["detector", "method"], observed=True)
     detectors = runs.groupby("detector", observed=True)
     usual = methods["options"].transform(_most_common)
     changed = [*map(_changed_options, runs["options"], usual)]
+    lengths = "max_steps=" + runs["max_steps"].astype(str)
+    of_detector = lengths.groupby(runs["detector"], observed=True)
+    lengths = lengths.mask(lengths == of_detector.transform(_most_common), "")
     is_usual = runs["backbone"] == detectors["backbone"].transform(_most_common)
     backbones = ("backbone=" + runs["backbone"]).mask(is_usual, "")
     usual = detectors["recipe_options"].transform(_most_common)
     recipes = map(_changed_recipe, runs["recipe_options"], usual)
-    return runs.assign(changed=[*map(_joined, changed, backbones, recipes)])
+    return runs.assign(changed=[*map(_joined, lengths, changed, backbones, recipes)])
 
 
 def _most_common(texts: pd.Series[str]) -> str:
@@ -80,30 +84,31 @@ def _changed_recipe(options: str, usual: str) -> str:
     return ", ".join(f"{name}={_as_option(value)}" for name, value in shown.items())
 
 
-def threshold_sweep(runs: pd.DataFrame, sparsity: str) -> pd.DataFrame:
-    """Co-mining's runs (RetinaNet) on a sparse set, by threshold and seed.
+def threshold_sweep(runs: pd.DataFrame, detector: str, sparsity: str) -> pd.DataFrame:
+    """Co-mining's runs of a detector on a sparse set, by threshold and seed.
 
     Only thresholds that were run with seed 0, which all thresholds have in common.
     """
-    choices = ["retinanet", sparsity, "comining", DEFAULT_VIEW]
+    choices = [detector, sparsity, "comining", DEFAULT_VIEW]
     matches = (runs[["detector", "sparsity", "method", "view"]] == choices).all(axis="columns")
     sweep = runs[matches & runs["score_threshold"].notna()]
     common = sweep.loc[sweep["seed"] == 0, "score_threshold"]
     return sweep[sweep["score_threshold"].isin(common)].sort_values(["score_threshold", "seed"])
 
 
-def chosen_threshold(runs: pd.DataFrame, sparsity: str) -> float | None:
-    """The threshold with the best validation AP of co-mining (RetinaNet) on a sparse set.
+def chosen_threshold(runs: pd.DataFrame, detector: str, sparsity: str) -> float | None:
+    """The threshold with the best validation AP of co-mining on a sparse set, for a detector.
 
     The thresholds with the most seeds are compared by their mean; if that is only one, all are
-    compared by seed 0. If fewer than two were tried, it is that of :data:`MAIN_SPARSITY`. A run
-    that diverged detects nothing: its AP counts as 0.
+    compared by seed 0. If fewer than two were tried, it is that of :data:`MAIN_SPARSITY`; if none
+    was, that of :data:`MAIN_DETECTOR`. A run that diverged detects nothing: its AP counts as 0.
     """
-    sweep = threshold_sweep(runs, sparsity)
+    sweep = threshold_sweep(runs, detector, sparsity)
     if sweep["score_threshold"].nunique() < 2 and sparsity != MAIN_SPARSITY:
-        return chosen_threshold(runs, MAIN_SPARSITY)
+        return chosen_threshold(runs, detector, MAIN_SPARSITY)
     if sweep.empty:
-        return None
+        others = MAIN_DETECTOR if detector != MAIN_DETECTOR else None
+        return None if others is None else chosen_threshold(runs, others, sparsity)
     sweep = sweep.assign(AP=sweep["AP"].fillna(0.0))
     seeds = sweep.groupby("score_threshold")["seed"].count()
     most_run = seeds.index[seeds == seeds.max()]
@@ -121,9 +126,11 @@ def at_chosen_threshold(runs: pd.DataFrame) -> pd.DataFrame:
     Raises:
         DataError: two of them have the same choices and seed; names their files.
     """
-    chosen = {sparsity: chosen_threshold(runs, sparsity) for sparsity in runs["sparsity"].unique()}
+    sets = runs.groupby(["detector", "sparsity"], observed=True)
+    chosen = {pair: chosen_threshold(runs, *pair) for pair in sets.groups}
     thresholds = runs["score_threshold"]
-    is_chosen = thresholds == runs["sparsity"].astype(str).map(chosen)
+    of_set = [chosen[pair] for pair in zip(runs["detector"], runs["sparsity"], strict=True)]
+    is_chosen = thresholds == pd.Series(of_set, runs.index, dtype="float64")
     kept = runs[thresholds.isna() | is_chosen | ~runs["method"].isin(WITH_TAU)]
     same = kept[kept.duplicated(["detector", "sparsity", "method", "view", "seed"], keep=False)]
     if not same.empty:
