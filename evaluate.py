@@ -10,6 +10,7 @@ from typing import Any
 
 import hydra
 import lightning as L
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -40,6 +41,7 @@ def main(cfg: DictConfig) -> None:
     quiet_lightning()
     if OmegaConf.is_missing(cfg, "checkpoint"):
         raise ConfigError("checkpoint=PATH is missing")
+    refuse_unused(pictures=cfg.images is not None)
     # Options that are missing in the data may be in data_override.
     without_data = [str(key) for key in cfg if key != "data"]
     check_evaluation(resolve(OmegaConf.masked_copy(cfg, without_data)))
@@ -58,6 +60,29 @@ def main(cfg: DictConfig) -> None:
                 directory.abandon()
                 print(f"{stop}; nothing was written", file=sys.stderr)
             sys.exit(stop.exit_code)
+
+
+def refuse_unused(*, pictures: bool) -> None:
+    """Refuse options on the command line that would have no effect.
+
+    Args:
+        pictures: ``images=`` is given, which takes the place of annotated data.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    of_data = ("data", "data_override", "split", "coco_results")
+    unused = of_data if pictures else ("score_threshold",)
+    for override in HydraConfig.get().overrides.task:
+        name = override.lstrip("+~").partition("=")[0].partition(".")[0]
+        if name in unused:
+            reason = (
+                "images= reads no annotated data, and always writes coco_results.json"
+                if pictures
+                else "without images=DIR nothing is drawn"
+            )
+            given = override.lstrip("+~").replace("data_override.", "data.", 1)
+            raise ConfigError(f"{given} has no effect: {reason}")
 
 
 class KeepSignals(L.Callback):

@@ -17,7 +17,7 @@ from PIL import Image
 
 from comining.report import main
 from comining.reports.curves import MOST_POINTS, read_curves, thinned
-from comining.reports.html_page import address, run_names, short_names, write_page
+from comining.reports.html_page import address, run_names, short_names, thumbnail, write_page
 from comining.runs.result import RunResult
 from tests.helpers import edit_json
 from tests.recorded import RunFolder
@@ -202,6 +202,16 @@ def test_a_hostile_name_or_error_is_only_text(runs: RunFolder) -> None:
     assert {run["sparsity"] for run in before.runs} >= {evil}
     assert {run["method"] for run in before.runs} >= {evil}
     assert evil in before.row("a&b")[0].replace("\n", "")
+
+
+def test_a_damaged_picture_is_said_to_be_unreadable(tmp_path: Path) -> None:
+    file = tmp_path / "mined_000001.png"
+    Image.new("RGB", (8, 8)).save(file)
+    for damaged in (
+        file.read_bytes().replace(b"IDAT", b"\x00\x01\x02\x03"), file.read_bytes()[:40], b"",
+    ):  # fmt: skip
+        file.write_bytes(damaged)
+        assert thumbnail(file) is None
 
 
 def test_thumbnails_are_inside_and_sheets_linked(runs: RunFolder) -> None:

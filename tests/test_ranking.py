@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from comining.evaluation.recall_among import MULTIPLES
 from comining.reports.ranking import agreement, ranked
 from comining.reports.records import find_results, read_results, runs_frame
 from comining.select import main
@@ -117,6 +118,27 @@ def test_sparse_sets_are_not_mixed(runs: RunFolder, capsys: pytest.CaptureFixtur
     printed = capsys.readouterr().out
     assert printed.count("### ") == 2
     assert "One seed each" in printed
+
+
+def test_without_a_test_split_a_diverged_run_has_no_test_ap(runs: RunFolder) -> None:
+    runs.add(30.0, test=None)
+    runs.add(status="diverged", tau=0.6)
+    rows = ranked(runs_frame(read_results(find_results([runs.root])[0])), "AP")
+    assert rows["value"].tolist() == [30.0, 0.0]
+    assert rows["test_AP"].isna().all()
+
+
+def test_a_share_below_the_recorded_ones_is_said(
+    runs: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in (0, 1):
+        runs.add(30.0, seed=seed, recall_among={f"{m:g}": 20.0 for m in MULTIPLES})
+    assert main([str(runs.root), "--annotated", "0.01"]) == 0
+    words = f"1% are annotated (at most {MULTIPLES[-1]:g} for each annotated object"
+    assert words in capsys.readouterr().out
+    assert main([str(runs.root), "--annotated", "0.5"]) == 0
+    assert "50% are annotated:" not in (printed := capsys.readouterr().out)
+    assert "50% are annotated." in printed or "50% are annotated " in printed
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,14 @@
 """Tables out of records that runs wrote, worked out by hand."""
 
 import csv
+import json
+import math
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,10 +18,12 @@ from omegaconf import OmegaConf
 from comining.config import CONFIG_FOLDER
 from comining.report import main
 from comining.reports.cells import CELL_COUNTS, cell_text, number, paired_text, summarise
+from comining.reports.markdown import table
 from comining.reports.paper_tables import ResultTable, report_text, result_tables
 from comining.reports.published import LAYOUTS
 from comining.reports.records import find_results, read_results, runs_frame, validations_frame
 from comining.reports.sweep import SweepReport
+from comining.runs.neighbours import find_settled
 from comining.select import main as select
 from tests.helpers import edit_json
 from tests.recorded import RunFolder
@@ -191,6 +197,56 @@ def test_a_run_without_a_result_is_named(trained: Trained, tmp_path: Path) -> No
     text = report_text(runs_frame({}), [tmp_path], waiting)
     assert "without a result" in text
     assert f"* {tmp_path / 'under way'}\n" in text
+
+
+def test_copies_of_the_options_that_wandb_keeps_are_no_runs(
+    trained: Trained, tmp_path: Path
+) -> None:
+    source = trained[0] / "interrupted" / "config.yaml"
+    inside = tmp_path / "run" / "wandb" / "offline-run-1" / "files"
+    inside.mkdir(parents=True)
+    for folder in (tmp_path / "run", inside):
+        (folder / "config.yaml").write_text(source.read_text())
+    assert find_results([tmp_path]) == ([], [tmp_path / "run"])
+
+
+def test_a_folder_whose_name_is_no_text(
+    runs: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = runs.add(30.0)
+    file.parent.rename(file.parent.with_name(os.fsdecode(b"caf\xe9")))
+    (runs.root / os.fsdecode(b"l\xe0")).mkdir()
+    (runs.root / os.fsdecode(b"l\xe0") / "config.yaml").write_text("{}")
+    assert main([str(runs.root), "--html"]) == 0
+    assert "l?" in (runs.root / "report.md").read_text()
+    assert "./caf%E9/" in (runs.root / "report.html").read_text()
+
+
+def test_a_cell_with_a_bar_or_a_line_break_stays_one_cell() -> None:
+    assert table(pd.DataFrame({"class": ["a|b\nc"], "AP": ["1.0"]})) == [
+        "| class | AP |", "|---|---|", r"| a\|b c | 1.0 |",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"seed": 10**30}, "seed"),
+        ({"max_steps": -(10**30)}, "max_steps"),
+        ({"history": [{"AP": 1.0}]}, "history"),
+        ({"metrics": {"AP": math.nan}}, "NaN"),
+    ],
+)
+def test_records_that_no_run_writes_are_refused(
+    runs: RunFolder, changes: dict[str, Any], field: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = runs.add(30.0)
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    assert main([str(runs.root)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {file}: not a result of comining (")
+    assert field in error
+    assert error.count("\n") == 1
 
 
 def test_table_1_in_the_papers_layout(runs: RunFolder) -> None:
@@ -435,6 +491,17 @@ def test_foreign_files_are_named(
     with pytest.raises(SystemExit) as stop:
         SweepReport().on_multirun_end(config)
     assert stop.value.code == 2
+
+
+def test_a_run_whose_options_are_damaged_is_no_neighbour(
+    runs: RunFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = {"seed": 0, "method": {"score_threshold": 0.5}}
+    for text in ("{", "- seed", "", "seed: 0\nmethod: {score_threshold: 0.5}\ntau: 0.9"):
+        (runs.add(30.0).with_name("config.yaml")).write_text(text)
+    found = find_settled(runs.root / "new", config)
+    assert found == runs.root / "3"  # tau is no option of its own
+    assert caplog.text.count("config.yaml: ") == 2
 
 
 def test_a_failed_run_may_have_options_that_make_no_sense(runs: RunFolder) -> None:

@@ -288,9 +288,13 @@ def test_what_changes_no_result_may_change(folder: Path) -> None:
 
 
 def test_ckpt_begins_a_new_directory_from_a_checkpoint(folder: Path) -> None:
-    checkpoint = folder / "whole" / "checkpoints" / "step_000004.ckpt"
+    checkpoint = folder / "step_4_and_a_better_one_before.ckpt"
+    content = read_checkpoint(folder / "whole" / "checkpoints" / "step_000004.ckpt")
+    content["callbacks"]["StepCheckpoint"]["best"] = 99.0
+    torch.save(content, checkpoint)
     done = train(folder, "hydra.run.dir=new", "tau=0.008", f"ckpt={checkpoint}")
     assert done.returncode == 0, done.stderr
+    assert (folder / "new" / "checkpoints" / "best.ckpt").exists()  # the best of this directory
     states = [
         torch.load(folder / run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         for run in ("whole", "new")
@@ -423,6 +427,16 @@ def contents(run: Path) -> dict[Path, bytes]:
     """Every file of a run but the one that says which process has it."""
     files = [file for file in run.rglob("*") if file.is_file() and file.name != ".owner"]
     return {file: file.read_bytes() for file in files}
+
+
+@pytest.mark.parametrize("text", ["", "seed: 1", "- [seed=1", "- no_such.option=1"])
+def test_a_damaged_list_of_options_is_named(folder: Path, text: str) -> None:
+    run = resumed(folder, f"damaged{len(text)}", from_step=4)
+    (run / "overrides.yaml").write_text(text)
+    done = call(folder, f"resume={run}")
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith(f"error: {run}/overrides.yaml: ")
 
 
 def renamed_class(file: Path) -> None:

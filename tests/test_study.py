@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from comining.config import CONFIG_FOLDER
+from comining.config import CONFIG_FOLDER, resolve
 from comining.reports import plots
 from comining.reports.records import read_results, runs_frame
 from comining.reports.study_files import collect, read_study
 from comining.reports.study_selection import WITH_TAU, with_changed_options
-from comining.runs.options import changed_options, recipe_options
+from comining.runs.options import changed_options, options_hash, recipe_options
 from comining.runs.result import RunResult
 from comining.study import main
 from tests.helpers import composed
@@ -385,6 +385,15 @@ def test_options_of_a_sparse_set_that_differ_from_its_choice(
     choice = options[0].partition("=")[2]
     assert changed_options("sparsity", choice, config) == changed
     assert changed_options("sparsity", "my_own", config) == {}
+
+
+def test_a_threshold_that_a_method_does_not_use_makes_no_other_setting() -> None:
+    hashes = {
+        method: {options_hash(resolve(composed(f"method={method}", f"tau={tau}")), ("seed",))
+                 for tau in (0.4, 0.5)}
+        for method in ("original", "comining")
+    }  # fmt: skip
+    assert [len(found) for found in hashes.values()] == [1, 2]
 
 
 def test_a_run_records_its_recipe_without_what_is_studied(runs: RunFolder) -> None:

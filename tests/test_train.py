@@ -494,6 +494,28 @@ def test_a_folder_of_pictures_is_detected_in(finished: Path, tmp_path: Path) -> 
     assert {row["category_id"] for row in rows} <= set(range(1, 7))
 
 
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        (["images=mine", "split=test"], "split=test has no effect: images= reads no annotated"),
+        (["images=mine", "coco_results=true"], "coco_results=true has no effect"),
+        (["images=mine", "data.root=elsewhere"], "data.root=elsewhere has no effect"),
+        (["score_threshold=0.3"], "score_threshold=0.3 has no effect: without images=DIR"),
+    ],
+)
+def test_options_of_the_other_kind_of_evaluation_are_refused(
+    finished: Path, tmp_path: Path, options: list[str], refused: str
+) -> None:
+    done = call(
+        "evaluate.py", f"checkpoint={finished / 'checkpoints' / 'last.ckpt'}", *options,
+        "hydra.run.dir=ev", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert refused in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "ev").exists()
+
+
 @pytest.mark.parametrize("kind", ["absent", "empty", "unreadable"])
 def test_a_folder_without_pictures_is_named(
     finished: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+log = logging.getLogger(__name__)
 
 Curve = list[tuple[int, float]]  # (step, value), in the order of the steps
 
@@ -34,8 +37,11 @@ def read_curves(folder: Path, history: Sequence[Mapping[str, Any]]) -> dict[str,
     rows: list[dict[str, Any]] = []
     file = folder / "metrics.csv"
     if file.is_file():
-        with file.open(newline="", encoding="utf-8", errors="replace") as lines:
-            rows = list(csv.DictReader(lines))
+        try:
+            with file.open(newline="", encoding="utf-8", errors="replace") as lines:
+                rows = list(csv.DictReader(lines))
+        except csv.Error as error:
+            log.warning("%s: cannot be read (%s); only validations are drawn", file, error)
     return {
         name: thinned(_points(rows, column) or _points(history, key))
         for name, (column, key) in CURVES.items()

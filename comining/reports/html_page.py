@@ -84,7 +84,7 @@ def write_page(folders: Sequence[Path], output: Path) -> Path:
     # In one pass: the inserted text may contain such a mark itself.
     text = re.sub("<!-- ([a-z]+) -->", lambda mark: content[mark[1]], _template())
     file = output / PAGE_FILE
-    replace_file(file, lambda opened: opened.write(text.encode()))
+    replace_file(file, lambda opened: opened.write(text.encode("utf-8", "replace")))
     return file
 
 
@@ -147,7 +147,8 @@ def address(path: Path, output: Path) -> str:
     """A relative address of a file or folder for a page in ``output``."""
     relative = Path(os.path.relpath(path.resolve(), output.resolve())).as_posix()
     # A first part with a colon would be a scheme.
-    return quote(relative if relative.startswith(".") else f"./{relative}")
+    address = relative if relative.startswith(".") else f"./{relative}"
+    return quote(os.fsencode(address))
 
 
 def _configured(folder: Path) -> dict[str, str]:
@@ -165,7 +166,7 @@ def thumbnail(file: Path) -> str | None:
     try:
         with Image.open(file) as picture:
             small = picture.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None  # half a file of a run that was killed; the page says so
     small.thumbnail((THUMBNAIL, 4 * THUMBNAIL))
     buffer = io.BytesIO()

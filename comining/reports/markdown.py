@@ -8,7 +8,9 @@ import pandas as pd
 def table(texts: pd.DataFrame) -> list[str]:
     """Lines of a table, with the names of the columns as its header."""
     rows = [list(texts.columns), *texts.to_numpy().tolist()]
-    lines = [f"| {' | '.join(row)} |" for row in rows]
+    # A | would end the cell. Names of classes may hold it, and line breaks.
+    cells = [[" ".join(text.splitlines()).replace("|", r"\|") for text in row] for row in rows]
+    lines = [f"| {' | '.join(row)} |" for row in cells]
     return [lines[0], "|" + "---|" * len(texts.columns), *lines[1:]]
 
 

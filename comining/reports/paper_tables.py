@@ -199,6 +199,8 @@ def write_report(folders: Sequence[Path], output: Path) -> pd.DataFrame:
     files, without_result = find_results(folders)
     runs = runs_frame(read_results(files))
     text = report_text(runs, folders, without_result)
+    # Names of folders need not be UTF-8.
+    text = text.encode("utf-8", "replace").decode("utf-8")
     print(text)
     output.mkdir(parents=True, exist_ok=True)
     (output / "report.md").write_text(text, encoding="utf-8")

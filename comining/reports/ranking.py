@@ -38,8 +38,9 @@ def ranked(runs: pd.DataFrame, by: str) -> pd.DataFrame:
     """
     ended = runs[runs["status"].isin(["finished", "diverged"])]
     diverged = ended["status"] == "diverged"
+    tested = diverged & bool(ended["test_AP"].notna().any())  # else there is no test split
     ended = ended.assign(
-        value=ended[by].mask(diverged, 0.0), test_AP=ended["test_AP"].mask(diverged, 0.0)
+        value=ended[by].mask(diverged, 0.0), test_AP=ended["test_AP"].mask(tested, 0.0)
     )
     of_settings = [set(seeds) for _, seeds in ended.groupby("variant")["seed"]]
     common = set.intersection(*of_settings) if of_settings else set()
@@ -147,7 +148,9 @@ def _paragraphs(
             "wrong. Where few objects are annotated, the order is not to be trusted either."
         )
     if by == RECALL:
-        share = "" if annotated is None else f", of which {annotated:.0%} are annotated"
+        share = "" if annotated is None else f", of which {100 * annotated:.3g}% are annotated"
+        if annotated is not None and annotated * MULTIPLES[-1] < 1:
+            share += f" (at most {MULTIPLES[-1]:g} for each annotated object, the most on record)"
         unsure = (
             " (the mean for 2, 4, 8 and 16 detections for each annotated object; --annotated SHARE "
             "says how many there are)"

@@ -72,8 +72,11 @@ def find_results(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
         {file.resolve(): file for folder in folders for file in find_files(folder, name)}
         for name in ("result.json", "config.yaml")
     )
-    # Hydra's own copy of the options is in a folder below the run.
-    runs = {path.parent: f.parent for path, f in started.items() if path.parent.name != ".hydra"}
+    # Hydra and W&B have copies of the options in folders below the run.
+    runs = {
+        path.parent: file.parent for path, file in started.items()
+        if path.parent.name != ".hydra" and path.parts[-4:-3] != ("wandb",)
+    }  # fmt: skip
     waiting = [run for path, run in runs.items() if path / "result.json" not in files]
     return sorted(files.values()), sorted(waiting)
 

@@ -47,7 +47,10 @@ def collect(runs: Sequence[Path], folder: Path) -> tuple[list[Path], dict[Path, 
 def without_paths(result: RunResult) -> RunResult:
     """The record with file names instead of paths; fingerprints identify the annotations."""
     data = {
-        split: {**facts, "annotations": Path(facts["annotations"]).name}
+        split: {
+            name: Path(value).name if name == "annotations" and isinstance(value, str) else value
+            for name, value in facts.items()
+        }
         for split, facts in result.data.items()
     }
     options = {
@@ -97,7 +100,7 @@ def _same_run(one: RunResult, other: RunResult) -> bool:
 
 def _identity(result: RunResult) -> tuple[Any, ...]:
     """Equal for repeats of a run; ``variant`` also counts options that change no number."""
-    choices = (result.detector, result.sparsity, result.method, result.view)
+    choices = (result.dataset, result.detector, result.sparsity, result.method, result.view)
     options = (
         result.method_options,
         result.sparsity_options,

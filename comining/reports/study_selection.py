@@ -126,10 +126,10 @@ def at_chosen_threshold(runs: pd.DataFrame) -> pd.DataFrame:
     Raises:
         DataError: two of them have the same choices and seed; names their files.
     """
-    sets = runs.groupby(["detector", "sparsity"], observed=True)
-    chosen = {pair: chosen_threshold(runs, *pair) for pair in sets.groups}
+    pairs = [*zip(runs["detector"].astype(str), runs["sparsity"].astype(str), strict=True)]
+    chosen = {pair: chosen_threshold(runs, *pair) for pair in set(pairs)}
     thresholds = runs["score_threshold"]
-    of_set = [chosen[pair] for pair in zip(runs["detector"], runs["sparsity"], strict=True)]
+    of_set = [chosen[pair] for pair in pairs]
     is_chosen = thresholds == pd.Series(of_set, runs.index, dtype="float64")
     kept = runs[thresholds.isna() | is_chosen | ~runs["method"].isin(WITH_TAU)]
     same = kept[kept.duplicated(["detector", "sparsity", "method", "view", "seed"], keep=False)]

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from comining.errors import DataError
 from comining.runs.options import same_options
@@ -24,11 +26,11 @@ def find_run(run: Path, wanted: Mapping[str, Any]) -> Path | None:
 
     Its other options equal those of ``run``.
     """
-    mine = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    mine = _options(run / "config.yaml")
     for folder, result, options in _runs(run.parent):
         if result.status != "finished" or any(getattr(result, k) != v for k, v in wanted.items()):
             continue
-        if same_options(mine, options, ignoring={*wanted, "tau"}):
+        if same_options(mine, options, ignoring=wanted):
             return folder
     return None
 
@@ -56,8 +58,25 @@ def _runs(parent: Path, first: Path | None = None) -> Iterator[tuple[Path, RunRe
             continue
         try:
             result = RunResult.read(file)
+            options = _options(config)
         except DataError as error:
-            if file.exists():  # otherwise its owner has just started again
+            if file.exists() and config.exists():  # otherwise its owner has just started again
                 log.warning("left out: %s", error)
             continue
-        yield file.parent, result, OmegaConf.to_container(OmegaConf.load(config))
+        yield file.parent, result, options
+
+
+def _options(config: Path) -> Any:
+    """The options in a ``config.yaml``.
+
+    Raises:
+        DataError: naming the file.
+    """
+    try:
+        options = OmegaConf.to_container(OmegaConf.load(config))
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+        said = " ".join(str(error).split())
+        raise DataError(f"{config}: cannot be read ({said})") from error
+    if not isinstance(options, dict):
+        raise DataError(f"{config}: not the options of a run")
+    return options

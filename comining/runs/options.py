@@ -29,6 +29,7 @@ SILENT = {
         "ckpt",
         "allow_changes",
         "overwrite",
+        "tau",  # methods that use it have it among their options
         "fit",  # its choices are in the options themselves
     ),
     "trainer": ("enable_progress_bar", "log_every_n_steps", "devices"),

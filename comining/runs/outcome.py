@@ -31,7 +31,7 @@ from comining.runs.files import replace_file
 from comining.runs.fitted import Fitted, fit_to_data
 from comining.runs.gpu import claim_gpu
 from comining.runs.options import STUDIED, changed_options, options_hash, recipe_options
-from comining.runs.result import RunResult, Status
+from comining.runs.result import INT64, RunResult, Status
 from comining.runs.resume import requeue, where_started, with_options_of, write_overrides
 from comining.runs.signals import SIGNALS, Interrupted
 
@@ -273,8 +273,8 @@ def identity(config: Any) -> dict[str, Any]:
         "experiment": given[-1].removeprefix("experiment=") if given else None,
         "table": None if table is None else str(table),
         "paste": paste if type(paste) is int else 0,
-        "seed": seed if type(seed) is int else None,
-        "max_steps": max_steps if type(max_steps) is int else None,
+        "seed": _recordable(seed),
+        "max_steps": _recordable(max_steps),
         "method_options": {k: v for k, v in options.items() if not str(k).startswith("_")},
         "sparsity_options": changed_options("sparsity", fields["sparsity"], config),
         # Runs that differ only in the seed share the first; the cells of a table share the second.
@@ -282,6 +282,10 @@ def identity(config: Any) -> dict[str, Any]:
         "recipe": options_hash(config, without=STUDIED),
         "recipe_options": recipe_options(config),
     }
+
+
+def _recordable(value: Any) -> int | None:
+    return value if type(value) is int and -INT64 <= value < INT64 else None
 
 
 def quiet_lightning() -> None:

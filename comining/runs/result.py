@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -18,6 +18,8 @@ REPLACED = "replaced"
 
 Status = Literal["finished", "diverged", "interrupted", "failed"]
 Figures = dict[str, float | None]
+INT64 = 2**63
+Int64 = Annotated[int, Field(ge=-INT64, lt=INT64)]  # what a table holds
 
 
 class RunResult(BaseModel):
@@ -41,8 +43,8 @@ class RunResult(BaseModel):
     experiment: str | None = None
     table: str | None = None
     paste: int = 0  # data.paste: annotated objects pasted into a training image, at most
-    seed: int | None  # None only if the option was not a valid seed
-    max_steps: int | None  # optimizer steps; None only if the option was not a number
+    seed: Int64 | None  # None only if the option was not a valid seed
+    max_steps: Int64 | None  # optimizer steps; None only if the option was not a number
     method_options: dict[str, Any] = Field(default_factory=dict)
     # The options of the sparse set that differ from its choice; none in records from before this.
     sparsity_options: dict[str, Any] = Field(default_factory=dict)
@@ -92,6 +94,13 @@ class RunResult(BaseModel):
     def _plain(cls, value: Any) -> Any:
         return plain(value)
 
+    @field_validator("history")
+    @classmethod
+    def _have_steps(cls, rows: list[dict[str, float | None]]) -> list[dict[str, float | None]]:
+        if any(row.get("step") is None for row in rows):
+            raise ValueError("a validation without its step")
+        return rows
+
     @property
     def ap(self) -> float | None:
         """AP on the validation split; None where the run did not finish or nothing is annotated."""
@@ -118,7 +127,8 @@ class RunResult(BaseModel):
                 the field.
         """
         try:
-            return cls.model_validate(json.loads(file.read_text(encoding="utf-8")))
+            text = file.read_text(encoding="utf-8")
+            return cls.model_validate(json.loads(text, parse_constant=_refuse))
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"])) or "top level"
@@ -133,6 +143,11 @@ class RunResult(BaseModel):
             ValueError: a number is NaN or infinite.
         """
         write_json(file, self.model_dump(mode="python"))
+
+
+def _refuse(name: str) -> None:
+    """For ``json.loads``: NaN and infinity are no JSON, and no run writes them."""
+    raise ValueError(f"{name} is not a number of JSON")
 
 
 def find_files(folder: Path, name: str) -> list[Path]:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
 
 from comining.config import resolve
@@ -71,6 +72,9 @@ def with_options_of(run: Path) -> DictConfig:
     """The configuration of the run in ``run``, changed by the options of this command line.
 
     Composed again from the options that the run was started with, followed by those of this start.
+
+    Raises:
+        ConfigError: the file with the earlier ones is damaged, or has an option that no longer is.
     """
     before = [one for one in _recorded(run) if _key(one) != STARTED_IN]
     now = list(HydraConfig.get().overrides.task)
@@ -80,7 +84,11 @@ def with_options_of(run: Path) -> DictConfig:
     given = {_key(override) for override in now}
     overrides = [override for override in before if _key(override) not in given] + now
     hydra: Any = HydraConfig.get()
-    composed = compose("train", overrides=overrides, return_hydra_config=True)
+    try:
+        composed = compose("train", overrides=overrides, return_hydra_config=True)
+    except HydraException as error:
+        said = " ".join(str(error).split())
+        raise ConfigError(f"{run / 'overrides.yaml'}: options cannot be used ({said})") from error
     with open_dict(composed):
         # The facts of this process stay; the choices are those of the run.
         composed.hydra.runtime.output_dir = hydra.runtime.output_dir
@@ -98,8 +106,18 @@ def with_options_of(run: Path) -> DictConfig:
 
 
 def _recorded(run: Path) -> list[str]:
-    """The overrides written by :func:`write_overrides`."""
-    recorded: list[str] = yaml.safe_load((run / "overrides.yaml").read_text(encoding="utf-8"))
+    """The overrides written by :func:`write_overrides`.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    file = run / "overrides.yaml"
+    try:
+        recorded = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file}: cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(recorded, list) or not all(isinstance(one, str) for one in recorded):
+        raise ConfigError(f"{file}: not a list of options")
     return recorded
 
 

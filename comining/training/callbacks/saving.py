@@ -116,6 +116,9 @@ class StepCheckpoint(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         SIGNALS.install()  # Lightning has just taken SIGTERM
         SIGNALS.deferred = True
+        # A run from ckpt=FILE has no best.ckpt yet, however good the detector in the file was.
+        if not trainer.strategy.broadcast((self.folder / "best.ckpt").exists()):
+            self.best = None
         if self._validates(trainer) and self.validated_step not in (None, trainer.global_step):
             # The checkpoint was written before the validation of its step. Lightning takes it for
             # done and would skip it.
