@@ -201,7 +201,7 @@ def test_a_folder_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def table() -> str:
-    lines = ["| file | what | how | what is said |", "|---|---|---|---|"]
+    lines = ["| file | what | how | message |", "|---|---|---|---|"]
     lines += [f"| `{row.file}` | {row.kind} | {row.how} | `{row.says}` |" for row in ROWS]
     return "\n".join(lines)
 

@@ -128,7 +128,7 @@ def test_it_is_refused_in_one_line(tmp_path: Path, row: Row) -> None:
 
 
 def table() -> str:
-    lines = ["| format | what | how | what is said |", "|---|---|---|---|"]
+    lines = ["| format | what | how | message |", "|---|---|---|---|"]
     lines += [f"| `{row.format}` | {row.kind} | {row.how} | `{row.says}` |" for row in ROWS]
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Bad input, row by row, as a user meets it: what is said, and that nothing is left behind.
+"""Bad input, row by row, as a user meets it: the message, and that nothing is left behind.
 
 ``python -m tests.test_bad_input`` prints the rows as the table of ``docs/bad-input.md``.
 """
@@ -619,7 +619,7 @@ ANNOTATION_FILES = [
         edited(lambda c: c["categories"].append({"id": 4, "name": "bird"})),
     ),
     Row(
-        "class to ignore that there is not",
+        "class to ignore does not exist",
         "`data.ignore_category=other`",
         "data.ignore_category=other is not among the classes of DIR/train.json: class 1, class 2, "
         "class 3",
@@ -1080,21 +1080,21 @@ OPTIONS = [
         "options",
     ),
     Row(
-        "word of no choice",
+        "not one of the choices",
         "`data.check=never`",
         "data.check='never' must be one of exist, size",
         given("data.check=never"),
         "options",
     ),
     Row(
-        "word of no choice for what is known",
+        "what is known: not one of the choices",
         "`data.annotated=all`",
         "data.annotated='all' must be one of partial, exhaustive, fields",
         given("data.annotated=all"),
         "options",
     ),
     Row(
-        "best by a number that there is not",
+        "unknown metric for the best checkpoint",
         "`checkpoint.monitor=mAP`",
         "checkpoint.monitor='mAP' must be one of AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, "
         "ARs, ARm, ARl or null",
@@ -1223,7 +1223,7 @@ OPTIONS = [
         "options",
     ),
     Row(
-        "a part of the images that there is not",
+        "fold number out of range",
         "`data.left_out_fold=[2,2]`",
         "data.left_out_fold=[2, 2] must be a part and how many parts there are, such as [0,2] or "
         "[1,2]",
@@ -2429,7 +2429,7 @@ def table() -> str:
     """All rows as Markdown."""
     lines = []
     for title, rows in SECTIONS.items():
-        lines += [f"### {title}", "", "| what | how | what is said | found |", "|---|---|---|---|"]
+        lines += [f"### {title}", "", "| what | how | message | found |", "|---|---|---|---|"]
         lines += [
             f"| {cell(row.kind)} | {cell(row.how)} | {code(row.says)} | {when(row)} |"
             for row in rows

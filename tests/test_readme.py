@@ -136,7 +136,7 @@ def test_commands_of_the_page_on_knowledge(tmp_path: Path, monkeypatch: pytest.M
         cfg = composed(*given, *(small if chosen == "shapes" else []))
         cfg.data.root = str(root)
         data = instantiate(cfg.data, "data", sparsity=instantiate(cfg.sparsity, "sparsity"), seed=0)
-        instantiate(cfg.checkpoint, "checkpoint")
+        instantiate(cfg.checkpoint, "checkpoint", folder="unused")
         data.setup("fit")
         known = data.summary()["train"]["known"]
         read.append((chosen, known["complete"], known["not_looked_for"], known["ignored_regions"]))

@@ -290,7 +290,8 @@ class FasterRCNNDetector(TorchvisionDetector):
 
         Args:
             predictions, targets, background, knowledge: see the base class.
-            doubtful: background regions that are excluded from sampling in both stages.
+            doubtful: background regions that the RoI head does not sample, nor, unless it says
+                otherwise, the region proposal network.
         """
         of_rpn = self._rpn_losses(predictions, targets, background, knowledge, doubtful)
         return of_rpn | self._roi_losses(predictions, targets, background, knowledge, doubtful)
@@ -314,7 +315,7 @@ class FasterRCNNDetector(TorchvisionDetector):
         limits = sampler.batch_size_per_image, sampler.positive_fraction
         count = count_drawn(labels, 1, *limits)
         labels = left_to_knowledge(labels, [anchors] * size, knowledge, pooled=True)
-        if doubtful is not None:
+        if doubtful is not None and doubtful.of_rpn:
             decoded = self._decoded_anchors(predictions.deltas, anchors)
             unsure = doubtful.among(list(decoded), list(predictions.objectness.sigmoid()))
             labels = without(labels, unsure, background=1)

@@ -73,12 +73,14 @@ class Doubtful(NamedTuple):
         overlap: and the IoU with every annotation is at most this.
         annotated: the annotations of B images.
         incomplete: which of the B images may contain such objects.
+        of_rpn: whether the region proposal network leaves them out, too; else only the RoI head.
     """
 
     objectness: float
     overlap: float
     annotated: Boxes
     incomplete: Sequence[bool]
+    of_rpn: bool = True
 
     def among(self, boxes: Sequence[Tensor], probability: Sequence[Tensor]) -> list[Tensor]:
         """Masks [n] of boxes [n, 4] with the probabilities [n] of an object, for each image."""

@@ -42,6 +42,8 @@ class SparseDet(Method):
         start: the part of training, 0 ... 1, before which there are no pseudo-positives.
         objectness: a pseudo-positive's probability of an object exceeds this.
         overlap: its IoU with every annotation is at most this.
+        ignore_in_rpn: whether the region proposal network leaves pseudo-positives out, too. False
+            trains them as background there, as in the authors' code.
         consistency_weight: of the mean squared difference of features.
         pair_nms_threshold, max_pairs: features are compared for the best pseudo-positives of an
             image after NMS, at most this many.
@@ -59,6 +61,7 @@ class SparseDet(Method):
         start: Fraction,
         objectness: Fraction,
         overlap: Fraction,
+        ignore_in_rpn: bool,
         consistency_weight: NonNegativeFloat,
         pair_nms_threshold: Fraction,
         max_pairs: NonNegativeInt,
@@ -80,6 +83,7 @@ class SparseDet(Method):
         self.score_threshold = score_threshold
         self.start = start
         self.objectness, self.overlap = objectness, overlap
+        self.ignore_in_rpn = ignore_in_rpn
         self.consistency_weight = consistency_weight
         self.pair_nms_threshold, self.max_pairs = pair_nms_threshold, max_pairs
         self.started = False  # in the current step
@@ -130,7 +134,10 @@ class SparseDet(Method):
     def pseudo_positives(self, batch: Batch) -> Doubtful:
         """Which regions of a view are pseudo-positives; none where every class is complete."""
         complete = (batch.knowledge.rate == 1).all(dim=1)
-        return Doubtful(self.objectness, self.overlap, batch.annotated, (~complete).tolist())
+        incomplete = (~complete).tolist()
+        return Doubtful(
+            self.objectness, self.overlap, batch.annotated, incomplete, self.ignore_in_rpn
+        )
 
     def feature_difference(
         self, detector: Detector, original: Predictions, strong: Predictions, batch: Batch

@@ -192,7 +192,7 @@ def method_table(runs: pd.DataFrame) -> list[str]:
             "method": f"`{method}`",
             "test AP": cell_text(summary.loc[(sparsity, method)], USUAL_SEEDS),
             "minus `original`, per seed": paired_text(seeds, original) if is_other else "",
-            "`comining` minus it, per seed": paired_text(comining, seeds) if has_other else "",
+            "`comining` minus this, per seed": paired_text(comining, seeds) if has_other else "",
             "gap to `full` closed": gap_closed_text(seeds, original, full) if is_other else "",
         })  # fmt: skip
     return table(pd.DataFrame(rows))
