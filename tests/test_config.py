@@ -40,7 +40,8 @@ GIVEN = {
     "data": {"sparsity", "seed"},
     "detector": {"backbone", "num_classes"},
     "optimizer": {"params"},
-    "pictures": {"tracker"},
+    "pictures": {"folder", "tracker"},
+    "checkpoint": {"folder"},
     "trainer": set(),
 }
 NEEDED = {
