@@ -1,5 +1,6 @@
 """Train a detector: ``python train.py [group=choice ...] [option=value ...]``."""
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -95,13 +96,14 @@ def main(cfg: DictConfig, config: dict[str, Any], run: Run) -> Mapping[str, Any]
             print(*lines, sep="\n", flush=True)
     del start  # and with it the other network
     if resumed is not None:
-        check_fits(detector, data.categories, resumed)
+        groups = detector.parameter_groups(**dataclasses.asdict(parameter_groups))
+        check_fits(detector, groups, data.categories, resumed)
     run.begin(
         config, data=data.summary(), hardware=hardware(device, trainer.world_size),
         initial_weights=initial_weights,
     )  # fmt: skip
     if trainer.is_global_zero:
-        for warning in pointless(data, detector, mines=method.score_threshold is not None):
+        for warning in pointless(data, detector, mines=method.mines):
             log.warning(warning)
     module = DetectionModule(
         detector, method, view, optimizer, parameter_groups, schedule, data.evaluated, run.path,

@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 import torch
 
+from comining.config import instantiate
 from comining.errors import CheckpointError
 from comining.runs.checkpoint import read_checkpoint
 from comining.runs.result import RunResult
 from comining.training.callbacks.saving import WholeCheckpoints, draft_of, keep_as
 from tests.ddp import ROOT, TINY, train
+from tests.helpers import composed
 
 KILLS = 20
 
@@ -237,6 +239,8 @@ def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_directory_alone_says_how_to_go_on(folder: Path) -> None:
     run = resumed(folder, "again", from_step=3)  # a step that was validated
+    with (run / "overrides.yaml").open("a") as file:
+        file.write("- pictures.folder=gone\n")  # an option of earlier versions
     done = call(folder, "resume=again")
     assert done.returncode == 0, done.stderr
     same(folder / "whole", run)
@@ -386,23 +390,24 @@ def test_a_run_on_a_full_disk_says_what_happened(folder: Path, tmp_path: Path) -
     disk.mkdir()
     size = (folder / "whole" / "checkpoints" / "last.ckpt").stat().st_size
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={int(1.6 * size)}", "tmpfs", str(disk)],
+        ["mount", "-t", "tmpfs", "-o", f"size={int(1.6 * size) + 100_000}", "tmpfs", str(disk)],
         capture_output=True, check=False,
     )  # fmt: skip
     if mounted.returncode:
         pytest.skip("no tmpfs can be mounted here: " + mounted.stderr.decode().strip())
     try:
         done = train(
-            folder, f"hydra.run.dir={tmp_path / 'run'}", f"checkpoint.folder={disk}",
-            "checkpoint.every_n_steps=2",
+            folder, f"hydra.run.dir={disk / 'run'}", "checkpoint.every_n_steps=2",
         )  # fmt: skip
         assert done.returncode == 2
         assert "cannot be written, No space left on device" in done.stderr
         assert "Traceback" not in done.stderr
-        result = RunResult.read(tmp_path / "run" / "result.json")
+        result = RunResult.read(disk / "run" / "result.json")
         assert result.status == "failed"
         assert "No space left on device" in str(result.error)
-        assert read_checkpoint(disk / "last.ckpt")["global_step"] == 2  # the first that fitted
+        assert (
+            read_checkpoint(disk / "run" / "checkpoints" / "last.ckpt")["global_step"] == 2
+        )  # the first that fitted
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
@@ -429,7 +434,37 @@ def contents(run: Path) -> dict[Path, bytes]:
     return {file: file.read_bytes() for file in files}
 
 
-@pytest.mark.parametrize("text", ["", "seed: 1", "- [seed=1", "- no_such.option=1"])
+def test_new_options_of_schedule_and_optimizer_are_used(folder: Path) -> None:
+    """A checkpoint holds those that it was trained with."""
+    run = resumed(folder, "slower", from_step=4)
+    options = ["optimizer.lr=0.001", "optimizer.weight_decay=0.5", "trainer.max_steps=8"]
+    done = call(folder, "resume=slower", *options, "allow_changes=true")
+    assert done.returncode == 0, done.stderr
+    schedule = instantiate(composed("trainer.max_steps=8").schedule, "schedule")
+    rates = {row["step"]: float(row["train/lr"]) for row in rows_of(run) if row["train/lr"]}
+    assert rates["8"] == pytest.approx(0.001 * schedule(7))
+    (group,) = read_checkpoint(run / "checkpoints" / "last.ckpt")["optimizer_states"][0][
+        "param_groups"
+    ]
+    assert (group["initial_lr"], group["weight_decay"]) == (0.001, 0.5)
+
+
+def test_a_failure_before_the_run_begins_leaves_the_result_of_a_sweep(folder: Path) -> None:
+    run = resumed(folder, "swept", from_step=4)
+    (run / "result.json").write_bytes((folder / "whole" / "result.json").read_bytes())
+    before = contents(run)
+    sweep = ["-m", f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=swept", "resume=auto"]
+    done = train(folder, *sweep, "optimizer=sgd", "allow_changes=true")
+    assert "has the state of another optimizer" in done.stderr + done.stdout
+    assert (
+        contents(run).items()
+        >= {file: content for file, content in before.items() if file.name != "train.log"}.items()
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["", "seed: 1", "- [seed=1", "- no_such.option=1", "- hydra.runtime.cwd='x"]
+)
 def test_a_damaged_list_of_options_is_named(folder: Path, text: str) -> None:
     run = resumed(folder, f"damaged{len(text)}", from_step=4)
     (run / "overrides.yaml").write_text(text)
@@ -475,6 +510,7 @@ def test_other_classes_are_refused_and_the_earlier_result_stays(folder: Path) ->
     [
         (["optimizer=sgd"], "optimizer._target_ was 'torch.optim.AdamW', is 'torch.optim.SGD'"),
         (["backbone.out_channels=64"], "has the weights of another network"),
+        (["parameter_groups.backbone_lr_factor=0.1"], "has the state of an optimizer for ["),
     ],
 )
 def test_what_does_not_fit_is_refused_even_if_changes_are_allowed(

@@ -199,11 +199,13 @@ def test_every_detector_has_a_threshold_of_its_own_where_several_were_tried(
     add(runs, "comining", 0, 62.0, detector="fcos")  # one alone
     add(runs, "self_mining", 0, 50.0, detector="ssd", tau=0.6)  # none: that of RetinaNet
     add(runs, "self_mining", 0, 51.0, detector="ssd")
+    add(runs, "comining", 0, 30.0, detector="yolo", sparsity="extreme", tau=0.4)  # hard: none
     page = page_of(runs)
     ours = [line for line in page.splitlines() if line.startswith("| hard | `")]
     assert [line.split(" | ")[1:3] for line in ours] == [
         ["`comining`", f"{ap} (1 seed)"] for ap in ("43.0", "62.0", "61.0")
     ] + [["`self_mining`", "51.0 (1 seed)"]]
+    assert "\n| extreme | `comining` | 30.0 (1 seed) |" in page
     assert page.count("### Score thresholds") == 2
     assert "### Score thresholds, faster_rcnn, `hard`" in page
     assert "τ = 0.6 has the best validation AP" in page
@@ -391,9 +393,9 @@ def test_a_threshold_that_a_method_does_not_use_makes_no_other_setting() -> None
     hashes = {
         method: {options_hash(resolve(composed(f"method={method}", f"tau={tau}")), ("seed",))
                  for tau in (0.4, 0.5)}
-        for method in ("original", "comining")
+        for method in ("original", "comining", "sparsedet")
     }  # fmt: skip
-    assert [len(found) for found in hashes.values()] == [1, 2]
+    assert [len(found) for found in hashes.values()] == [1, 2, 1]
 
 
 def test_a_run_records_its_recipe_without_what_is_studied(runs: RunFolder) -> None:

@@ -475,6 +475,9 @@ def test_what_is_doubtful_is_sampled_in_neither_stage(built: FasterRCNNDetector)
     closed = Doubtful(-1.0, 1.0, TRUTH, [False] * 3)
     built.losses(predictions, TRUTH, rule, doubtful=closed)
     assert drawn[-2:] == [rpn, roi]  # where all is annotated, nothing is doubtful
+    of_roi = Doubtful(-1.0, 1.0, TRUTH, [True] * 3, of_rpn=False)
+    built.losses(predictions, TRUTH, rule, doubtful=of_roi)
+    assert drawn[-2:] == [rpn, no_roi]  # background to the first stage, as in the authors' code
 
 
 def test_doubtful_means_sure_and_far_from_annotations() -> None:
@@ -500,6 +503,7 @@ def test_sparsedet_begins_after_a_ninth_of_training(built: FasterRCNNDetector) -
     plain = method("original")(built, {"original": views["original"]}, batch, 0)
     for name, loss in plain.losses.items():
         torch.testing.assert_close(before.losses[name], loss, rtol=1e-4, atol=1e-5)
+    assert sparsedet(ignore_in_rpn=False).pseudo_positives(batch).of_rpn is False
     # Far background is gone, and with it the reason for low scores.
     assert after.losses["original/rpn_objectness"] != before.losses["original/rpn_objectness"]
 

@@ -263,9 +263,13 @@ class FasterRCNNDetector(TorchvisionDetector):
         """
         proposals = [own[: self.candidate_proposals] for own in predictions.proposals]
         logits, deltas = self.classify(predictions, proposals)
+        # Autocast keeps rounded copies of weights. Before its mend in torch (pull request 165068)
+        # those made without gradient were used by the losses, too, which then trained no weight.
+        torch.clear_autocast_cache()
         probability = logits.softmax(dim=-1)[:, 1:]
         row, label = (probability > threshold).nonzero(as_tuple=True)
         boxes = self.net.roi_heads.box_coder.decode(deltas.flatten(1), proposals)
+        boxes = boxes.view(deltas.shape)  # without proposals decode() returns another shape
         counts = torch.tensor([len(own) for own in proposals])
         image = torch.arange(len(proposals)).repeat_interleave(counts).to(row.device)
         return Boxes(

@@ -99,6 +99,10 @@ class CoMiningRate(AnnotationRate):
             nothing = torch.zeros(len(self.names), BINS, dtype=torch.float64)
             self.register_buffer(name, nothing.to(run.device))
 
+    @property
+    def mines(self) -> bool:
+        return True
+
     @torch.no_grad()
     def supervise(
         self,

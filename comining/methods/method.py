@@ -70,6 +70,11 @@ class Method(nn.Module):
         # on one process only: counting, and sharing with other processes, belong in a step.
         self.in_step = False
 
+    @property
+    def mines(self) -> bool:
+        """Whether it looks for objects that are not annotated."""
+        return self.score_threshold is not None
+
     def check_detector(self, kind: object, method: str, detector: str) -> None:
         """Refuse a detector that the method cannot be used with.
 

@@ -130,10 +130,8 @@ def groups_of_one_kind(runs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]
     these options are not, a hash distinguishes the recipes. A run that occurs twice, for example
     interrupted in one directory and finished in another, counts once.
     """
-    # Records of old versions have no variant.
-    runs = runs.assign(identity=runs["variant"].where(runs["variant"] != "", runs["file"]))
     best_first = runs["status"].map(STATUSES.index).sort_values(kind="stable").index
-    runs = runs.loc[best_first].drop_duplicates(["identity", "seed"]).sort_index()
+    runs = runs.loc[best_first].drop_duplicates(["variant", "seed"]).sort_index()
     for kind, of_kind in runs.groupby("kind"):
         for recipe, group in of_kind.groupby("recipe"):
             yield (str(kind) if len(group) == len(of_kind) else f"{kind}, recipe {recipe}"), group

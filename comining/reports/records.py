@@ -116,7 +116,8 @@ def _row(file: Path, result: RunResult) -> dict[str, Any]:
     tau = result.score_threshold
     pasting = f"data.paste={result.paste}" if result.paste else ""
     choices = (result.method, result.detector, result.backbone, result.sparsity, result.view)
-    settings = (*choices, tau, pasting, result.max_steps, options, result.recipe_options)
+    recipe = (result.dataset, result.optimizer, result.recipe, result.recipe_options)
+    settings = (*choices, *recipe, tau, pasting, result.max_steps, options)
     row = {
         **{name: value for name, value in result if name in TYPES},
         **{name: result.mining.get(name) for name in MINING},

@@ -100,15 +100,18 @@ def chosen_threshold(runs: pd.DataFrame, detector: str, sparsity: str) -> float 
     """The threshold with the best validation AP of co-mining on a sparse set, for a detector.
 
     The thresholds with the most seeds are compared by their mean; if that is only one, all are
-    compared by seed 0. If fewer than two were tried, it is that of :data:`MAIN_SPARSITY`; if none
-    was, that of :data:`MAIN_DETECTOR`. A run that diverged detects nothing: its AP counts as 0.
+    compared by seed 0. If fewer than two were tried, it is that of :data:`MAIN_SPARSITY`, if there
+    is one; if none was in either, that of :data:`MAIN_DETECTOR`. A run that diverged detects
+    nothing: its AP counts as 0.
     """
     sweep = threshold_sweep(runs, detector, sparsity)
-    if sweep["score_threshold"].nunique() < 2 and sparsity != MAIN_SPARSITY:
-        return chosen_threshold(runs, detector, MAIN_SPARSITY)
+    of_main = threshold_sweep(runs, detector, MAIN_SPARSITY)
+    if sweep["score_threshold"].nunique() < 2 and not of_main.empty:
+        sweep = of_main
     if sweep.empty:
-        others = MAIN_DETECTOR if detector != MAIN_DETECTOR else None
-        return None if others is None else chosen_threshold(runs, others, sparsity)
+        if detector == MAIN_DETECTOR:
+            return None
+        return chosen_threshold(runs, MAIN_DETECTOR, sparsity)
     sweep = sweep.assign(AP=sweep["AP"].fillna(0.0))
     seeds = sweep.groupby("score_threshold")["seed"].count()
     most_run = seeds.index[seeds == seeds.max()]

@@ -30,7 +30,7 @@ def find_run(run: Path, wanted: Mapping[str, Any]) -> Path | None:
     for folder, result, options in _runs(run.parent):
         if result.status != "finished" or any(getattr(result, k) != v for k, v in wanted.items()):
             continue
-        if same_options(mine, options, ignoring=wanted):
+        if same_options(mine, options, ignoring={*wanted, "tau"}):
             return folder
     return None
 

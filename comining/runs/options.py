@@ -29,12 +29,14 @@ SILENT = {
         "ckpt",
         "allow_changes",
         "overwrite",
-        "tau",  # methods that use it have it among their options
         "fit",  # its choices are in the options themselves
     ),
     "trainer": ("enable_progress_bar", "log_every_n_steps", "devices"),
     "data": ("num_workers", "hint"),
 }
+
+# In place of a value that the method does not use: once the default, and so part of hashes.
+UNUSED_TAU = 0.5
 
 # Parts of a recipe that are not recorded with it: classes, files and the length, which have fields
 # of their own, the machine, and how often and on what a run is evaluated.
@@ -55,6 +57,10 @@ def relevant(config: Mapping[str, Any], without: Collection[str] = ()) -> dict[s
     left = {k: v for k, v in config.items() if k not in (*SILENT[""], *without)}
     if left.get("weights") is None:  # as in runs from before this option existed
         left.pop("weights", None)
+    method = config.get("method")
+    of_method = method.get("score_threshold") if isinstance(method, Mapping) else None
+    if "tau" in left and left["tau"] != of_method:
+        left["tau"] = UNUSED_TAU
     for group in ("trainer", "data"):
         if isinstance(left.get(group), Mapping):
             left[group] = {k: v for k, v in left[group].items() if k not in SILENT[group]}

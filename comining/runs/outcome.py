@@ -208,6 +208,8 @@ class _Attempt:
     def _record(self, status: Status, **facts: Any) -> None:
         if self.run is None or not self.run.directory.owned:
             return
+        if not self.run.directory.begun and (self.run.path / "result.json").exists():
+            return  # of an earlier start, which this one has not replaced
         seconds = time.monotonic() - self.started
         result = RunResult(
             status=status, **identity(self.config), **{**self.run.facts, **facts},

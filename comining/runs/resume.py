@@ -26,6 +26,8 @@ from comining.runs.options import flat, relevant
 
 # Options of this start of a run, not of the run itself.
 OF_THIS_START = ("resume", "ckpt", "allow_changes", "overwrite")
+# Options of earlier versions: these folders are now always in the run directory.
+GONE = ("checkpoint.folder", "pictures.folder")
 # The state of one optimizer means nothing to another.
 FIXED = "optimizer._target_"
 # Among the recorded options: the directory that relative paths of the run are relative to.
@@ -60,7 +62,12 @@ def where_started(run: Path) -> Iterator[None]:
     Relative paths in its options then mean the same as before.
     """
     options = {_key(override): override for override in _recorded(run)}
-    folder = text_of(options[STARTED_IN]) if STARTED_IN in options else None
+    try:
+        folder = text_of(options[STARTED_IN]) if STARTED_IN in options else None
+    except HydraException as error:
+        raise ConfigError(
+            f"{run / 'overrides.yaml'}: {STARTED_IN} cannot be read ({error})"
+        ) from error
     if folder is None or not os.path.isdir(folder):
         yield
         return
@@ -118,7 +125,7 @@ def _recorded(run: Path) -> list[str]:
         raise ConfigError(f"{file}: cannot be read ({' '.join(str(error).split())})") from error
     if not isinstance(recorded, list) or not all(isinstance(one, str) for one in recorded):
         raise ConfigError(f"{file}: not a list of options")
-    return recorded
+    return [one for one in recorded if _key(one) not in GONE]
 
 
 def _key(override: str) -> str:
@@ -167,13 +174,21 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str,
     }
 
 
-def check_fits(detector: Detector, categories: Categories, checkpoint: Path) -> None:
+def check_fits(
+    detector: Detector,
+    groups: Sequence[Mapping[str, Any]],
+    categories: Categories,
+    checkpoint: Path,
+) -> None:
     """Refuse to resume with other classes or another network than those of the checkpoint.
 
     The options can be the same all the same: the annotation file may have changed.
 
+    Args:
+        groups: of parameters that are trained, for the optimizer.
+
     Raises:
-        CheckpointError: naming the file, and the classes or the weights.
+        CheckpointError: naming the file, and the classes, the weights or the groups.
     """
     content = read_checkpoint(checkpoint)
     before, now = content["comining"]["category_names"], list(categories.names)
@@ -202,6 +217,18 @@ def check_fits(detector: Detector, categories: Categories, checkpoint: Path) -> 
         rest = f", and {len(different) - 1} more" if len(different) > 1 else ""
         raise CheckpointError(
             f"{checkpoint} has the weights of another network ({name}: {sizes}{rest})"
+        )
+    if not content.get("optimizer_states"):
+        raise CheckpointError(f"{checkpoint}: holds weights, but no state of a training")
+    trained = [
+        [len(group["params"]) for group in of_either]
+        for of_either in (content["optimizer_states"][0]["param_groups"], groups)
+    ]
+    if trained[0] != trained[1]:
+        raise CheckpointError(
+            f"{checkpoint} has the state of an optimizer for {trained[0]} parameters, these options"
+            f" train {trained[1]} (parameter_groups, backbone.trainable_layers). Start a new run "
+            f"from its weights instead: weights={checkpoint}"
         )
 
 

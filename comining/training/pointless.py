@@ -129,10 +129,11 @@ def _crowded(train: TrainingSet, kept: NDArray[np.bool_], candidates: int) -> It
     """Images whose annotated objects leave few of the mined proposals to others."""
     annotations = train.annotations
     most = int(np.bincount(annotations.image[kept]).max(initial=0))
+    most += 0 if train.paster is None else train.paster.count
     if 2 * most > candidates:
         yield (
-            f"{annotations.path}: an image has up to {most} annotated objects, and only its "
-            f"{candidates} best proposals are mined: raise detector.candidate_proposals"
+            f"{annotations.path}: an image has up to {most} annotated and pasted objects, and "
+            f"only its {candidates} best proposals are mined: raise detector.candidate_proposals"
         )
 
 

@@ -71,6 +71,7 @@ class DetectionModule(EvaluationModule):
         self.folder = folder
         self.seed = seed
         self.description = description
+        self.group_options: list[dict[str, Any]] = []  # of the optimizer, besides the current rate
         self.result: StepResult | None = None  # of the latest batch, for callbacks
 
     def setup(self, stage: str) -> None:
@@ -129,6 +130,16 @@ class DetectionModule(EvaluationModule):
                 f"{shortened(lines, most=1) or error}"
             ) from error
 
+    def on_train_start(self) -> None:
+        """Give a resumed optimizer the options of this run: a checkpoint brings its own."""
+        scheduler: Any = self.lr_schedulers()
+        groups = scheduler.optimizer.param_groups
+        for group, options in zip(groups, self.group_options, strict=True):
+            group.update(options)
+        scheduler.base_lrs = [group["initial_lr"] for group in groups]
+        for group in groups:
+            group["lr"] = group["initial_lr"] * self.schedule(scheduler.last_epoch)
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take the step, then call :meth:`Method.after_step`."""
         super().optimizer_step(*args, **kwargs)
@@ -141,7 +152,12 @@ class DetectionModule(EvaluationModule):
         optimizer = self.optimizer(groups)
         for group in optimizer.param_groups:
             group["lr"] *= group.pop("lr_factor")
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule)
+        # A function has no state: a resumed run keeps the schedule of its own options.
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule(step))
+        self.group_options = [
+            {name: value for name, value in group.items() if name not in ("params", "lr")}
+            for group in optimizer.param_groups
+        ]
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},

@@ -116,8 +116,12 @@ class StepCheckpoint(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         SIGNALS.install()  # Lightning has just taken SIGTERM
         SIGNALS.deferred = True
-        # A run from ckpt=FILE has no best.ckpt yet, however good the detector in the file was.
-        if not trainer.strategy.broadcast((self.folder / "best.ckpt").exists()):
+        # A checkpoint from elsewhere says how good its own best.ckpt was, not the one here.
+        elsewhere = (
+            trainer.ckpt_path is not None
+            and Path(str(trainer.ckpt_path)).resolve().parent != self.folder.resolve()
+        )
+        if trainer.strategy.broadcast(elsewhere or not (self.folder / "best.ckpt").exists()):
             self.best = None
         if self._validates(trainer) and self.validated_step not in (None, trainer.global_step):
             # The checkpoint was written before the validation of its step. Lightning takes it for
