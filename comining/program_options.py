@@ -24,6 +24,7 @@ TRAINING: Mapping[str, Any] = {
     "seed": Seed,
     "tau": Fraction,
     "published_tau": Mapping[str, Mapping[str, Fraction]],
+    "published_start": Fraction,
     "head": Group,
     "weights": str | None,
     "resume": str | None,
@@ -129,7 +130,7 @@ def check_training(config: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: naming the option, its value and what is allowed.
     """
-    _check_options(config, TRAINING, optional=("published_tau",))
+    _check_options(config, TRAINING, optional=("published_tau", "published_start"))
     check_trainer(config["trainer"])
 
 

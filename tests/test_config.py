@@ -160,12 +160,23 @@ def test_the_papers_setting() -> None:
         ("retinanet", "extreme", 0.5),
         ("fcos", "easy", 0.5),
         ("fcos", "extreme", 0.5),
+        ("faster_rcnn", "extreme", 0.9),  # ours
     ],
 )
 def test_the_authors_score_thresholds(detector: str, sparsity: str, tau: float) -> None:
     cfg = composed(*COCO, f"detector={detector}", f"sparsity={sparsity}")
     assert cfg.method.score_threshold == tau
-    assert cfg.method.nms_threshold == {"retinanet": 0.5, "fcos": 0.6}[detector]
+    assert cfg.method.nms_threshold == {"fcos": 0.6}.get(detector, 0.5)
+
+
+def test_two_stages_need_surer_detections() -> None:
+    two_stage = "detector=faster_rcnn"
+    assert composed(two_stage).method.score_threshold == 0.9
+    assert composed(two_stage, "tau=0.8").method.score_threshold == 0.8
+    starts = [
+        composed(two_stage, "method=sparsedet", *experiment).method.start for experiment in ([], COCO)
+    ]
+    assert starts == [0.5, pytest.approx(1 / 9)]
 
 
 def test_thresholds_can_be_set_by_hand() -> None:

@@ -41,7 +41,7 @@ UNUSED_TAU = 0.5
 # Parts of a recipe that are not recorded with it: classes, files and the length, which have fields
 # of their own, the machine, and how often and on what a run is evaluated.
 NOT_RECORDED = re.compile(
-    r".*\._\w+_|published_tau\..*|(detector|head)\.(compile|channels_last)|"
+    r".*\._\w+_|published_tau\..*|published_start|(detector|head)\.(compile|channels_last)|"
     r"data\.(root|format|prepare(\..*)?|names|check|missing_val|"
     r"(train|val|test)_(annotations|images|annotated|batch_size))|"
     r"schedule\.max_steps|trainer\.(max_steps|accelerator|strategy|num_nodes|\w*val_\w+|benchmark|deterministic)"
