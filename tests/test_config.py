@@ -173,9 +173,8 @@ def test_two_stages_need_surer_detections() -> None:
     two_stage = "detector=faster_rcnn"
     assert composed(two_stage).method.score_threshold == 0.9
     assert composed(two_stage, "tau=0.8").method.score_threshold == 0.8
-    starts = [
-        composed(two_stage, "method=sparsedet", *experiment).method.start for experiment in ([], COCO)
-    ]
+    chosen = (two_stage, "method=sparsedet")
+    starts = [composed(*chosen, *experiment).method.start for experiment in ([], COCO)]
     assert starts == [0.5, pytest.approx(1 / 9)]
 
 

@@ -291,6 +291,18 @@ def test_a_recipe_changed_is_shown_and_is_neither_seed_nor_repeat(runs: RunFolde
     assert "a second time" not in page
 
 
+def test_an_option_of_mining_changes_nothing_where_nothing_is_mined(runs: RunFolder) -> None:
+    nothing = dict.fromkeys(MINING)
+    for seed, count in enumerate((32, 32, 100)):
+        recipe = {"detector.candidate_proposals": count}
+        add(runs, "original", seed, 41.0 + seed, recipe_options=recipe, mining=nothing)
+        add(runs, "comining", seed, 43.0, recipe_options=recipe)
+    page = page_of(runs)
+    assert "| hard | `original` | 42.0 ± 1.0 |" in page
+    assert "| hard | `comining` | 43.0 ± 0.0 (2 seeds) |" in page
+    assert "`detector.candidate_proposals=100`" in page
+
+
 @pytest.mark.parametrize(
     ("first", "second", "repeats"),
     [

@@ -38,6 +38,8 @@ TEXTS = (
     "kind", "pasting", "threshold", "second_view", "options", "recipe_options",
     "most_mined_class", "error", "hardware", "versions",
 )  # fmt: skip
+# Options that only methods that mine use.
+OF_MINING = ("detector.candidate_proposals",)
 # The recall of annotated objects, which is valid even if AP is a lower bound.
 RECALLS = ("AR1", "AR10", "AR100")
 # Whether objects may be missing in the annotations that AP and test AP are measured on.
@@ -115,6 +117,9 @@ def _row(file: Path, result: RunResult) -> dict[str, Any]:
     options |= {f"sparsity.{name}": value for name, value in result.sparsity_options.items()}
     tau = result.score_threshold
     pasting = f"data.paste={result.paste}" if result.paste else ""
+    mined = result.mining.get("pseudo_labels_per_image") is not None
+    unused = () if mined else OF_MINING
+    known = {k: v for k, v in result.recipe_options.items() if k not in unused}
     choices = (result.method, result.detector, result.backbone, result.sparsity, result.view)
     recipe = (result.dataset, result.optimizer, result.recipe, result.recipe_options)
     settings = (*choices, *recipe, tau, pasting, result.max_steps, options)
@@ -130,7 +135,7 @@ def _row(file: Path, result: RunResult) -> dict[str, Any]:
         "threshold": "-" if tau is None else number(tau, "g"),
         "second_view": "baseline" if result.method == "original" else result.view,
         "options": json.dumps(options),
-        "recipe_options": json.dumps(result.recipe_options),
+        "recipe_options": json.dumps(known),
         "test_AP": result.test_ap if finished else None,
         "score_threshold": tau,
         "error": " ".join((result.error or "").split()),
