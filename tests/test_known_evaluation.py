@@ -584,11 +584,11 @@ def test_a_resumed_run_keeps_its_best(
 def test_a_number_that_there_is_not_is_one_line() -> None:
     cfg = composed("checkpoint.monitor=mAP").checkpoint
     with pytest.raises(ConfigError, match=r"^checkpoint\.monitor='mAP' must be .* AP,.*") as error:
-        instantiate(cfg, "checkpoint")
+        instantiate(cfg, "checkpoint", folder="unused")
     assert "\n" not in str(error.value)
     for name in (*METRICS, None):
         cfg.monitor = name
-        assert instantiate(cfg, "checkpoint").monitor == name
+        assert instantiate(cfg, "checkpoint", folder="unused").monitor == name
 
 
 # -- mining figures ----------------------------------------------------------------------

@@ -496,11 +496,11 @@ def test_foreign_files_are_named(
 def test_a_run_whose_options_are_damaged_is_no_neighbour(
     runs: RunFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = {"seed": 0, "method": {"score_threshold": 0.5}}
+    config = {"seed": 0, "method": {"score_threshold": 0.5}, "tau": 0.5}
     for text in ("{", "- seed", "", "seed: 0\nmethod: {score_threshold: 0.5}\ntau: 0.9"):
         (runs.add(30.0).with_name("config.yaml")).write_text(text)
     found = find_settled(runs.root / "new", config)
-    assert found == runs.root / "3"  # tau is no option of its own
+    assert found == runs.root / "3"  # whose method does not use tau
     assert caplog.text.count("config.yaml: ") == 2
 
 

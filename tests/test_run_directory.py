@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from comining.errors import ConfigError
 from comining.runs import ranks
+from comining.runs.checkpoint import read_checkpoint
 from comining.runs.claiming import OutputDirectory
 from comining.runs.directory import DirectoryTakenError, RunDirectory
 from comining.runs.environment import hardware
@@ -107,7 +108,8 @@ def test_four_runs_at_once_are_four_runs(
         assert re.search(rf"_comining_retinanet_hard_seed{result.seed}(_\d)?$", run.name)
         # Nothing of another run is in it: two training rows and a validation, three checkpoints.
         assert len((run / "metrics.csv").read_text().splitlines()) == 4
-        assert f"folder: {run}/checkpoints" in (run / "config.yaml").read_text()
+        saved = read_checkpoint(run / "checkpoints" / "last.ckpt")
+        assert saved["comining"]["config"]["seed"] == result.seed
         assert sum(str(run / "result.json") in log for log in logs) == 1
     ids = {(run / "wandb_id").read_text() for run in runs}
     assert len(ids) == 4
