@@ -572,13 +572,14 @@ def test_globox_agrees(tmp_path: Path) -> None:
     theirs = globox.AnnotationSet.from_yolo_v5(
         folder=root / "labels/train", image_folder=root / "images/train", image_extension=".png"
     )
-    compare_with_globox(theirs, read(root, "yolo")[0], 1e-3, by_number=True)
+    assert compare_with_globox(theirs, read(root, "yolo")[0], 1e-3, by_number=True) > 1
     root = voc(tmp_path / "voc")
     theirs = globox.AnnotationSet.from_pascal_voc(root / "Annotations")
-    compare_with_globox(theirs, read(root, "voc")[0], 1e-6, by_number=False)
+    assert compare_with_globox(theirs, read(root, "voc")[0], 1e-6, by_number=False) > 1
 
 
-def compare_with_globox(theirs: Any, ours: AnnotationSet, close: float, by_number: bool) -> None:
+def compare_with_globox(theirs: Any, ours: AnnotationSet, close: float, by_number: bool) -> int:
+    """Check every box of ours against theirs; the number of boxes."""
     for position, name in enumerate(ours.file_names):
         labels = [ours.categories.names[k] for k in ours.labels[ours.image == position]]
         if by_number:
@@ -590,6 +591,7 @@ def compare_with_globox(theirs: Any, ours: AnnotationSet, close: float, by_numbe
         for box, (x, y, w, h) in zip(found[0].boxes, boxes, strict=True):
             assert (box.xmin, box.ymin) == pytest.approx((x, y), abs=close)
             assert (box.width, box.height) == pytest.approx((w, h), abs=close)
+    return len(ours.boxes)
 
 
 def test_supervision_agrees_on_yolo(tmp_path: Path) -> None:

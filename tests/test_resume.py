@@ -58,16 +58,17 @@ def same(whole: Path, other: Path) -> None:
 def test_twenty_kills_at_random_moments_change_nothing(
     tmp_path: Path, workers: int, name: str
 ) -> None:
-    kills_change_nothing(tmp_path, workers, name, KILLS)
+    assert len(kills_change_nothing(tmp_path, workers, name, KILLS)) == KILLS
 
 
 @pytest.mark.parametrize(("workers", "name"), [(2, "SIGKILL"), (0, "SIGTERM")])
 @pytest.mark.slow
 def test_three_kills_change_nothing(tmp_path: Path, workers: int, name: str) -> None:
-    kills_change_nothing(tmp_path, workers, name, 3)
+    assert len(kills_change_nothing(tmp_path, workers, name, 3)) == 3
 
 
-def kills_change_nothing(tmp_path: Path, workers: int, name: str, kills: int) -> None:
+def kills_change_nothing(tmp_path: Path, workers: int, name: str, kills: int) -> list[int]:
+    """Check a run that was killed so often against a whole one; the exit codes of its starts."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.killed", str(tmp_path), str(workers), name, str(kills)],
         cwd=ROOT, capture_output=True, text=True, timeout=500, check=False,
@@ -77,17 +78,18 @@ def kills_change_nothing(tmp_path: Path, workers: int, name: str, kills: int) ->
     outcome = json.loads(done.stdout.splitlines()[-1])
     log = (tmp_path / "killed.log").read_text()
     assert outcome["whole"] == outcome["end"] == 0, log[-3000:]
-    assert len(outcome["codes"]) == kills
+    codes: list[int] = outcome["codes"]
     if name == "SIGKILL":
-        assert set(outcome["codes"]) == {-signal.SIGKILL}
+        assert set(codes) == {-signal.SIGKILL}
         assert set(outcome["statuses"]) == {None}
     else:
         # Before Python is up and after the last step the signal has its plain effect.
-        assert set(outcome["codes"]) <= {143, -signal.SIGTERM, 0}
-        assert outcome["codes"].count(143) > kills / 2
+        assert set(codes) <= {143, -signal.SIGTERM, 0}
+        assert codes.count(143) > kills / 2
         assert "interrupted" in outcome["statuses"]
     assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))  # leftovers are swept
     same(tmp_path / "whole", tmp_path / "killed")
+    return codes
 
 
 @pytest.mark.slow

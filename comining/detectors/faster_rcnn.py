@@ -263,8 +263,8 @@ class FasterRCNNDetector(TorchvisionDetector):
         """
         proposals = [own[: self.candidate_proposals] for own in predictions.proposals]
         logits, deltas = self.classify(predictions, proposals)
-        # Autocast keeps rounded copies of weights. Before its mend in torch (pull request 165068)
-        # those made without gradient were used by the losses, too, which then trained no weight.
+        # Autocast keeps rounded copies of weights. Older versions of torch (before pull request
+        # 165068) also use those made here, without gradient, for the losses.
         torch.clear_autocast_cache()
         probability = logits.softmax(dim=-1)[:, 1:]
         row, label = (probability > threshold).nonzero(as_tuple=True)

@@ -147,8 +147,8 @@ def address(path: Path, output: Path) -> str:
     """A relative address of a file or folder for a page in ``output``."""
     relative = Path(os.path.relpath(path.resolve(), output.resolve())).as_posix()
     # A first part with a colon would be a scheme.
-    address = relative if relative.startswith(".") else f"./{relative}"
-    return quote(os.fsencode(address))
+    relative = relative if relative.startswith(".") else f"./{relative}"
+    return quote(os.fsencode(relative))  # a name need not be UTF-8
 
 
 def _configured(folder: Path) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +79,18 @@ def _place(folder: Path, result: RunResult) -> Path:
             return file
     if same:
         first = next(iter(same)).stem.split(REPEAT)[0]
-        places = (folder / f"{first}{REPEAT}{number}.json" for number in itertools.count(1))
-        return next(place for place in places if not place.exists())
+        return _free(folder, (f"{first}{REPEAT}{number}" for number in itertools.count(1)))
     choices = (result.detector, result.sparsity, result.method, result.view, result.variant)
     name = f"{'-'.join(filter(None, choices))}-seed{result.seed}"
-    if (place := folder / f"{name}.json").exists():  # records from before `variant` have it empty
-        places = (folder / f"{name}-{number}.json" for number in itertools.count(2))
-        return next(place for place in places if not place.exists())
-    return place
+    # Without `variant`, in records from before it, different runs would have one name.
+    others = (f"{name}-{number}" for number in itertools.count(2))
+    return _free(folder, itertools.chain([name], others))
+
+
+def _free(folder: Path, names: Iterable[str]) -> Path:
+    """The first of the files that does not exist."""
+    places = (folder / f"{name}.json" for name in names)
+    return next(place for place in places if not place.exists())
 
 
 def _same_run(one: RunResult, other: RunResult) -> bool:
